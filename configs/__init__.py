@@ -1,0 +1,1 @@
+"""Presets: partial YAML files of the settings tree."""

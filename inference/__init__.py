@@ -1,0 +1,1 @@
+"""From checkpoints to volumes and figures: prediction and evaluation."""

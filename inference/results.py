@@ -1,0 +1,239 @@
+"""What an evaluation found: its values, their means and spreads, and the two files that keep them."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from synfoc3d import __version__
+from synfoc3d.metrics import EMPTY_MASK_POLICY, CaseMetrics
+
+METRICS = ("dice", "jaccard", "hd95", "asd")
+NNUNET_NAMES = {
+    "Dice": "dice",
+    "IoU": "jaccard",
+    "HD95": "hd95",
+    "ASD": "asd",
+    "n_pred": "predicted_voxels",
+    "n_ref": "reference_voxels",
+}
+ALL_CASES = "all cases"
+MEAN_OF_DOMAINS = "mean of domains"
+MEAN_OF_CLASSES = "mean of classes"
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """All classes of one case.
+
+    Attributes:
+        case: name of the case.
+        domain: scanner, vendor or site of the case; "" if the evaluation knows no domains.
+        reference: file of the reference labels.
+        prediction: file of the predicted labels.
+        metrics: the figures by class name.
+
+    """
+
+    case: str
+    domain: str
+    reference: Path
+    prediction: Path
+    metrics: dict[str, CaseMetrics]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and spread of each metric over things of one kind.
+
+    Attributes:
+        domain: name of a domain, `ALL_CASES` or `MEAN_OF_DOMAINS`.
+        label: name of a class or `MEAN_OF_CLASSES`.
+        n: number of values that entered: cases, domains or classes without those that are NaN.
+        mean: by metric, NaN values left out; NaN if there is no other. Dice and Jaccard in [0, 1], distances in mm.
+        std: by metric, the population standard deviation of the same values.
+
+    """
+
+    domain: str
+    label: str
+    n: int
+    mean: dict[str, float]
+    std: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of comparing a folder of predictions with its references.
+
+    Attributes:
+        labels: folder of the references.
+        predictions: folder of the predictions.
+        classes: label values by class name; several values form a region.
+        cases: one result per case, in the order of names.
+        unpredicted: cases of the reference folder that have no prediction and were not asked for.
+
+    """
+
+    labels: Path
+    predictions: Path
+    classes: dict[str, tuple[int, ...]]
+    cases: tuple[CaseResult, ...]
+    unpredicted: tuple[str, ...]
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains, sorted; none if the evaluation knows no domains."""
+        return tuple(sorted({case.domain for case in self.cases} - {""}))
+
+    def summaries(self) -> list[Summary]:
+        """Return means and spreads, one `Summary` per row of the table.
+
+        - a domain, a class: over the cases of the domain;
+        - `ALL_CASES`, a class: over all cases, unweighted, whatever their domain;
+        - `MEAN_OF_DOMAINS`, a class: over the means of the domains, so that each domain counts the same;
+        - any of these, `MEAN_OF_CLASSES` (with two classes or more): over the means of the classes, as nnU-Net's
+          foreground mean.
+
+        Each spread is over the same things as its mean: cases, domains or classes.
+        """
+        rows = []
+        for domain in self.domains:
+            rows += self._group(domain, [case for case in self.cases if case.domain == domain])
+        per_domain = rows[:]
+        rows += self._group(ALL_CASES, self.cases)
+        if per_domain:
+            rows += self._rows(MEAN_OF_DOMAINS, lambda label: [row.mean for row in per_domain if row.label == label])
+        return rows
+
+    def empty_masks(self) -> dict[str, dict[str, int]]:
+        """Return by class how many cases lack the structure: in "both" masks, only "prediction" or only "reference"."""
+        counts = {}
+        for label in self.classes:
+            present = [
+                (bool(case.metrics[label].predicted_voxels), bool(case.metrics[label].reference_voxels))
+                for case in self.cases
+            ]
+            counts[label] = {
+                "both": present.count((False, False)),
+                "prediction": present.count((False, True)),
+                "reference": present.count((True, False)),
+            }
+        return counts
+
+    def _group(self, domain: str, cases: Sequence[CaseResult]) -> list[Summary]:
+        """Summarize cases class by class, and over the classes."""
+        return self._rows(domain, lambda label: [asdict(case.metrics[label]) for case in cases])
+
+    def _rows(self, domain: str, values_of: Callable[[str], list[dict[str, float]]]) -> list[Summary]:
+        """Return one row per class from its values, and the row of the mean of classes."""
+        rows = [_summarize(domain, label, values_of(label)) for label in self.classes]
+        if len(rows) > 1:
+            rows.append(_summarize(domain, MEAN_OF_CLASSES, [row.mean for row in rows]))
+        return rows
+
+
+def write_evaluation(evaluation: Evaluation, output: Path) -> None:
+    """Write the evaluation as JSON, and its values as a tidy CSV table of the same name beside it.
+
+    The JSON file holds nnU-Net's keys (`metric_per_case`, `mean`, `foreground_mean`, with NaN written as nnU-Net
+    does in summary.json), so that tools made for nnU-Net read it, and ours: `cases`, `summary`, `empty_masks`,
+    `classes`, `references_without_prediction`. Dice and Jaccard are in [0, 1], distances in mm.
+
+    Both files are replaced at once: a reader never sees half of one.
+
+    Args:
+        evaluation: what to write.
+        output: the JSON file, ending in .json; missing folders are made.
+
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    rows = list(_tidy_rows(evaluation))
+    content = {
+        **_nnunet_summary(evaluation),
+        "synfoc3d_version": __version__,
+        "labels": str(evaluation.labels),
+        "predictions": str(evaluation.predictions),
+        "classes": evaluation.classes,
+        "cases": rows,
+        "summary": [asdict(row) for row in evaluation.summaries()],
+        "empty_masks": {"policy": EMPTY_MASK_POLICY, "cases_per_class": evaluation.empty_masks()},
+        "references_without_prediction": evaluation.unpredicted,
+    }
+    _write_atomically(output, json.dumps(content, indent=4) + "\n")
+    table = io.StringIO()
+    writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write_atomically(output.with_suffix(".csv"), table.getvalue())
+
+
+def _summarize(domain: str, label: str, values: Sequence[dict[str, float]]) -> Summary:
+    """Average dicts of metrics, leaving out those that are NaN: the empty mask policy makes all four NaN at once."""
+    kept = [value for value in values if not np.isnan(value["dice"])]
+    columns = {name: [value[name] for value in kept] or [np.nan] for name in METRICS}
+    return Summary(
+        domain=domain,
+        label=label,
+        n=len(kept),
+        mean={name: float(np.mean(column)) for name, column in columns.items()},
+        std={name: float(np.std(column)) for name, column in columns.items()},
+    )
+
+
+def _tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
+    """Yield one flat row per case and class."""
+    for case in evaluation.cases:
+        for label, metrics in case.metrics.items():
+            yield {
+                "case": case.case,
+                "domain": case.domain,
+                "class": label,
+                **{name: getattr(metrics, name) for name in METRICS},
+                "n_ref": metrics.reference_voxels,
+                "n_pred": metrics.predicted_voxels,
+            }
+
+
+def _nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the part of the result that has the keys, and the averages, of nnU-Net's summary.json."""
+    keys = {label: str(values[0]) if len(values) == 1 else str(values) for label, values in evaluation.classes.items()}
+    per_case: list[dict[str, Any]] = [
+        {
+            "reference_file": str(case.reference),
+            "prediction_file": str(case.prediction),
+            "metrics": {
+                keys[label]: {theirs: getattr(metrics, ours) for theirs, ours in NNUNET_NAMES.items()}
+                for label, metrics in case.metrics.items()
+            },
+        }
+        for case in evaluation.cases
+    ]
+    mean = {
+        key: {name: _nanmean([case["metrics"][key][name] for case in per_case]) for name in NNUNET_NAMES}
+        for key in keys.values()
+    }
+    foreground = {name: float(np.mean([values[name] for values in mean.values()])) for name in NNUNET_NAMES}
+    return {"foreground_mean": foreground, "mean": mean, "metric_per_case": per_case}
+
+
+def _nanmean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN, or NaN if there is none, without numpy's warning."""
+    kept = [value for value in values if not np.isnan(value)]
+    return float(np.mean(kept)) if kept else float("nan")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Write a text file under another name in the same folder, then put it in place in one step."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

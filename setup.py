@@ -1,0 +1,73 @@
+"""Installation of synfoc3d.
+
+The three stage folders and the presets sit at the top of the repository and are installed as subpackages of
+``synfoc3d``, so that no generic top-level name (``inference``, ``trainers``) reaches site-packages.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "synfoc3d" / "__init__.py").read_text())[1]
+
+setup(
+    name="synfoc3d",
+    version=VERSION,
+    description="Semi-supervised 3D medical image segmentation with a foundation and a conventional network, in nnU-Net",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={
+        "synfoc3d": "synfoc3d",
+        "synfoc3d.preprocessing": "preprocessing",
+        "synfoc3d.trainers": "trainers",
+        "synfoc3d.inference": "inference",
+        "synfoc3d.configs": "configs",
+    },
+    packages=[
+        "synfoc3d",
+        "synfoc3d.networks",
+        "synfoc3d.losses",
+        "synfoc3d.methods",
+        "synfoc3d.preprocessing",
+        "synfoc3d.trainers",
+        "synfoc3d.inference",
+        "synfoc3d.configs",
+    ],
+    package_data={"synfoc3d": ["py.typed"], "synfoc3d.configs": ["*.yaml"]},
+    install_requires=[
+        "torch>=2.4,!=2.9.*",
+        "torchvision",  # segment-anything imports it without declaring it
+        "nnunetv2>=2.8,<2.9",
+        "segment-anything>=1.0,<2",
+        "batchgenerators>=0.25",
+        "batchgeneratorsv2>=0.3",
+        "SimpleITK>=2.2",
+        "nibabel>=5",
+        "numpy>=1.24",
+        "scipy>=1.10",
+        "medpy>=0.5",
+        "pydantic>=2.5,<3",
+        "PyYAML>=6",
+        "tqdm>=4.60",
+        "matplotlib>=3.7",
+    ],
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.90",
+            "ruff>=0.8",
+            "mypy>=1.11",
+            "types-PyYAML",
+        ]
+    },
+    entry_points={"console_scripts": ["synfoc3d=synfoc3d.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)

@@ -1,0 +1,57 @@
+"""The strong view: intensity changes on top of the weak, spatial view, voxel-aligned with it."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from synfoc3d.config import AugmentationSettings
+from synfoc3d.networks.slicewise import from_unit, to_unit
+
+
+def _draw(interval: tuple[float, float]) -> float:
+    low, high = interval
+    return low + (high - low) * torch.rand(()).item()
+
+
+def blur_in_plane(image: Tensor, sigma: tuple[float, float]) -> Tensor:
+    """Gaussian blur of each slice with a reflected border.
+
+    Args:
+        image: (C, [D,] H, W).
+        sigma: standard deviation along H and W, in pixels of this image.
+    """
+    height, width = image.shape[-2:]
+    # four standard deviations hold all but 6e-5 of the Gaussian; a reflected border must be shorter than the side
+    radius_y = min(max(1, math.ceil(4 * sigma[0])), height - 1)
+    radius_x = min(max(1, math.ceil(4 * sigma[1])), width - 1)
+    kernel = [2 * radius_x + 1, 2 * radius_y + 1]
+    slices = image.reshape(-1, 1, height, width)
+    return gaussian_blur(slices, kernel_size=kernel, sigma=[sigma[1], sigma[0]]).reshape(image.shape)
+
+
+def strong_view(weak: Tensor, value_range: Tensor, settings: AugmentationSettings, image_size: int) -> Tensor:
+    """Brightness, contrast and in-plane blur, always and in this order (SynFoC's strong augmentation).
+
+    One draw per sample, shared by all its slices and channels. The changes happen in the unit range [0, 1] of the case, so
+    that a brightness change stays one for both networks.
+
+    Args:
+        weak: (B, C, [D,] H, W) in units of the preprocessed image.
+        value_range: (B, C, 2), lo and hi of each sample's case.
+        settings: ranges of the three changes.
+        image_size: S, the side to which the blur's standard deviation refers, in pixels.
+
+    Returns:
+        Tensor of the same shape, in units of the preprocessed image.
+    """
+    height, width = weak.shape[-2:]
+    changed = []
+    for sample in to_unit(weak, value_range):
+        brighter = (_draw(settings.brightness) * sample).clamp(0, 1)
+        mean = brighter.mean(dim=tuple(range(1, brighter.ndim)), keepdim=True)
+        contrasted = (mean + _draw(settings.contrast) * (brighter - mean)).clamp(0, 1)
+        sigma = max(_draw(settings.blur), 1e-3)
+        changed.append(blur_in_plane(contrasted, (sigma * height / image_size, sigma * width / image_size)))
+    return from_unit(torch.stack(changed), value_range)

@@ -1,0 +1,119 @@
+"""Checkpoints: one file that nnU-Net can use, safe to load, written whole or not at all."""
+
+import os
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synfoc3d.config import FoundationSettings
+from synfoc3d.errors import UserError
+from synfoc3d.networks.build import build_foundation
+from synfoc3d.networks.lora import load_trainable_state
+from synfoc3d.networks.slicewise import SlicewiseFoundation
+
+SECTION = "synfoc3d"  # our part of nnU-Net's checkpoint
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of containers and numbers
+    """Turn numpy numbers and arrays in nested containers into python's own, which load without pickle."""
+    if isinstance(value, Mapping):
+        return {plain(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain(v) for v in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def save_atomic(checkpoint: Mapping[str, Any], file: Path) -> None:
+    """``torch.save`` into a temporary file of the same folder, then rename."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(dict(checkpoint), temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Read a checkpoint of this project without unpickling code.
+
+    Raises:
+        UserError: no such file, damaged, or not written by a synfoc3d trainer.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: train first, or give another checkpoint with -chk.")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for damaged files
+        raise UserError(f"{file} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from None
+    if SECTION not in checkpoint:
+        raise UserError(f"{file} was not written by a synfoc3d trainer (its trainer: {checkpoint.get('trainer_name')}).")
+    return checkpoint
+
+
+def random_state() -> dict[str, Any]:
+    """State of python's, numpy's and torch's random numbers, as plain values and tensors."""
+    state = {"python": random.getstate(), "numpy": plain(np.random.get_state()), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Inverse of :func:`random_state`."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def load_partial(network: nn.Module, state: Mapping[str, Tensor], may_lack: set[str], what: str) -> None:
+    """Load a state that may lack exactly the named entries.
+
+    Raises:
+        UserError: other entries are missing or left over.
+    """
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    wrong = [*(set(missing) - may_lack), *unexpected]
+    if wrong:
+        raise UserError(f"The checkpoint does not fit the {what}: {len(wrong)} entries differ, for example {wrong[0]}.")
+
+
+def rebuild_foundation(checkpoint: Mapping[str, Any], num_classes: int) -> SlicewiseFoundation:
+    """The foundation student of a training, with its weights.
+
+    Args:
+        checkpoint: as read by :func:`load`.
+        num_classes: K, background included.
+
+    Raises:
+        UserError: the training had no foundation network, or the file of its frozen base is missing or has changed.
+    """
+    part = checkpoint[SECTION]
+    if "foundation" not in part["students"]:
+        raise UserError(f"{checkpoint['trainer_name']} trained no foundation network; use --model conventional.")
+    settings = FoundationSettings.model_validate(part["settings"]["foundation"])
+    network, identity = build_foundation(settings, num_classes)
+    check_base(identity, part["foundation"])
+    load_trainable_state(network, part["students"]["foundation"], include_base=identity["sha256"] is None)
+    return network.eval()
+
+
+def check_base(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Refuse a frozen base whose file is no longer the one that was trained with.
+
+    Raises:
+        UserError: the SHA-256 differs.
+    """
+    if now["sha256"] != then["sha256"]:
+        raise UserError(
+            f"{now['checkpoint']} has SHA-256 {now['sha256']}, but the training used {then['sha256']}: restore that file."
+        )

@@ -1,0 +1,256 @@
+"""The command line: one thin function per subcommand; heavy imports happen inside it, so that --help is instant."""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from synfoc3d import __version__
+from synfoc3d.errors import UserError
+
+DEFAULT_TRAINER = "nnUNetTrainerSynFoC"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a subcommand; exits with 0 when the job is done, 1 after a failure, 2 for wrong usage."""
+    args = _parser().parse_args(arguments)
+    # nnU-Net starts 8 processes where it is not told otherwise, far too many for a laptop
+    os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
+    try:
+        args.run(args)
+    except UserError as error:
+        print(f"synfoc3d {args.command}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"synfoc3d {args.command}: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="synfoc3d",
+        description="Semi-supervised 3D medical image segmentation inside nnU-Net: SynFoC and its relatives.",
+        epilog="Start with 'synfoc3d demo'. Folders are nnU-Net's: nnUNet_raw, nnUNet_preprocessed, nnUNet_results.",
+    )
+    parser.add_argument("--version", action="version", version=f"synfoc3d {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_demo, _import, _preprocess, _split, _train, _predict, _evaluate, _trainers):
+        add(commands)
+    return parser
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: Commands, name: str, text: str, run: "object") -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="dataset id or name (501 or Dataset501_X)")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda, else mps, else cpu")
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+
+def _demo(commands: Commands) -> None:
+    parser = _command(commands, "demo", "everything below on generated data, minutes on a CPU", _run_demo)
+    parser.add_argument("-o", dest="folder", type=Path, default=Path("synfoc3d_demo"), help="default: ./synfoc3d_demo")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated data and of both trainings")
+    _add_device(parser)
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    from synfoc3d.demo import run_demo
+
+    run_demo(args.folder, _device(args.device), args.seed)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def _import(commands: Commands) -> None:
+    parser = _command(commands, "import", "labelled and unlabelled scans -> an nnU-Net raw dataset", _run_import)
+    parser.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="new dataset id, 1 to 999")
+    parser.add_argument("-n", dest="name", required=True, help="new dataset name")
+    parser.add_argument("--labeled", type=Path, required=True, help="folder with images/ and labels/")
+    parser.add_argument("--unlabeled", type=Path, help="folder of unlabelled images")
+    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of classes 1, 2, ...")
+    parser.add_argument("--channels", nargs="+", metavar="NAME", help="names of channels, for example T1 FLAIR or CT")
+
+
+def _run_import(args: argparse.Namespace) -> None:
+    from synfoc3d.preprocessing.importing import import_dataset
+
+    folder = import_dataset(
+        args.dataset, args.name, args.labeled, args.unlabeled, args.domains, args.labels, args.channels
+    )
+    print(f"Imported into {folder}\nNext: synfoc3d preprocess -d {args.dataset}")
+
+
+def _preprocess(commands: Commands) -> None:
+    parser = _command(commands, "preprocess", "nnU-Net's planning and preprocessing, then the unlabelled scans", _run_preprocess)
+    _add_dataset(parser)
+    parser.add_argument("-c", dest="configurations", nargs="+", default=["2d", "3d_fullres"], help="default: 2d 3d_fullres")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
+    parser.add_argument("-np", dest="processes", type=int, default=min(4, os.cpu_count() or 1), help="worker processes")
+
+
+def _run_preprocess(args: argparse.Namespace) -> None:
+    from synfoc3d.preprocessing.unlabeled import preprocess_dataset
+
+    preprocess_dataset(args.dataset, args.configurations, args.plans, args.processes)
+    print(f"Preprocessed. Next: synfoc3d split -d {args.dataset}")
+
+
+def _split(commands: Commands) -> None:
+    parser = _command(commands, "split", "choose labelled, unlabelled and validation cases per fold", _run_split)
+    _add_dataset(parser)
+    parser.add_argument("--num-labeled", type=int, metavar="N", help="labelled patients (scans, where a patient has one)")
+    parser.add_argument("--labeled-domain", metavar="X", help="take the labelled cases from this domain only")
+    parser.add_argument("--folds", type=int, default=5, metavar="K", help="validation folds, default: 5")
+    parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--labeled-ids", metavar="FILE", help="case ids, one per line, or file.json:key")
+    parser.add_argument("--unlabeled-ids", metavar="FILE", help="default: every other case")
+    parser.add_argument("--val-ids", metavar="FILE", help="default: none")
+    parser.add_argument("--patient-pattern", metavar="REGEX", help="its first group names a case's patient")
+
+
+def _run_split(args: argparse.Namespace) -> None:
+    from synfoc3d.preprocessing.splits import describe_splits, split_dataset
+
+    splits, folder = split_dataset(
+        args.dataset,
+        num_labeled=args.num_labeled,
+        labeled_domain=args.labeled_domain,
+        folds=args.folds,
+        seed=args.seed,
+        labeled_ids=args.labeled_ids,
+        unlabeled_ids=args.unlabeled_ids,
+        val_ids=args.val_ids,
+        patient_pattern=args.patient_pattern,
+    )
+    print(describe_splits(splits, folder))
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def _train(commands: Commands) -> None:
+    parser = _command(commands, "train", "train inside nnU-Net", _run_train)
+    parser.add_argument("dataset", help="dataset id or name")
+    parser.add_argument("configuration", help="2d or 3d_fullres")
+    parser.add_argument("fold", help="fold of synfoc3d split, from 0")
+    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
+    parser.add_argument("--config", metavar="NAME|FILE", help="preset or YAML file of settings")
+    parser.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
+    parser.add_argument("--val", action="store_true", help="only run the final validation")
+    parser.add_argument("--npz", action="store_true", help="save the conventional student's validation probabilities")
+    _add_device(parser)
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    from synfoc3d import config
+    from synfoc3d.training import train
+
+    if args.resume and args.val:
+        raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
+    tree = config.override(config.read_partial(args.config) if args.config else {}, args.assignments)
+    with tempfile.TemporaryDirectory() as folder:
+        if tree:
+            file = Path(folder) / "settings.yaml"
+            file.write_text(config.dump(tree), encoding="utf-8")
+            os.environ[config.CONFIG_VARIABLE] = str(file)
+        train(
+            args.dataset, args.configuration, args.fold, args.trainer, args.plans, _device(args.device),
+            resume=args.resume, only_validate=args.val, save_probabilities=args.npz,
+        )  # fmt: skip
+
+
+def _trainers(commands: Commands) -> None:
+    _command(commands, "trainers", "the folder for nnUNet_extTrainer, and the trainers in it", _run_trainers)
+
+
+def _run_trainers(args: argparse.Namespace) -> None:
+    from importlib import resources
+
+    folder = Path(str(resources.files("synfoc3d.trainers")))
+    print(f"export nnUNet_extTrainer={folder}")
+    for file in sorted(folder.glob("nnUNetTrainer*.py")):
+        print(f"  {file.stem}")
+
+
+# --- results ---------------------------------------------------------------------------------------------------------
+
+
+def _predict(commands: Commands) -> None:
+    parser = _command(commands, "predict", "segment scans with a trained model", _run_predict)
+    parser.add_argument("-i", dest="source", type=Path, required=True, help="folder of images, or one image file")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder (or file, for one image)")
+    _add_dataset(parser)
+    parser.add_argument("-c", dest="configuration", required=True, help="2d or 3d_fullres")
+    parser.add_argument("-f", dest="folds", nargs="+", type=int, default=[0], help="folds, default: 0")
+    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
+    parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    parser.add_argument("--model", choices=("foundation", "conventional", "ensemble"), default="ensemble")
+    parser.add_argument("-step_size", type=float, default=0.5, help="sliding window step, default: 0.5")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring at test time")
+    parser.add_argument("-npp", dest="preprocessing_processes", type=int, default=min(3, os.cpu_count() or 1))
+    parser.add_argument("-nps", dest="export_processes", type=int, default=min(3, os.cpu_count() or 1))
+    _add_device(parser)
+
+
+def _run_predict(args: argparse.Namespace) -> None:
+    from synfoc3d.inference.predict import ModelChoice, predict
+
+    choice = ModelChoice(
+        args.dataset, args.configuration, tuple(args.folds), args.trainer, args.plans, args.checkpoint, args.model
+    )
+    count = predict(
+        args.source, args.output, choice, _device(args.device), args.step_size, not args.disable_tta,
+        args.preprocessing_processes, args.export_processes,
+    )  # fmt: skip
+    print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
+
+
+def _evaluate(commands: Commands) -> None:
+    parser = _command(commands, "evaluate", "Dice, Jaccard, 95HD and ASD per case, class and domain", _run_evaluate)
+    parser.add_argument("-g", dest="labels", type=Path, required=True, help="folder of reference labels")
+    parser.add_argument("-p", dest="predictions", type=Path, required=True, help="folder of predictions")
+    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument("-o", dest="output", type=Path, help="results.json (a CSV is written beside it)")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="worker processes")
+
+
+def _run_evaluate(args: argparse.Namespace) -> None:
+    from synfoc3d.inference.evaluate import evaluate_folder
+    from synfoc3d.inference.tables import format_table
+
+    output = args.output or args.predictions / "results.json"
+    result = evaluate_folder(args.labels, args.predictions, args.domains, output, num_processes=args.processes)
+    print(format_table(result))
+    print(f"Written to {output}")
+
+
+def _device(name: str | None) -> str:
+    """The device asked for, or the best one there is."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if not available[name]():
+        raise UserError(f"-device {name} was asked for, but torch finds none here: use -device cpu.")
+    return name

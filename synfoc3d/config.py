@@ -1,0 +1,317 @@
+"""The typed settings tree: presets and files in, resolved YAML out, unknown keys refused.
+
+A preset (``configs/*.yaml``) or a user's file is a partial YAML of :class:`Settings`. The ``method`` section belongs to
+the trainer's method and is validated against that method's own settings class, so a key that the method would not
+read is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from synfoc3d.errors import UserError, did_you_mean
+
+CONFIG_VARIABLE = "SYNFOC3D_CONFIG"
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Interval = tuple[NonNegative, NonNegative]
+
+
+class Section(BaseModel):
+    """A frozen part of the settings tree that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, given: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
+        if isinstance(given, Mapping):
+            for key in given:
+                if key not in cls.model_fields:
+                    raise ValueError(f"unknown setting {key!r}.{did_you_mean(str(key), cls.model_fields)}")
+        return given
+
+
+class MethodSettings(Section):
+    """Settings that a training method reads; each method has its own subclass."""
+
+
+class FoundationSettings(Section):
+    """The SAM-family network.
+
+    Attributes:
+        name: which network: ``compact`` or a ViT with the weights it is known for.
+        checkpoint: file of the frozen base's weights; None only for ``compact``, which then starts random.
+        image_size: side S of the square image the network sees, in pixels; None takes the network's default.
+        lora_rank: rank of the adapters on q and v; 0 freezes the image encoder.
+        full_finetune: train every parameter, without adapters; None does so where no pre-trained weights are loaded.
+        chunk: at most this many slices per call; 0 is no limit. Changes memory, not results.
+        checkpointing: recompute encoder activations in the backward pass. Changes memory, not results.
+        channels: the three image channels shown as red, green, blue; None takes (0, 0, 0), (0, 1, 1) or (0, 1, 2).
+        intensity: what maps to [0, 1]: the 0.5th to 99.5th percentile of the ``case`` or of the ``patch``, or a fixed
+            (low, high) pair in units of the preprocessed image.
+    """
+
+    name: Literal["compact", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"] = "compact"
+    checkpoint: str | None = None
+    image_size: Annotated[int, Field(ge=32, multiple_of=16)] | None = None
+    lora_rank: Annotated[int, Field(ge=0)] = 4
+    full_finetune: bool | None = None
+    chunk: Annotated[int, Field(ge=0)] = 0
+    checkpointing: bool = False
+    channels: tuple[int, int, int] | None = None
+    intensity: Literal["case", "patch"] | tuple[float, float] = "case"
+
+
+class ConventionalSettings(Section):
+    """The nnU-Net network.
+
+    Attributes:
+        loss: labelled loss: ``nnunet`` (its Dice + CE with deep supervision) or ``paper`` (CE + squared Dice).
+        deep_supervision: nnU-Net's auxiliary outputs at lower resolutions.
+    """
+
+    loss: Literal["nnunet", "paper"] = "nnunet"
+    deep_supervision: bool = True
+
+
+class OptimizerSettings(Section):
+    """One network's optimizer.
+
+    Attributes:
+        name: the optimizer.
+        lr: initial learning rate.
+        weight_decay: decoupled for ``adamw``, otherwise an L2 penalty.
+        momentum: of ``sgd``.
+        nesterov: of ``sgd``.
+        schedule: ``poly`` is nnU-Net's (1 - epoch / epochs) ** 0.9.
+    """
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: Positive
+    weight_decay: NonNegative = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    schedule: Literal["constant", "poly"] = "constant"
+
+
+class Optimizers(Section):
+    """One optimizer per kind of network."""
+
+    conventional: OptimizerSettings = OptimizerSettings(
+        name="sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True, schedule="poly"
+    )
+    foundation: OptimizerSettings = OptimizerSettings(name="adamw", lr=1e-4, weight_decay=0.1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
+        """Let a partial optimizer keep the default's other values, unless it names another optimizer."""
+        if not isinstance(given, Mapping):
+            return given
+        complete = dict(given)
+        for kind, partial in given.items():
+            default = cls.model_fields[kind].default if kind in cls.model_fields else None
+            if isinstance(partial, Mapping) and default and partial.get("name", default.name) == default.name:
+                complete[kind] = {**default.model_dump(), **partial}
+        return complete
+
+
+class AugmentationSettings(Section):
+    """Weak and strong views.
+
+    Attributes:
+        brightness: range of the factor on the unit range [0, 1].
+        contrast: range of the factor around the patch's mean.
+        blur: range of the Gaussian's standard deviation, in pixels of the foundation network's image.
+        labeled_intensity: give the labelled stream nnU-Net's own intensity augmentation (off in the paper).
+    """
+
+    brightness: Interval = (0.1, 2.0)
+    contrast: Interval = (0.1, 2.0)
+    blur: Interval = (0.1, 2.0)
+    labeled_intensity: bool = False
+
+
+class Settings(Section):
+    """Everything a training reads; a preset or a file is a partial copy of it.
+
+    Attributes:
+        epochs: number of epochs; 240 of 250 iterations are the 60,000 steps of SynFoC's paper.
+        iterations_per_epoch: training steps per epoch.
+        val_iterations_per_epoch: online validation batches per epoch.
+        batch_size: labelled samples per step, and as many unlabelled ones; None takes the plans' batch size.
+        seed: of weights, sampling and augmentation.
+        precision: ``auto`` is mixed precision on cuda and float32 elsewhere.
+        save_every_minutes: write checkpoint_latest.pth at the first epoch end after so many minutes.
+    """
+
+    epochs: Annotated[int, Field(ge=1)] = 240
+    iterations_per_epoch: Annotated[int, Field(ge=1)] = 250
+    val_iterations_per_epoch: Annotated[int, Field(ge=1)] = 50
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    seed: int = 1337
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    save_every_minutes: NonNegative = 10.0
+    method: SerializeAsAny[MethodSettings] = MethodSettings()
+    foundation: FoundationSettings = FoundationSettings()
+    conventional: ConventionalSettings = ConventionalSettings()
+    optimizers: Optimizers = Optimizers()
+    augmentation: AugmentationSettings = AugmentationSettings()
+
+
+def resolve(given: Mapping[str, Any], method: type[MethodSettings], source: str = "the settings") -> Settings:
+    """Validate a partial tree and fill in the defaults.
+
+    Args:
+        given: nested mapping of settings.
+        method: class of the ``method`` section.
+        source: file or preset named in the message of an error.
+
+    Raises:
+        UserError: for an unknown key, a wrong type or a value out of range; the sentence names the key.
+    """
+    tree = dict(given)
+    try:
+        tree["method"] = method.model_validate(tree.get("method") or {})
+        return Settings.model_validate({key: {} if value is None and key in SECTIONS else value for key, value in tree.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        within = ("method",) if first["loc"] and error.title == method.__name__ else ()
+        where = ".".join(str(part) for part in (*within, *first["loc"]))
+        reason = first["msg"].removeprefix("Value error, ")
+        got = "" if "unknown setting" in reason else f" (got {first['input']!r})"
+        place = f"{where}: " if where else ("method: " if error.title == method.__name__ else "")
+        raise UserError(f"{source}: {place}{reason}{got}") from None
+
+
+SECTIONS = frozenset({"method", "foundation", "conventional", "optimizers", "augmentation"})
+
+
+def read_partial(name_or_file: str) -> dict[str, Any]:
+    """Read a preset by name or a YAML file by path into a nested dict.
+
+    Raises:
+        UserError: no such preset or file, or not a YAML mapping.
+    """
+    path = Path(name_or_file)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        presets = {p.name.removesuffix(".yaml"): p for p in _preset_files()}
+        if name_or_file not in presets:
+            raise UserError(f"There is no preset {name_or_file!r}.{did_you_mean(name_or_file, presets)}")
+        text = presets[name_or_file].read_text(encoding="utf-8")
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise UserError(f"The settings file {name_or_file} does not exist; give a preset's name or a YAML file.")
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{name_or_file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{name_or_file} must hold a mapping of settings, but holds a {type(tree).__name__}.")
+    return tree
+
+
+def _preset_files() -> list[Any]:
+    folder = resources.files("synfoc3d.configs")
+    return [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+
+
+def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Apply ``key=value`` assignments (``foundation.chunk=8``) to a partial tree; values are read as YAML.
+
+    Raises:
+        UserError: an assignment without "=" or through something that is not a section.
+    """
+    result = _deep_copy(tree)
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set needs key=value, for example foundation.chunk=8, but got {assignment!r}.")
+        *sections, leaf = key.split(".")
+        node = result
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--set {assignment}: {section!r} is a value, not a section.")
+        node[leaf] = _number_or_text(value)
+    return result
+
+
+def _number_or_text(value: str) -> Any:  # noqa: ANN401 - a YAML scalar or list
+    """Read a YAML value; YAML 1.1 takes ``1e-4`` for text, which nobody means."""
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):
+        try:
+            return float(parsed)
+        except ValueError:
+            return parsed
+    return parsed
+
+
+def _deep_copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _deep_copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def from_environment(method: type[MethodSettings]) -> Settings:
+    """Settings named by the environment variable SYNFOC3D_CONFIG (a preset or a YAML file), or the defaults.
+
+    Raises:
+        UserError: see :func:`read_partial` and :func:`resolve`.
+    """
+    source = os.environ.get(CONFIG_VARIABLE)
+    if not source:
+        return resolve({}, method)
+    return resolve(read_partial(source), method, source)
+
+
+def dump(tree: Mapping[str, Any]) -> str:
+    """Render a partial tree as YAML text."""
+    return yaml.safe_dump(dict(tree), sort_keys=False)
+
+
+def to_yaml(settings: Settings, **facts: Any) -> str:  # noqa: ANN401 - plain values for the header section
+    """Render resolved settings, package versions and further ``facts`` as YAML text."""
+    document = {**facts, "versions": versions(), "settings": settings.model_dump(mode="json")}
+    return dump(document)
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of synfoc3d and of the packages that decide its results."""
+    names = ("synfoc3d", "nnunetv2", "torch", "torchvision", "segment-anything", "batchgenerators", "batchgeneratorsv2", "numpy", "scipy")
+    return {name: metadata.version(name) for name in names}
+
+
+def differences(first: Section, second: Section, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two resolved trees."""
+    keys = []
+    for name in type(first).model_fields:
+        a, b = getattr(first, name), getattr(second, name)
+        if isinstance(a, Section) and isinstance(b, Section):
+            keys += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            keys.append(prefix + name)
+    return keys
+
+
+def refuse_difference(given: Settings, saved: Settings) -> None:
+    """A continued training keeps its settings: refuse others, unless none were given.
+
+    Raises:
+        UserError: SYNFOC3D_CONFIG is set and resolves to other values; the sentence names the keys.
+    """
+    changed = differences(given, saved)
+    if os.environ.get(CONFIG_VARIABLE) and changed:
+        raise UserError(
+            f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and --set, "
+            "or train anew."
+        )

@@ -1,0 +1,60 @@
+"""Which case comes from which domain (scanner, vendor or site): the file ``domains.csv``."""
+
+import csv
+from collections.abc import Collection
+from pathlib import Path
+
+from synfoc3d.errors import UserError, did_you_mean
+
+DOMAINS_FILE = "domains.csv"
+HEADER = ("case", "domain")
+
+
+def read_domains(path: Path) -> dict[str, str]:
+    """Return the domain of each case from a CSV file with the header ``case,domain``.
+
+    Raises:
+        UserError: no such file, no UTF-8 text, another header, a line without case or domain, or a case that comes twice.
+    """
+    if not path.is_file():
+        raise UserError(f"The domains file {path} does not exist; write a CSV file with the header case,domain.")
+    try:
+        # utf-8-sig: spreadsheets put a byte order mark in front of the header.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"The domains file {path} is no UTF-8 text ({error}); save it as CSV in UTF-8.") from error
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if any(row)]
+    if not rows or tuple(rows[0]) != HEADER:
+        found = ",".join(rows[0]) if rows else "nothing"
+        raise UserError(f"The first line of the domains file {path} must be case,domain, but is {found!r}.")
+    domains: dict[str, str] = {}
+    for row in rows[1:]:
+        if len(row) != len(HEADER) or not all(row):
+            raise UserError(f"A line of the domains file {path} must be case,domain, but one is {','.join(row)!r}.")
+        case, domain = row
+        if case in domains:
+            raise UserError(f"The domains file {path} names case {case!r} twice; keep one line.")
+        domains[case] = domain
+    return domains
+
+
+def check_domains(domains: dict[str, str], cases: Collection[str], path: Path) -> None:
+    """Check that the domains file ``path`` names exactly the cases of the dataset.
+
+    Raises:
+        UserError: a case without a domain, or a domain for an unknown case.
+    """
+    for case in domains:
+        if case not in cases:
+            raise UserError(f"The domains file {path} names an unknown case {case!r}.{did_you_mean(case, cases)}")
+    for case in sorted(cases):
+        if case not in domains:
+            raise UserError(f"The domains file {path} has no line for case {case!r}; add one.")
+
+
+def write_domains(path: Path, domains: dict[str, str]) -> None:
+    """Write a new CSV file with the header ``case,domain`` and one line per case, sorted by case."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(HEADER)
+        writer.writerows(sorted(domains.items()))

@@ -1,0 +1,26 @@
+"""The one exception a user's mistake raises, and suggestions for misspelt names."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user: its text is one sentence saying what is wrong, with which file, and what to do.
+
+    The command line prints the text alone and exits with status 1; library users catch it as any exception.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a misspelt ``name``: the closest of the ``known`` names, or all of them.
+
+    Args:
+        name: what the user wrote.
+        known: the names that would have been accepted.
+
+    Returns:
+        A clause that starts with a space, to be put behind a sentence.
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."

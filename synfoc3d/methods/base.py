@@ -1,0 +1,153 @@
+"""What every training method shares: its batch, its networks and the interface the trainers call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from synfoc3d.config import MethodSettings
+from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.teacher import make_teacher
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """The labelled half of a batch.
+
+    Attributes:
+        image: (B, C, [D,] H, W) weak view, normalised by nnU-Net.
+        target: (B, [D,] H, W) int64.
+        pyramid: targets (B, 1, [D,] h, w) per deep-supervision scale, finest first; one entry without it.
+        value_range: (B, C, 2), what the foundation network's [0, 1] stands for in each sample.
+    """
+
+    image: Tensor
+    target: Tensor
+    pyramid: list[Tensor]
+    value_range: Tensor
+
+
+@dataclass(frozen=True)
+class Unlabeled:
+    """The unlabelled half of a batch.
+
+    Attributes:
+        weak: (B, C, [D,] H, W) spatial view, normalised by nnU-Net.
+        strong: the same view after intensity changes, voxel-aligned with ``weak``.
+        value_range: (B, C, 2), see :class:`Labeled`.
+        hidden: (B, [D,] H, W) int64 labels for logging pseudo-label quality alone; -1 where unknown.
+    """
+
+    weak: Tensor
+    strong: Tensor
+    value_range: Tensor
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch; ``unlabeled`` is None for methods that do not ask for it."""
+
+    labeled: Labeled
+    unlabeled: Unlabeled | None = None
+
+
+class Progress(NamedTuple):
+    """Where the run stands: ``step`` counts from 0, ``total`` is the number of steps of the whole run."""
+
+    step: int
+    total: int
+
+
+class StepResult(NamedTuple):
+    """Scalar loss with gradient, and scalars without gradient for the log."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Hands a method the networks and the labelled loss of the run; each call builds a new network.
+
+    Attributes:
+        num_classes: K, background included.
+        conventional: builds nnU-Net's network, (B, C, [D,] H, W) -> logits, or a list of them, finest first.
+        foundation: builds the foundation network, slice by slice.
+        supervised_loss: labelled loss of a conventional network from its raw output.
+    """
+
+    num_classes: int
+    conventional: Callable[[], nn.Module]
+    foundation: Callable[[], SlicewiseFoundation]
+    supervised_loss: Callable[[Any, Labeled], Tensor]
+
+
+class Method(nn.Module):
+    """A training method: networks, and the loss of one step.
+
+    A subclass builds its networks from ``build`` in its constructor, names those trained by gradients in
+    :meth:`students`, and computes :meth:`training_step`. Everything else (data, optimizers, precision, checkpoints,
+    logs, validation) belongs to the trainer. The parameters and buffers of the module are what a checkpoint keeps; a
+    teacher or a frozen network is simply a submodule.
+
+    Args:
+        settings: the method's own settings.
+        build: networks and labelled loss of this run.
+    """
+
+    Settings: ClassVar[type[MethodSettings]] = MethodSettings
+    uses_unlabeled: ClassVar[bool] = True
+
+    def __init__(self, settings: MethodSettings, build: Builder) -> None:
+        super().__init__()
+        self.build = build
+        self.num_classes = build.num_classes
+
+    def students(self) -> Mapping[str, nn.Module]:
+        """Networks trained by gradients, by name; the names are also those of the models that can predict."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, progress: Progress) -> StepResult:
+        """Loss (scalar) and log values (scalars) of one batch."""
+        raise NotImplementedError
+
+    def update_teachers(self, step: int) -> None:
+        """Called after the optimizers' step number ``step``, counted from 0."""
+
+
+def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
+    """The finest logits (B, K, [D,] H, W) of a network with or without deep supervision."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def teacher_of(student: nn.Module) -> nn.Module:
+    """An EMA teacher that shares the student's frozen weights and leaves out the auxiliary outputs."""
+    teacher = make_teacher(student)
+    if hasattr(teacher, "decoder") and hasattr(teacher.decoder, "deep_supervision"):
+        teacher.decoder.deep_supervision = False
+    return teacher
+
+
+def mean_foreground_dice(prediction: Tensor, hidden: Tensor, num_classes: int) -> Tensor:
+    """Quality of pseudo-labels where the truth is known: mean Dice over the classes present in either map.
+
+    Args:
+        prediction: (B, [D,] H, W) int64.
+        hidden: labels of the same shape, -1 where unknown.
+        num_classes: K, background included.
+
+    Returns:
+        Scalar in [0, 1]; NaN where nothing is known or no class is present.
+    """
+    known = hidden >= 0
+    values = []
+    for c in range(1, num_classes):
+        a, b = (prediction == c) & known, hidden == c
+        size = (a.sum() + b.sum()).float()
+        values.append(2 * (a & b).sum().float() / size)  # 0 / 0 is NaN and left out of the mean
+    return torch.stack(values).nanmean()

@@ -1,0 +1,39 @@
+"""Self-mutual confidence: how far the conventional teacher can be trusted (SynFoC, Sec. 3.2, Eq. 4-6)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Scope = Literal["volume", "slice"]
+Structures = Sequence[Sequence[int]]
+
+
+def label_agreement(first: Tensor, second: Tensor, structures: Structures, scope: Scope = "volume") -> Tensor:
+    """Smoothed Dice of two label maps, averaged over structures, never over the batch.
+
+    A structure absent from both maps counts as agreement 1; otherwise (2 |A and B| + 1) / (|A| + |B| + 1.001).
+
+    Args:
+        first: (B, [D,] H, W) integer labels.
+        second: labels of the same shape.
+        structures: the label values that make up each structure, e.g. ((1,), (2,)), or nested ((1,), (1, 2)).
+        scope: ``volume`` one number per sample; ``slice`` one per sample and slice.
+
+    Returns:
+        (B), or (B, D) for volumes in ``slice`` scope; float32 in [0, 1].
+    """
+    axes = list(range(1, first.ndim)) if scope == "volume" else [-2, -1]
+    values = [_structure_agreement(_mask(first, s), _mask(second, s), axes) for s in structures]
+    return torch.stack(values).mean(0)
+
+
+def _mask(labels: Tensor, structure: Sequence[int]) -> Tensor:
+    return torch.isin(labels, torch.tensor(tuple(structure), device=labels.device, dtype=labels.dtype))
+
+
+def _structure_agreement(a: Tensor, b: Tensor, axes: list[int]) -> Tensor:
+    overlap = (a & b).sum(axes).float()
+    size = (a.sum(axes) + b.sum(axes)).float()
+    return torch.where(size == 0, torch.ones_like(size), (2 * overlap + 1) / (size + 1.001))

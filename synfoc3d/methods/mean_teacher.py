@@ -1,0 +1,64 @@
+"""Mean teacher: the student is kept consistent with the moving average of itself ("Mean teachers are better role models")."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from synfoc3d.config import MethodSettings
+from synfoc3d.losses.rampup import gaussian_rampup
+from synfoc3d.methods.base import Batch, Builder, Method, Progress, StepResult, full_resolution, teacher_of
+from synfoc3d.networks.teacher import update_teacher
+
+
+class MeanTeacherSettings(MethodSettings):
+    """Settings of :class:`MeanTeacher`.
+
+    Attributes:
+        consistency_weight: weight of the consistency loss at the end of its ramp.
+        rampup_length: length of the ramp, in units of 150 steps.
+        noise: standard deviation of the teacher's input noise, clamped at twice its value; units of the input.
+        ema_decay: highest decay of the moving average.
+    """
+
+    consistency_weight: Annotated[float, Field(ge=0)] = 0.1
+    rampup_length: Annotated[int, Field(ge=1)] = 40
+    noise: Annotated[float, Field(ge=0)] = 0.1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+
+class MeanTeacher(Method):
+    """L = L_s + w(t) mean((p_student - p_teacher)^2) on unlabelled patches; the teacher's input carries noise."""
+
+    Settings = MeanTeacherSettings
+
+    def __init__(self, settings: MeanTeacherSettings, build: Builder) -> None:
+        super().__init__(settings, build)
+        self.settings = settings
+        self.conventional = build.conventional()
+        self.teacher = teacher_of(self.conventional)
+
+    def students(self) -> Mapping[str, nn.Module]:
+        """The one trained network."""
+        return {"conventional": self.conventional}
+
+    def training_step(self, batch: Batch, progress: Progress) -> StepResult:
+        """Labelled loss plus the weighted consistency (scalar)."""
+        assert batch.unlabeled is not None
+        supervised = self.build.supervised_loss(self.conventional(batch.labeled.image), batch.labeled)
+        image = batch.unlabeled.weak
+        bound = 2 * self.settings.noise
+        noise = (self.settings.noise * torch.randn(image.shape)).clamp(-bound, bound).to(image.device)
+        with torch.no_grad():
+            target = full_resolution(self.teacher(image + noise)).float().softmax(1)
+        prediction = full_resolution(self.conventional(image)).float().softmax(1)
+        consistency = (prediction - target).square().mean()
+        weight = gaussian_rampup(progress.step, self.settings.consistency_weight, self.settings.rampup_length)
+        logs = {"loss_supervised": supervised.detach(), "loss_consistency": consistency.detach()}
+        return StepResult(supervised + weight * consistency, logs)
+
+    def update_teachers(self, step: int) -> None:
+        """Moving average of the student's parameters."""
+        update_teacher(self.teacher, self.conventional, step, self.settings.ema_decay)

@@ -1,0 +1,113 @@
+"""Start an nnU-Net training with the trainers of this package, in this process."""
+
+import os
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from synfoc3d.errors import UserError, did_you_mean
+
+TRAINER_VARIABLE = "nnUNet_extTrainer"
+
+
+def trainers_folder() -> Path:
+    """The folder that nnU-Net searches for these trainers."""
+    return Path(str(resources.files("synfoc3d.trainers")))
+
+
+def register_trainers() -> None:
+    """Let nnU-Net find the trainers, before any folder that the user named."""
+    folders = [str(trainers_folder()), *filter(None, os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep))]
+    os.environ[TRAINER_VARIABLE] = os.pathsep.join(dict.fromkeys(folders))
+
+
+def train(
+    dataset: str,
+    configuration: str,
+    fold: str,
+    trainer: str,
+    plans: str,
+    device: str,
+    resume: bool = False,
+    only_validate: bool = False,
+    save_probabilities: bool = False,
+) -> None:
+    """What ``nnUNetv2_train`` does, with nnU-Net's own functions.
+
+    Args:
+        dataset: id or name of the dataset.
+        configuration: of the plans, ``2d`` or ``3d_fullres``.
+        fold: number of the fold.
+        trainer: class name.
+        plans: identifier of the plans.
+        device: ``cuda``, ``mps`` or ``cpu``.
+        resume: continue from the latest checkpoint.
+        only_validate: run the final validation of a finished training.
+        save_probabilities: keep the validation's probabilities.
+
+    Raises:
+        UserError: something named does not exist, or the trainer refuses its data or settings.
+    """
+    if not fold.isdigit():
+        raise UserError(f"The fold must be a number from 0, as synfoc3d split wrote them, but is {fold!r}.")
+    check_folders("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    name = check_preprocessed(dataset, configuration, plans)
+    known = [file.stem for file in trainers_folder().glob("nnUNetTrainer*.py")]
+    register_trainers()
+    from nnunetv2.run.run_training import run_training
+
+    if device == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        run_training(
+            name,
+            configuration,
+            int(fold),
+            trainer,
+            plans,
+            export_validation_probabilities=save_probabilities,
+            continue_training=resume,
+            only_run_validation=only_validate,
+            device=torch.device(device),
+        )
+    except RuntimeError as error:
+        if "Could not find requested nnunet trainer" in str(error):
+            raise UserError(f"There is no trainer {trainer}.{did_you_mean(trainer, known)}") from None
+        if "training is not finished" in str(error):
+            raise UserError("--val needs a finished training, but there is no checkpoint_final.pth.") from None
+        raise
+
+
+def check_folders(*variables: str) -> None:
+    """Refuse to start without nnU-Net's folders.
+
+    Raises:
+        UserError: an environment variable is not set.
+    """
+    for variable in variables:
+        if not os.environ.get(variable):
+            raise UserError(f"The environment variable {variable} is not set: export {variable}=FOLDER (as for nnU-Net).")
+
+
+def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
+    """Full name of a dataset whose configuration was preprocessed.
+
+    Raises:
+        UserError: dataset, plans or configuration do not exist.
+    """
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    try:
+        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except RuntimeError:
+        raise UserError(f"There is no dataset {dataset} in nnUNet_raw, nnUNet_preprocessed or nnUNet_results.") from None
+    folder = Path(os.environ["nnUNet_preprocessed"]) / name
+    file = folder / f"{plans}.json"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: run synfoc3d preprocess -d {dataset}.")
+    configurations = load_json(str(file))["configurations"]
+    if configuration not in configurations:
+        raise UserError(f"{file.name} has no configuration {configuration!r}.{did_you_mean(configuration, configurations)}")
+    return name

@@ -1,0 +1,167 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from medpy.metric import binary
+from scipy.spatial.distance import cdist
+
+from synfoc3d.metrics import EMPTY_MASK_POLICY, segmentation_metrics
+
+SPACING = (3.0, 0.5, 0.8)
+
+
+def cube(shape, *starts, size=2):
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(slice(start, start + size) for start in starts)] = True
+    return mask
+
+
+def surface_points(mask, spacing):
+    """Surface voxels in mm, by looking at the six neighbors of every voxel: independent of medpy."""
+    padded = np.pad(mask, 1)
+    inside = np.ones_like(mask)
+    for axis in range(mask.ndim):
+        for shift in (-1, 1):
+            inside &= np.roll(padded, shift, axis)[(slice(1, -1),) * mask.ndim]
+    return np.argwhere(mask & ~inside) * np.asarray(spacing)
+
+
+@st.composite
+def mask_pairs(draw, min_side=2):
+    shape = draw(st.tuples(*[st.integers(min_side, 6)] * 3))
+    prediction, reference = (draw(arrays(bool, shape)) for _ in range(2))
+    assume(prediction.any() and reference.any())
+    return prediction, reference
+
+
+def test_cubes_shifted_by_one_voxel_along_the_first_axis():
+    result = segmentation_metrics(cube((7, 6, 5), 2, 1, 1), cube((7, 6, 5), 1, 1, 1), SPACING)
+    # 4 of 8 voxels overlap; half of each surface lies 3 mm off the other, so the 95th percentile is 3 mm.
+    assert (result.dice, result.jaccard) == pytest.approx((0.5, 1 / 3))
+    assert (result.hd95, result.asd) == pytest.approx((3.0, 1.5))
+    assert (result.reference_voxels, result.predicted_voxels) == (8, 8)
+
+
+@pytest.mark.parametrize(("axis", "hd95"), [(0, 3.0), (1, 0.5), (2, 0.8)])
+def test_spacing_belongs_to_the_axes_of_the_array(axis, hd95):
+    start = [1, 1, 1]
+    start[axis] += 1
+    result = segmentation_metrics(cube((7, 6, 5), *start), cube((7, 6, 5), 1, 1, 1), SPACING)
+    assert (result.hd95, result.asd) == pytest.approx((hd95, hd95 / 2))
+
+
+def test_asd_goes_from_prediction_to_reference():
+    short, long = np.zeros((2, 4, 5, 6), dtype=bool)
+    short[1, 2, 1], long[1, 2, 1:4] = True, True
+    assert segmentation_metrics(short, long, SPACING).asd == 0
+    # Of the three voxels of the long one, two lie 0.8 and 1.6 mm off.
+    assert segmentation_metrics(long, short, SPACING).asd == pytest.approx((0 + 0.8 + 1.6) / 3)
+
+
+def test_the_border_of_the_volume_is_a_surface():
+    filled = np.ones((4, 4, 4), dtype=bool)
+    center = cube((4, 4, 4), 1, 1, 1)
+    # All 56 outer voxels of the filled volume are its surface: 24 on faces, 24 on edges, 8 corners off the center.
+    asd = (24 * 1 + 24 * math.sqrt(2) + 8 * math.sqrt(3)) / 56
+    assert segmentation_metrics(filled, center, (1, 1, 1)).asd == pytest.approx(asd)
+
+
+@settings(deadline=None, max_examples=150)
+@given(mask_pairs())
+def test_cropping_changes_no_value(masks):
+    prediction, reference = masks
+    result = segmentation_metrics(prediction, reference, SPACING)
+    assert result.dice == binary.dc(prediction, reference)
+    assert result.jaccard == binary.jc(prediction, reference)
+    assert result.hd95 == pytest.approx(binary.hd95(prediction, reference, SPACING), rel=1e-12)
+    assert result.asd == pytest.approx(binary.asd(prediction, reference, SPACING), rel=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(mask_pairs(), st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 3))
+def test_empty_space_around_the_masks_changes_no_value(masks, margins):
+    prediction, reference = (np.pad(mask, margins) for mask in masks)
+    assert segmentation_metrics(prediction, reference, SPACING) == segmentation_metrics(*masks, SPACING)
+
+
+@settings(deadline=None, max_examples=60)
+@given(mask_pairs())
+def test_distances_agree_with_brute_force(masks):
+    points = [surface_points(mask, SPACING) for mask in masks]
+    distances = cdist(*points)
+    to_reference, to_prediction = distances.min(axis=1), distances.min(axis=0)
+    result = segmentation_metrics(*masks, SPACING)
+    assert result.asd == pytest.approx(to_reference.mean())
+    assert result.hd95 == pytest.approx(np.percentile(np.hstack([to_reference, to_prediction]), 95))
+
+
+@settings(deadline=None, max_examples=60)
+@given(mask_pairs(min_side=1))
+def test_values_stay_in_their_bounds(masks):
+    result = segmentation_metrics(*masks, SPACING)
+    worst = math.hypot(*((length - 1) * step for length, step in zip(masks[0].shape, SPACING, strict=True)))
+    assert 0 <= result.jaccard <= result.dice <= 1
+    assert 0 <= result.hd95 <= worst + 1e-9
+    assert 0 <= result.asd <= worst + 1e-9
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_axis_of_length_one_gives_the_2d_result(axis):
+    rng = np.random.default_rng(0)
+    prediction, reference = rng.random((2, 9, 7)) < 0.7
+    flat = segmentation_metrics(prediction, reference, (0.5, 0.8))
+    spacing = list(np.insert([0.5, 0.8], axis, 999.0))
+    assert segmentation_metrics(*(np.expand_dims(m, axis) for m in (prediction, reference)), spacing) == flat
+
+
+def test_equal_masks_are_perfect():
+    mask = cube((7, 6, 5), 1, 2, 3)
+    result = segmentation_metrics(mask, mask, SPACING)
+    assert (result.dice, result.jaccard, result.hd95, result.asd) == (1, 1, 0, 0)
+
+
+def test_one_voxel_volume():
+    mask = np.ones((1, 1, 1), dtype=bool)
+    assert segmentation_metrics(mask, mask, SPACING).hd95 == 0
+
+
+def test_two_empty_masks_give_nan():
+    empty = np.zeros((4, 5, 6), dtype=bool)
+    result = segmentation_metrics(empty, empty, SPACING)
+    assert all(math.isnan(value) for value in (result.dice, result.jaccard, result.hd95, result.asd))
+    assert (result.reference_voxels, result.predicted_voxels) == (0, 0)
+
+
+@pytest.mark.parametrize("missing", ["prediction", "reference"])
+def test_one_empty_mask_is_the_worst_case(missing):
+    masks = {"prediction": cube((4, 5, 6), 1, 1, 1), "reference": cube((4, 5, 6), 1, 1, 1)}
+    masks[missing][:] = False
+    result = segmentation_metrics(spacing=SPACING, **masks)
+    diagonal = math.sqrt((3 * 3.0) ** 2 + (4 * 0.5) ** 2 + (5 * 0.8) ** 2)
+    assert (result.dice, result.jaccard, result.hd95, result.asd) == pytest.approx((0, 0, diagonal, diagonal))
+
+
+def test_the_policy_is_stated():
+    assert "left out of every mean" in EMPTY_MASK_POLICY and "diagonal" in EMPTY_MASK_POLICY
+
+
+def test_label_maps_are_refused():
+    labels = np.ones((3, 4, 5), dtype=np.uint8)
+    with pytest.raises(ValueError, match="prediction is bool and the reference uint8"):
+        segmentation_metrics(labels == 1, labels, SPACING)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 6), (4, 5)])
+def test_masks_of_different_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"prediction is \(3, 4, 5\) and the reference"):
+        segmentation_metrics(np.ones((3, 4, 5), dtype=bool), np.ones(shape, dtype=bool), SPACING)
+
+
+@pytest.mark.parametrize("spacing", [(1, 1), (1, 0, 1), (1, -1, 1), (1, math.nan, 1), (1, math.inf, 1)])
+def test_a_spacing_that_does_not_fit_is_refused(spacing):
+    mask = np.ones((3, 4, 5), dtype=bool)
+    with pytest.raises(ValueError, match="3 positive numbers in mm, but is"):
+        segmentation_metrics(mask, mask, spacing)

@@ -1,0 +1,26 @@
+"""Trainer for nnU-Net: supervised with every label, the upper bound."""
+
+from pathlib import Path
+
+from synfoc3d.errors import UserError
+from synfoc3d.methods.supervised import Supervised
+from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+
+
+class nnUNetTrainerFullySupervised(SemiSupervisedTrainer):
+    """Trains on the labels of the split's labelled **and** unlabelled cases (research data only)."""
+
+    method_class = Supervised
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """All training cases count as labelled.
+
+        Raises:
+            UserError: a case of the unlabelled list has no label.
+        """
+        labeled, val = super().do_split()
+        unlabeled = list(self.split().unlabeled)
+        missing = [c for c in unlabeled if not (Path(self.preprocessed) / f"{c}_seg.b2nd").is_file()]
+        if missing:
+            raise UserError(f"The upper bound needs labels for all cases, but {missing[0]} has none in {self.preprocessed}.")
+        return sorted({*labeled, *unlabeled}), val

@@ -1,0 +1,10 @@
+"""Trainer for nnU-Net: MeanTeacher."""
+
+from synfoc3d.methods.mean_teacher import MeanTeacher
+from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+
+
+class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):
+    """Trains :class:`~synfoc3d.methods.mean_teacher.MeanTeacher`."""
+
+    method_class = MeanTeacher

@@ -1,0 +1,10 @@
+"""Trainer for nnU-Net: SynFoC."""
+
+from synfoc3d.methods.synfoc import SynFoC
+from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+
+
+class nnUNetTrainerSynFoC(SemiSupervisedTrainer):
+    """Trains :class:`~synfoc3d.methods.synfoc.SynFoC`."""
+
+    method_class = SynFoC

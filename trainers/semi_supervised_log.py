@@ -1,0 +1,95 @@
+"""Curves of a semi-supervised training: one CSV row per epoch, and a picture.
+
+nnU-Net's own logger refuses keys it does not know, so these curves have their own files.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from synfoc3d.atomic import atomic_write_text
+
+# panel title -> curves drawn in it, where they were logged
+PANELS: dict[str, tuple[str, ...]] = {
+    "loss": ("loss", "loss_x", "loss_u", "loss_supervised"),
+    "consistency": ("loss_c", "loss_d", "loss_consistency"),
+    "confidence": ("alpha", "self_confidence", "mutual_confidence", "confident", "agreement", "lambda"),
+    "Dice": (
+        "val_dice_conventional",
+        "val_dice_foundation",
+        "pseudo_dice",
+        "pseudo_dice_conventional",
+        "pseudo_dice_foundation",
+    ),
+}
+
+
+class EpochLog:
+    """Rows of plain numbers, one per epoch.
+
+    Args:
+        folder: receives ``synfoc3d_log.csv`` and ``synfoc3d_progress.png``.
+        before_epoch: rows of an earlier run up to here (excluded) are kept when it is continued.
+    """
+
+    def __init__(self, folder: Path, before_epoch: int = 0) -> None:
+        self.csv_file = folder / "synfoc3d_log.csv"
+        self.picture = folder / "synfoc3d_progress.png"
+        self.rows: list[dict[str, float]] = []
+        if before_epoch and self.csv_file.is_file():
+            with self.csv_file.open(newline="") as file:
+                rows = [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["epoch"] < before_epoch]
+
+    def add(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Add numbers to the row of an epoch, the last row or a new one."""
+        if not self.rows or self.rows[-1]["epoch"] != epoch:
+            self.rows.append({"epoch": epoch})
+        self.rows[-1].update(values)
+
+    def write(self) -> None:
+        """Write table and picture; an unknown value is an empty cell."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({k: "" if math.isnan(v) else f"{v:.7g}" for k, v in row.items()})
+        atomic_write_text(self.csv_file, text.getvalue())
+        self._draw()
+
+    def _draw(self) -> None:
+        import matplotlib
+
+        matplotlib.use("agg")
+        from matplotlib import pyplot as plt
+
+        present = {key for row in self.rows for key in row}
+        panels = {title: [k for k in keys if k in present] for title, keys in PANELS.items()}
+        panels = {title: keys for title, keys in panels.items() if keys}
+        figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
+        epochs = [row["epoch"] for row in self.rows]
+        for axis, (title, keys) in zip(axes[0], panels.items(), strict=True):
+            for key in keys:
+                axis.plot(epochs, [row.get(key, math.nan) for row in self.rows], label=key, marker=".", markersize=3)
+            axis.set(title=title, xlabel="epoch")
+            if title in ("confidence", "Dice"):
+                axis.set_ylim(-0.02, 1.02)
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8)
+        figure.savefig(self.picture, dpi=100)
+        plt.close(figure)
+
+
+def epoch_means(outputs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every key over the steps of an epoch, leaving out steps where it is NaN (nothing was known)."""
+    means = {}
+    for key in outputs[0]:
+        values = np.array([output[key] for output in outputs], dtype=np.float64)
+        known = values[~np.isnan(values)]
+        means[key] = float(known.mean()) if known.size else math.nan
+    return means
