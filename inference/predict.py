@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +145,6 @@ def predict(
     """
     if not 0 < step_size <= 1:
         raise UserError(f"-step_size must lie in (0, 1], but is {step_size}.")
-    if device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
     predictor = Predictor(step_size, use_mirroring=mirroring, device=torch.device(device))
     load_predictor(choice, predictor)
     ending = predictor.dataset_json["file_ending"]

@@ -155,7 +155,7 @@ def _draw_lookalikes(canvas: Canvas, rng: Generator) -> None:
 
 
 def _draw_heart(canvas: Canvas, rng: Generator) -> None:
-    """Paint the labelled structures, narrowing from the base (upper slices) to the apex, and the great vessels above."""
+    """Paint the labelled structures, narrowing from base (upper slices) to apex, and the great vessels above."""
     apex, base = rng.uniform(-0.8, -0.55), rng.uniform(0.55, 0.85)
     height = (canvas.w - apex) / (base - apex)  # 0 at the apex, 1 at the base
     beating = (height > 0) & (height <= 1)

@@ -37,22 +37,29 @@ def check_dataset_id(dataset_id: int) -> None:
         raise UserError(f"The dataset id must be from 1 to {LARGEST_ID}, but is {dataset_id}.")
 
 
+def find_candidates(dataset_id: int) -> list[str]:
+    """Return the names of all datasets with this id in nnU-Net's three folders, as far as those are set."""
+    return [str(name) for name in find_candidate_datasets(dataset_id)]
+
+
 def find_dataset(dataset: int | str) -> str:
     """Return the folder name (``Dataset501_Name``) of a dataset given by its id or by that name.
 
     Raises:
-        UserError: no such dataset, or an id that two datasets share.
+        UserError: no such dataset, an id that two datasets share, or neither folder is set.
     """
+    roots = _roots()
+    where = " or ".join(map(str, roots))
     if isinstance(dataset, str) and not dataset.isdigit():
-        known = {path.name for root in _roots() if root.is_dir() for path in root.glob("Dataset[0-9]*")}
+        known = {path.name for root in roots if root.is_dir() for path in root.glob("Dataset[0-9]*")}
         if dataset not in known:
-            raise UserError(f"There is no dataset {dataset!r} in {_written_roots()}.{did_you_mean(dataset, known)}")
+            raise UserError(f"There is no dataset {dataset!r} in {where}.{did_you_mean(dataset, known)}")
         return dataset
     dataset_id = int(dataset)
     check_dataset_id(dataset_id)
-    candidates = [str(name) for name in find_candidate_datasets(dataset_id)]
+    candidates = find_candidates(dataset_id)
     if not candidates:
-        raise UserError(f"There is no dataset with id {dataset_id} in {_written_roots()}; import it first.")
+        raise UserError(f"There is no dataset with id {dataset_id} in {where}; import it first.")
     if len(candidates) > 1:
         raise UserError(f"The datasets {', '.join(candidates)} share the id {dataset_id}; rename all but one.")
     return candidates[0]
@@ -127,10 +134,6 @@ def dataset_domains(folder: Path, cases: set[str]) -> dict[str, str] | None:
 
 
 def _roots() -> list[Path]:
-    """Return the folders among nnUNet_raw and nnUNet_preprocessed that are set."""
-    return [Path(os.environ[name]) for name in ("nnUNet_raw", "nnUNet_preprocessed") if os.environ.get(name)]
-
-
-def _written_roots() -> str:
-    """Return where datasets were looked for, for a message."""
-    return " or ".join(map(str, _roots())) or "nnUNet_raw (not set)"
+    """Return the folders among nnUNet_raw and nnUNet_preprocessed that are set; one of them must be."""
+    roots = [Path(os.environ[name]) for name in ("nnUNet_raw", "nnUNet_preprocessed") if os.environ.get(name)]
+    return roots or [nnunet_folder("nnUNet_raw")]

@@ -8,11 +8,13 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import SimpleITK
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from synfoc3d.errors import UserError
 
@@ -46,11 +48,15 @@ class Scan:
         return self.values.shape[:0:-1]
 
 
-def split_ending(path: Path) -> tuple[str, str] | None:
-    """Return a file's name without its ending, and the (lower-case) ending; None if nnU-Net has no reader for it."""
+def name_and_ending(path: Path) -> tuple[str, str]:
+    """Return a file's name without its ending, and the (lower-case) ending, such as ``.nii.gz``.
+
+    Raises:
+        UserError: an ending that none of nnU-Net's readers reads.
+    """
     matching = [ending for ending in ENDINGS if path.name.lower().endswith(ending)]
-    if not matching or path.name.startswith("."):
-        return None
+    if not matching:
+        raise UserError(f"{path} has an ending that nnU-Net does not read; it reads {', '.join(ENDINGS)}.")
     ending = max(matching, key=len)
     return path.name[: -len(ending)], ending
 
@@ -63,7 +69,11 @@ def list_volumes(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UserError(f"The folder {folder} does not exist; give the folder that holds the scans.")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and split_ending(path))
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(tuple(ENDINGS))
+    )
     if not files:
         raise UserError(f"The folder {folder} holds no scan; nnU-Net reads {', '.join(ENDINGS)}.")
     return files
@@ -77,7 +87,7 @@ def list_labels(folder: Path) -> dict[str, Path]:
     """
     labels: dict[str, Path] = {}
     for path in list_volumes(folder):
-        case, _ = _stem_and_ending(path)
+        case, _ = name_and_ending(path)
         if case in labels:
             raise UserError(f"Case {case!r} has two label files, {labels[case]} and {path}; remove one of them.")
         labels[case] = path
@@ -97,7 +107,7 @@ def list_images(folder: Path, whole_names: Collection[str] = (), suffixed: bool 
     """
     found: dict[str, dict[int, Path]] = {}
     for path in list_volumes(folder):
-        name, _ = _stem_and_ending(path)
+        name, _ = name_and_ending(path)
         match = CHANNEL.fullmatch(name) if suffixed and name not in whole_names else None
         case, channel = (match["case"], int(match["channel"])) if match else (name, 0)
         files = found.setdefault(case, {})
@@ -120,7 +130,7 @@ def read_scan(path: Path) -> Scan:
     Raises:
         UserError: a file that cannot be read, a NIfTI file that is not 3D or has colours, or a useless affine.
     """
-    _, ending = _stem_and_ending(path)
+    _, ending = name_and_ending(path)
     try:
         scan = _read_nifti(path) if ending in NIFTI_ENDINGS else _read_other(path, ending)
     except UserError:
@@ -140,11 +150,11 @@ def read_orientation(path: Path) -> str:
     Raises:
         UserError: a file that cannot be read.
     """
-    _, ending = _stem_and_ending(path)
+    _, ending = name_and_ending(path)
     try:
         if ending in NIFTI_ENDINGS:
-            affine = nibabel.load(path).affine
-        elif _keeps_geometry(ending):
+            affine = _load_nifti(path).affine
+        elif ending in SimpleITKIO.supported_file_endings:
             affine = _header_affine(path)
         else:
             affine = np.eye(4)
@@ -179,31 +189,30 @@ def misplacement(first: Scan, second: Scan) -> float:
     return float(np.abs(moved - corners).max())
 
 
-def _stem_and_ending(path: Path) -> tuple[str, str]:
-    """Return a readable file's name without ending, and the ending."""
-    parts = split_ending(path)
-    if parts is None:
-        raise UserError(f"{path} has an ending that nnU-Net does not read; it reads {', '.join(ENDINGS)}.")
-    return parts
-
-
 def _unreadable(path: Path, error: Exception) -> UserError:
     """Return the error for a file that a reader choked on."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return UserError(f"{path} cannot be read, it is damaged or of another format ({lines[-1]}); replace or remove it.")
 
 
+def _load_nifti(path: Path) -> Any:  # noqa: ANN401 - nibabel's return type lacks what every NIfTI image has
+    """Return nibabel's image of a file; voxels are read when asked for."""
+    return nibabel.load(path)
+
+
 def _read_nifti(path: Path) -> Scan:
     """Read a 3D NIfTI file with its axes reversed, as nnU-Net does."""
-    image = nibabel.load(path)
+    image = _load_nifti(path)
     if image.ndim != 3:
         raise UserError(
             f"{path} has {image.ndim} dimensions {image.shape}, but nnU-Net reads NIfTI files with 3: "
             f"write one 3D file per channel or time point."
         )
-    affine = np.asarray(image.affine, dtype=float)
+    affine = np.asarray(image.affine, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise UserError(f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header.")
+        raise UserError(
+            f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header."
+        )
     return Scan(path, np.asanyarray(image.dataobj).T[None], affine)
 
 
@@ -223,11 +232,6 @@ def _read_other(path: Path, ending: str) -> Scan:
             return Scan(path, values, np.diag([*map(float, properties["spacing"][::-1]), 1.0]))
         return Scan(path, values, _affine(geometry["spacing"], geometry["origin"], geometry["direction"]))
     raise failures[-1]
-
-
-def _keeps_geometry(ending: str) -> bool:
-    """Say whether files with this ending have a position in space: those that SimpleITK reads for nnU-Net."""
-    return any(ending in reader.supported_file_endings for reader in LIST_OF_IO_CLASSES if "SimpleITK" in reader.__name__)
 
 
 def _header_affine(path: Path) -> np.ndarray:

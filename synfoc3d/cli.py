@@ -126,20 +126,24 @@ def _split(commands: Commands) -> None:
 
 
 def _run_split(args: argparse.Namespace) -> None:
-    from synfoc3d.preprocessing.splits import describe_splits, split_dataset
+    from synfoc3d.preprocessing.split_cases import read_split_cases
+    from synfoc3d.preprocessing.splits import describe_splits, read_ids, split_by_count, split_by_ids, write_splits
 
-    splits, folder = split_dataset(
-        args.dataset,
-        num_labeled=args.num_labeled,
-        labeled_domain=args.labeled_domain,
-        folds=args.folds,
-        seed=args.seed,
-        labeled_ids=args.labeled_ids,
-        unlabeled_ids=args.unlabeled_ids,
-        val_ids=args.val_ids,
-        patient_pattern=args.patient_pattern,
-    )
-    print(describe_splits(splits, folder))
+    by_count = (args.num_labeled, args.labeled_domain)
+    if args.labeled_ids and any(value is not None for value in by_count):
+        raise UserError("--labeled-ids lists the labelled cases: leave out --num-labeled and --labeled-domain.")
+    if not args.labeled_ids and (args.unlabeled_ids or args.val_ids):
+        raise UserError("--unlabeled-ids and --val-ids need --labeled-ids.")
+    cases = read_split_cases(args.dataset, args.patient_pattern)
+    if args.labeled_ids:
+        sources = (args.labeled_ids, args.unlabeled_ids, args.val_ids)
+        labeled, unlabeled, val = (read_ids(source, cases.all) if source else None for source in sources)
+        splits = split_by_ids(cases, labeled or [], unlabeled, val or ())
+    else:
+        splits = split_by_count(cases, args.num_labeled, args.labeled_domain, args.folds, args.seed)
+    file = write_splits(cases, splits)
+    print(describe_splits(cases, splits))
+    print(f"Written to {file}\nNext: synfoc3d train {args.dataset} 2d 0")
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ CONFIG_VARIABLE = "SYNFOC3D_CONFIG"
 
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Interval = tuple[NonNegative, NonNegative]
 
 
@@ -150,7 +151,7 @@ class Settings(Section):
         val_iterations_per_epoch: online validation batches per epoch.
         batch_size: labelled samples per step, and as many unlabelled ones; None takes the plans' batch size.
         seed: of weights, sampling and augmentation.
-        precision: ``auto`` is mixed precision on cuda and float32 elsewhere.
+        precision: ``auto`` is mixed precision where the device is faster in it, float32 elsewhere.
         save_every_minutes: write checkpoint_latest.pth at the first epoch end after so many minutes.
     """
 
@@ -159,7 +160,7 @@ class Settings(Section):
     val_iterations_per_epoch: Annotated[int, Field(ge=1)] = 50
     batch_size: Annotated[int, Field(ge=1)] | None = None
     seed: int = 1337
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    precision: Precision = "auto"
     save_every_minutes: NonNegative = 10.0
     method: SerializeAsAny[MethodSettings] = MethodSettings()
     foundation: FoundationSettings = FoundationSettings()

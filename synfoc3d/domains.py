@@ -14,7 +14,7 @@ def read_domains(path: Path) -> dict[str, str]:
     """Return the domain of each case from a CSV file with the header ``case,domain``.
 
     Raises:
-        UserError: no such file, no UTF-8 text, another header, a line without case or domain, or a case that comes twice.
+        UserError: no such file, no UTF-8 text, another header, a line without case or domain, or a case twice.
     """
     if not path.is_file():
         raise UserError(f"The domains file {path} does not exist; write a CSV file with the header case,domain.")

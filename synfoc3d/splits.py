@@ -38,7 +38,9 @@ def check_split(split: Split, where: str) -> None:
     for case, count in Counter((*split.labeled, *split.unlabeled, *split.val)).items():
         if count > 1:
             places = [name for name, cases in asdict(split).items() if case in cases]
-            raise UserError(f"{where} lists case {case!r} {count} times (in {', '.join(places)}); it may come only once.")
+            raise UserError(
+                f"{where} lists case {case!r} {count} times (in {', '.join(places)}); it may come only once."
+            )
 
 
 def load_splits(folder: Path) -> list[Split]:
@@ -58,7 +60,9 @@ def load_splits(folder: Path) -> list[Split]:
         splits = [_parse(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
     except (KeyError, TypeError, ValueError) as error:
         wanted = '[{"labeled": [...], "unlabeled": [...], "val": [...]}, ...]'
-        raise UserError(f"{path} is not of the form {wanted} ({error!r}); write it anew with synfoc3d split.") from error
+        raise UserError(
+            f"{path} is not of the form {wanted} ({error!r}); write it anew with synfoc3d split."
+        ) from error
     for fold, split in enumerate(splits):
         check_split(split, f"Fold {fold} of {path}")
     return splits

@@ -57,8 +57,6 @@ def train(
     register_trainers()
     from nnunetv2.run.run_training import run_training
 
-    if device == "cpu":
-        torch.set_num_threads(os.cpu_count() or 1)
     try:
         run_training(
             name,

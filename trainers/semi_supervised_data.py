@@ -118,6 +118,7 @@ class PairedLoader(SlimDataLoaderBase):
     def set_thread_id(self, thread_id: int) -> None:
         """Called once in each worker process, before its first batch."""
         super().set_thread_id(thread_id)
+        torch.set_num_threads(1)  # a forked process hangs in the first parallel region if its parent had one
         seed_everything(int(np.random.SeedSequence([self.seed, thread_id]).generate_state(1)[0]))
 
     def generate_train_batch(self) -> dict[str, Any]:
@@ -145,9 +146,11 @@ def start_workers(loader: PairedLoader, processes: int, pin_memory: bool) -> Any
     """Run a loader in so many worker processes (0: in this one); the order of batches is reproducible."""
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)
-    return MultiThreadedAugmenter(
+    workers = MultiThreadedAugmenter(
         loader, None, processes, num_cached_per_queue=2, seeds=list(range(processes)), pin_memory=pin_memory, wait_time=0.002
     )
+    next(workers)  # start them now, while this process holds little memory
+    return workers
 
 
 def case_ranges(folders: Mapping[str, Path], cache: Path) -> dict[str, np.ndarray]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -35,6 +32,7 @@ from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Progress, Unl
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
+from synfoc3d.precision import autocast, resolve_precision
 from synfoc3d.prediction import CaseProbabilities, Predictor, on_net_grid
 from synfoc3d.splits import Split, read_splits
 from synfoc3d.trainers.semi_supervised_data import (
@@ -91,8 +89,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.enable_deep_supervision = settings.conventional.deep_supervision
         self.initial_lr = settings.optimizers.conventional.lr
         self.weight_decay = settings.optimizers.conventional.weight_decay
-        if self.settings.precision in ("float32", "bfloat16") or self.device.type != "cuda":
-            self.grad_scaler = None
+        if resolve_precision(settings.precision, self.device.type) != "float16" or self.device.type != "cuda":
+            self.grad_scaler = None  # only float16 needs its losses scaled
 
     def _set_batch_size_and_oversample(self) -> None:
         self.batch_size = self.settings.batch_size or self.configuration_manager.batch_size
@@ -100,13 +98,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def _do_i_compile(self) -> bool:
         """Never: teachers are copies of students, which a compiled network does not allow."""
         return False
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision as set: ``auto`` is float16 on cuda and none elsewhere."""
-        name = self.settings.precision
-        if name == "auto":
-            name = "float16" if self.device.type == "cuda" else "float32"
-        return nullcontext() if name == "float32" else torch.autocast(self.device.type, getattr(torch, name))
 
     # --- networks and optimizers ----------------------------------------------------------------------------------
 
@@ -297,7 +288,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total = self.num_epochs * self.num_iterations_per_epoch
-        with self.autocast():
+        with autocast(self.settings.precision, self.device.type):
             loss, logs = self.method.training_step(self.make_batch(batch), Progress(self.step, total))
         if self.grad_scaler is None:
             loss.backward()
@@ -339,7 +330,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's for the conventional student, and the same counts for every other one, named before each key."""
         image, pyramid, value_range = self._to_device(batch, "")
-        with self.autocast():
+        with autocast(self.settings.precision, self.device.type):
             outputs = {
                 name: on_net_grid(student, image, value_range)
                 if isinstance(student, SlicewiseFoundation)

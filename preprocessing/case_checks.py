@@ -1,0 +1,162 @@
+"""Checks of the scans that are to become an nnU-Net dataset; nothing is written."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from synfoc3d.errors import UserError
+from synfoc3d.preprocessing.scans import ImageFiles, Scan, label_values, misplacement, name_and_ending, read_scan
+
+# Rounding in headers moves voxels by far less, a real mismatch (flip, crop, other spacing) by more. In voxels.
+LARGEST_MISPLACEMENT = 0.25
+MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one case.
+
+    Attributes:
+        case: its name.
+        images: one file per channel.
+        label: the label file; None for an unlabelled case.
+    """
+
+    case: str
+    images: ImageFiles
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What the voxels of one case say.
+
+    Attributes:
+        channels: number of channels.
+        labels: label values that occur; empty for an unlabelled case.
+    """
+
+    channels: int
+    labels: tuple[int, ...]
+
+
+def pair_labels(images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) -> list[CaseFiles]:
+    """Return the labelled cases, sorted by name.
+
+    Raises:
+        UserError: an image without label or a label without image.
+    """
+    for case, files in images.items():
+        if case not in labels:
+            raise UserError(
+                f"The image {files[0]} has no label file; add it, or move the image to the unlabelled ones."
+            )
+    for case, file in labels.items():
+        if case not in images:
+            raise UserError(f"The label file {file} has no image; add the image or remove the label file.")
+    return [CaseFiles(case, images[case], labels[case]) for case in sorted(images)]
+
+
+def check_names(cases: Collection[CaseFiles]) -> None:
+    """Check what the file names alone tell: unique names, equal numbers of files, one file ending.
+
+    Raises:
+        UserError: a case that is both labelled and unlabelled, or has more or fewer files or another ending than most.
+    """
+    seen: dict[str, CaseFiles] = {}
+    ending = name_and_ending(next(iter(cases)).images[0])[1]
+    for files in cases:
+        if files.case in seen:
+            other = seen[files.case].images[0]
+            raise UserError(
+                f"Case {files.case!r} is both labelled and unlabelled ({other} and {files.images[0]}); remove one."
+            )
+        seen[files.case] = files
+        for path in _all_files(files):
+            if name_and_ending(path)[1] != ending:
+                raise UserError(
+                    f"{path} ends differently from the other files ({ending}); nnU-Net needs one file format."
+                )
+    _check_channels({files.case: (len(files.images), files.images[-1]) for files in cases})
+
+
+def check_cases(cases: Collection[CaseFiles]) -> dict[str, CaseFacts]:
+    """Read and check every voxel of all cases in parallel threads, with a progress bar.
+
+    Raises:
+        UserError: the first case, in the given order, that is damaged, does not fit together or has another number of
+            channels than the others.
+    """
+    threads = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+    try:
+        checked = tqdm(threads.map(check_case, cases), total=len(cases), desc="Checking scans", unit="case")
+        facts = {files.case: found for files, found in zip(cases, checked, strict=True)}
+    finally:
+        threads.shutdown(cancel_futures=True)
+    _check_channels({files.case: (facts[files.case].channels, files.images[-1]) for files in cases})
+    return facts
+
+
+def check_case(files: CaseFiles) -> CaseFacts:
+    """Read all files of one case and check that they fit together.
+
+    Raises:
+        UserError: a file that cannot be read, voxels that are no finite numbers, files that differ in shape or
+            placement, or label values that are no whole numbers.
+    """
+    first = _read_finite(files.images[0])
+    channels = len(first.values)
+    for path in files.images[1:]:
+        channel = _read_finite(path)
+        _check_same_grid(first, channel)
+        channels += len(channel.values)
+    if files.label is None:
+        return CaseFacts(channels, ())
+    label = read_scan(files.label)
+    _check_same_grid(first, label)
+    return CaseFacts(channels, tuple(label_values(label)))
+
+
+def _all_files(files: CaseFiles) -> ImageFiles:
+    """Return the image files and the label file of a case."""
+    return files.images if files.label is None else (*files.images, files.label)
+
+
+def _check_channels(channels: Mapping[str, tuple[int, Path]]) -> None:
+    """Check that all cases have as many channels as most; given number of channels and last file of each case."""
+    usual = Counter(count for count, _ in channels.values()).most_common(1)[0][0]
+    for case, (count, path) in channels.items():
+        if count != usual:
+            raise UserError(
+                f"Case {case!r} has {count} channels (the last is {path}), but most have {usual}; all need as many."
+            )
+
+
+def _read_finite(path: Path) -> Scan:
+    """Read an image file and check its voxels."""
+    scan = read_scan(path)
+    if scan.values.dtype.kind == "f":
+        broken = scan.values.size - int(np.isfinite(scan.values).sum())
+        if broken:
+            raise UserError(f"{path} holds {broken} voxels that are NaN or infinite; replace them by numbers.")
+    return scan
+
+
+def _check_same_grid(first: Scan, second: Scan) -> None:
+    """Check that two files of a case have the same voxels at the same places."""
+    if first.shape != second.shape:
+        raise UserError(
+            f"{second.path} has the shape {second.shape}, but {first.path} has {first.shape}; resample one of them."
+        )
+    distance = misplacement(first, second)
+    if distance > LARGEST_MISPLACEMENT:
+        raise UserError(
+            f"The affine of {second.path} places voxels up to {distance:.3g} voxels away from where {first.path} has "
+            f"them (more than {LARGEST_MISPLACEMENT} is no rounding of headers); correct the header that is wrong."
+        )

@@ -1,0 +1,151 @@
+"""The cases of a dataset as a split sees them: where they come from, which patient and domain they belong to."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from synfoc3d.errors import UserError
+from synfoc3d.preprocessing.datasets import (
+    dataset_domains,
+    find_dataset,
+    nnunet_folder,
+    raw_labeled_images,
+    raw_unlabeled_images,
+    read_dataset_json,
+)
+from synfoc3d.preprocessing.scans import list_labels
+from synfoc3d.splits import Split
+
+# patient002, Pat_7, sub-001, subject-A12: the word must not be the end of another one ("hepat"), and the id behind it
+# must hold a digit, or names such as subset_... would all be one patient.
+PATIENT = re.compile(r"(?:.*?[^a-z])??(?:patient|subject|sub|pat)(?:\d+|[-_][a-z0-9]*\d[a-z0-9]*)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SplitCases:
+    """The cases of a dataset.
+
+    Attributes:
+        dataset: its folder name, ``Dataset501_Name``.
+        train: cases of imagesTr, sorted.
+        extra: cases of imagesUn, sorted.
+        patient_of: the patient of every case.
+        domains: the domain of every case; None if the dataset has no domains.csv.
+        with_label: cases that have a label file.
+    """
+
+    dataset: str
+    train: tuple[str, ...]
+    extra: tuple[str, ...]
+    patient_of: dict[str, str]
+    domains: dict[str, str] | None
+    with_label: frozenset[str]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All cases, those of imagesTr first."""
+        return self.train + self.extra
+
+    def domain(self, case: str) -> str:
+        """Return the domain of a case; the empty string without domains."""
+        return self.domains[case] if self.domains is not None else ""
+
+    def patients(self, cases: Iterable[str]) -> dict[str, list[str]]:
+        """Return the scans of each patient among the given cases."""
+        scans: dict[str, list[str]] = {}
+        for case in cases:
+            scans.setdefault(self.patient_of[case], []).append(case)
+        return scans
+
+    def check_labels(self, split: Split) -> None:
+        """Check that every labeled and every validation case has a label file.
+
+        Raises:
+            UserError: a case without one.
+        """
+        for part, members in (("labeled", split.labeled), ("validation", split.val)):
+            for case in members:
+                if case not in self.with_label:
+                    raise UserError(
+                        f"The {part} case {case!r} of {self.dataset} has no label file in labelsTr; add it, or list "
+                        f"the case as unlabeled."
+                    )
+
+
+def read_split_cases(dataset: int | str, patient_pattern: str | None = None) -> SplitCases:
+    """Return the cases of a dataset in nnUNet_raw or, if it is not there, of its preprocessed copy.
+
+    Args:
+        dataset: ``501`` or ``Dataset501_Name``.
+        patient_pattern: see `patient_of`.
+
+    Raises:
+        UserError: no such dataset, a case in both imagesTr and imagesUn, a domains.csv that does not fit, or a pattern
+            that does not.
+    """
+    name = find_dataset(dataset)
+    try:
+        raw = nnunet_folder("nnUNet_raw") / name
+        is_raw = (raw / "imagesTr").is_dir() or (raw / "dataset.json").is_file()
+    except UserError:  # a preprocessed copy alone will do
+        is_raw = False
+    folder = raw if is_raw else nnunet_folder("nnUNet_preprocessed") / name
+    train, extra, with_label = _raw_cases(folder) if is_raw else _preprocessed_cases(folder)
+    for case in extra:
+        if case in train:
+            raise UserError(f"Case {case!r} of {folder} is both labelled and unlabelled; remove one of them.")
+    cases = (*sorted(train), *sorted(extra))
+    return SplitCases(
+        dataset=name,
+        train=tuple(sorted(train)),
+        extra=tuple(sorted(extra)),
+        patient_of={case: patient_of(case, patient_pattern) for case in cases},
+        domains=dataset_domains(folder, set(cases)),
+        with_label=frozenset(with_label),
+    )
+
+
+def patient_of(case: str, pattern: str | None = None) -> str:
+    """Return the patient that a case's name tells.
+
+    Args:
+        case: name of a case.
+        pattern: regular expression that is searched in the name; its one group is the patient. None looks for a leading
+            part that ends in patient, subject, sub or pat and an id: ``ACDC_patient002_frame01`` is a scan of
+            ``ACDC_patient002``, ``sub-001_ses-02`` one of ``sub-001``; any other name is a patient of its own.
+
+    Raises:
+        UserError: a pattern that is no regular expression, has not one group, or is not found in the name.
+    """
+    if pattern is None:
+        found = PATIENT.match(case)
+        return found[0] if found else case
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"The patient pattern {pattern!r} is no regular expression ({error}).") from error
+    if expression.groups != 1:
+        raise UserError(f"The patient pattern {pattern!r} has {expression.groups} groups, but must have one: (...).")
+    found = expression.search(case)
+    if not found or not found[1]:
+        raise UserError(f"The patient pattern {pattern!r} finds no patient in the name of case {case!r}; change it.")
+    return found[1]
+
+
+def _raw_cases(raw: Path) -> tuple[set[str], set[str], set[str]]:
+    """Return the cases of imagesTr, those of imagesUn, and those with label files."""
+    train = set(raw_labeled_images(raw))
+    if "dataset" in read_dataset_json(raw):  # files that lie elsewhere are listed with their labels
+        with_label = train
+    else:
+        labels = raw / "labelsTr"
+        with_label = set(list_labels(labels)) if labels.is_dir() else set()
+    return train, set(raw_unlabeled_images(raw)), with_label
+
+
+def _preprocessed_cases(folder: Path) -> tuple[set[str], set[str], set[str]]:
+    """Return the labelled and the unlabelled cases of a preprocessed dataset; the labelled ones all have labels."""
+    labeled = set(list_labels(folder / "gt_segmentations"))
+    # The properties are written last: a case without them is not complete.
+    return labeled, {path.stem for path in folder.glob("*_unlabeled/*.pkl")}, labeled

@@ -1,0 +1,106 @@
+"""nnU-Net's own planning and preprocessing of the labelled cases, as far as it is not done yet."""
+
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.preprocessing.datasets import load_json_object
+
+log = logging.getLogger(__name__)
+
+DEFAULT_PLANS = "nnUNetPlans"
+CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order nnU-Net writes them
+
+
+def plan_if_needed(
+    raw: Path, preprocessed: Path, plans: str, cases: Collection[str], num_processes: int
+) -> PlansManager:
+    """Return the dataset's plans; run nnU-Net's fingerprint extraction and planning first where they are missing.
+
+    Args:
+        raw: the dataset's folder in nnUNet_raw.
+        preprocessed: its folder in nnUNet_preprocessed.
+        plans: name of the plans; only nnU-Net's default plans are made here.
+        cases: the labelled cases.
+        num_processes: number of worker processes.
+
+    Raises:
+        UserError: other plans than the default are missing, or the plans file is damaged.
+    """
+    dataset_id = convert_dataset_name_to_id(raw.name)
+    path = preprocessed / f"{plans}.json"
+    fingerprint = preprocessed / "dataset_fingerprint.json"
+    if not path.is_file():
+        if plans != DEFAULT_PLANS:
+            raise UserError(
+                f"There are no plans {path}; make them with nnUNetv2_plan_experiment -d {dataset_id} -pl ..."
+            )
+        # clean=False keeps a fingerprint that is there already.
+        extract_fingerprints([dataset_id], num_processes=num_processes, clean=False, verbose=False)
+        plan_experiments([dataset_id])
+    content = load_json_object(path)
+    if fingerprint.is_file():
+        planned = len(load_json_object(fingerprint).get("spacings", ()))
+        if planned != len(cases):
+            log.warning(
+                "%s was planned with %d labelled cases and has %d now; plan again with nnUNetv2_plan_and_preprocess "
+                "-d %d --clean if the new ones should count.",
+                raw.name,
+                planned,
+                len(cases),
+                dataset_id,
+            )
+    return PlansManager(content)
+
+
+def check_configurations(plans: PlansManager, configurations: Sequence[str]) -> None:
+    """Check that the plans have these configurations.
+
+    Raises:
+        UserError: a configuration they do not have.
+    """
+    for configuration in configurations:
+        if configuration not in plans.available_configurations:
+            raise UserError(
+                f"The plans {plans.plans_name} of {plans.dataset_name} have no configuration {configuration!r}."
+                f"{did_you_mean(configuration, plans.available_configurations)}"
+            )
+
+
+def preprocess_if_needed(
+    preprocessed: Path,
+    plans: PlansManager,
+    plans_name: str,
+    configurations: Sequence[str],
+    cases: Collection[str],
+    num_processes: int,
+) -> None:
+    """Run nnU-Net's preprocessing for every configuration in which a labelled case is not complete.
+
+    nnU-Net preprocesses all cases of a configuration anew, or none.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+        plans: its plans.
+        plans_name: their name, that of the file.
+        configurations: names of configurations that the plans have.
+        cases: the labelled cases.
+        num_processes: number of worker processes.
+    """
+    for configuration in configurations:
+        folder = preprocessed / plans.get_configuration(configuration).data_identifier
+        missing = [case for case in cases if not is_complete(folder, case)]
+        if missing:
+            log.info("nnU-Net preprocesses %s: %d of %d labelled cases are missing.", folder, len(missing), len(cases))
+            dataset_id = convert_dataset_name_to_id(preprocessed.name)
+            preprocess([dataset_id], plans_name, [configuration], [num_processes])
+
+
+def is_complete(folder: Path, case: str) -> bool:
+    """Say whether all files of a preprocessed case are in place."""
+    return all((folder / f"{case}{ending}").is_file() for ending in CASE_FILES)

@@ -1,0 +1,336 @@
+"""Preprocessing through nnU-Net itself, on generated scans of 24 x 20 x 12 voxels."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+from multiprocessing.pool import ThreadPool
+from types import SimpleNamespace
+
+import blosc2
+import numpy as np
+import pytest
+from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+
+from synfoc3d.errors import UserError
+from synfoc3d.preprocessing import unlabeled
+from synfoc3d.preprocessing.unlabeled import preprocess_dataset
+
+SHAPE = (24, 20, 12)
+AFFINE = np.diag([1.0, 1.2, 3.0, 1.0])
+STOCK, OURS = "Dataset501_Stock", "Dataset502_Ours"
+DATASET_JSON = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "blob": 1},
+    "numTraining": 3,
+    "file_ending": ".nii.gz",
+    "overwrite_image_reader_writer": "NibabelIOWithReorient",
+}
+
+
+def blob(seed):
+    """Return an image and its label: a bright ball in noise."""
+    rng = np.random.default_rng(seed)
+    distance = np.linalg.norm(np.indices(SHAPE) - rng.uniform(5, 7, (3, 1, 1, 1)), axis=0)
+    label = (distance < 4).astype(np.uint8)
+    return (100 + 50 * label + rng.normal(0, 5, SHAPE)).astype(np.float32), label
+
+
+def make_raw(folder, write_nifti):
+    for case in range(3):
+        image, label = blob(case)
+        write_nifti(folder / "imagesTr" / f"l{case}_0000.nii.gz", image, AFFINE)
+        write_nifti(folder / "labelsTr" / f"l{case}.nii.gz", label, AFFINE)
+    (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
+
+
+def add_unlabeled(folder, write_nifti):
+    """Add u0, the very image of l0, and u1, another one with a spacing of its own."""
+    (folder / "imagesUn").mkdir()
+    shutil.copy(folder / "imagesTr" / "l0_0000.nii.gz", folder / "imagesUn" / "u0_0000.nii.gz")
+    write_nifti(folder / "imagesUn" / "u1_0000.nii.gz", blob(7)[0], np.diag([1.5, 1.2, 3.0, 1.0]))
+    lines = ["case,domain", "l0,x", "l1,x", "l2,x", "u0,y", "u1,y"]
+    (folder / "domains.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, write_nifti):
+    """Two datasets with the same scans: one planned by the stock API without imagesUn, both then done by us."""
+    root = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as patch:
+        set_folders(patch, root)
+        for name in (STOCK, OURS):
+            make_raw(root / "nnUNet_raw" / name, write_nifti)
+        with pytest.MonkeyPatch.context() as inner:
+            use_threads(inner)
+            extract_fingerprints([501], num_processes=1, verbose=False)
+            plan_experiments([501])
+            preprocess([501], configurations=["2d"], num_processes=[1])
+            shutil.copytree(root / "nnUNet_preprocessed" / STOCK, root / "after_stock")
+            for name in (STOCK, OURS):
+                add_unlabeled(root / "nnUNet_raw" / name, write_nifti)
+            preprocess_dataset(502, ["2d"], num_processes=1)
+        preprocess_dataset(STOCK, ["2d"], num_processes=2)
+    return root
+
+
+def use_threads(patch):
+    """Let nnU-Net's own pools be threads: a spawned process takes seconds to import torch."""
+    patch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
+    patch.setattr("nnunetv2.utilities.utils.Pool", ThreadPool)
+
+
+def set_folders(patch, root):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (root / name).mkdir(exist_ok=True)
+        patch.setenv(name, str(root / name))
+
+
+@pytest.fixture
+def dataset(prepared, tmp_path, monkeypatch):
+    """The second dataset as a copy of its own: its raw and its preprocessed folder."""
+    for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+        shutil.copytree(prepared / name / OURS, tmp_path / name / OURS)
+    set_folders(monkeypatch, tmp_path)
+    return tmp_path / "nnUNet_raw" / OURS, tmp_path / "nnUNet_preprocessed" / OURS
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """The cases that are preprocessed during the test."""
+    done = []
+    original = unlabeled._preprocess_case
+
+    def note(case, *arguments):
+        done.append(case)
+        original(case, *arguments)
+
+    monkeypatch.setattr(unlabeled, "_preprocess_case", note)
+    return done
+
+
+def run(**changes):
+    preprocess_dataset(**({"dataset_id_or_name": 502, "configurations": ["2d"], "num_processes": 1} | changes))
+
+
+def load(folder, case):
+    read = [np.asarray(blosc2.open(str(folder / f"{case}{ending}"))[:]) for ending in (".b2nd", "_seg.b2nd")]
+    return (*read, pickle.loads((folder / f"{case}.pkl").read_bytes()))
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestResult:
+    @pytest.mark.parametrize("name", [STOCK, OURS])
+    def test_image_is_preprocessed_as_nnunet_does_it(self, prepared, name):
+        folder = prepared / "nnUNet_preprocessed" / name
+        labelled, seg, properties = load(folder / "nnUNetPlans_2d", "l0")
+        image, no_seg, unlabelled_properties = load(folder / "nnUNetPlans_2d_unlabeled", "u0")
+        np.testing.assert_array_equal(image, labelled)
+        assert image.dtype == np.float32
+        assert unlabelled_properties["spacing"] == properties["spacing"]
+        assert no_seg.shape == seg.shape
+        assert set(np.unique(no_seg)) <= {-1, 0}
+
+    def test_storage_is_that_of_nnunet(self, prepared):
+        folder = prepared / "nnUNet_preprocessed" / OURS
+        ours, stock = (
+            blosc2.open(str(folder / name)) for name in ("nnUNetPlans_2d_unlabeled/u0.b2nd", "nnUNetPlans_2d/l0.b2nd")
+        )
+        assert (ours.chunks, ours.blocks) == (stock.chunks, stock.blocks)
+
+    def test_unlabelled_scan_is_resampled_to_the_plans_spacing(self, prepared):
+        folder = prepared / "nnUNet_preprocessed" / OURS
+        image, _, _ = load(folder / "nnUNetPlans_2d_unlabeled", "u1")
+        assert image.shape == (1, 12, 20, 36)  # x: 24 voxels of 1.5 mm at a spacing of 1 mm
+
+    def test_pool_of_processes_gives_the_same(self, prepared):
+        folders = [prepared / "nnUNet_preprocessed" / name / "nnUNetPlans_2d_unlabeled" for name in (STOCK, OURS)]
+        assert sorted(contents(folders[0])) == sorted(contents(folders[1]))
+        np.testing.assert_array_equal(load(folders[0], "u1")[0], load(folders[1], "u1")[0])
+
+    def test_nothing_temporary_stays(self, prepared):
+        folder = prepared / "nnUNet_preprocessed" / OURS
+        assert not list(folder.glob("*.partial")) + list(folder.rglob("*.tmp"))
+
+    def test_nnunet_recognises_the_storage_format(self, prepared):
+        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+        folder = prepared / "nnUNet_preprocessed" / OURS / "nnUNetPlans_2d_unlabeled"
+        assert sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder))) == ["u0", "u1"]
+
+    def test_domains_come_along(self, prepared):
+        copies = [prepared / root / OURS / "domains.csv" for root in ("nnUNet_raw", "nnUNet_preprocessed")]
+        assert copies[0].read_text() == copies[1].read_text()
+
+
+class TestStockPart:
+    def test_what_the_stock_command_did_is_untouched(self, prepared):
+        now = contents(prepared / "nnUNet_preprocessed" / STOCK)
+        for name, before in contents(prepared / "after_stock").items():
+            assert now[name] == before, name
+
+    @pytest.mark.parametrize("name", ["nnUNetPlans.json", "dataset_fingerprint.json"])
+    def test_unlabelled_scans_do_not_touch_the_plans(self, prepared, name):
+        without = (prepared / "after_stock" / name).read_text()
+        ours = (prepared / "nnUNet_preprocessed" / OURS / name).read_text()
+        assert json.loads(ours.replace(OURS, STOCK)) == json.loads(without)
+
+    def test_incomplete_configuration_is_done_again(self, dataset, monkeypatch):
+        _, preprocessed = dataset
+        (preprocessed / "nnUNetPlans_2d" / "l1.pkl").unlink()
+        calls = []
+        monkeypatch.setattr("synfoc3d.preprocessing.stock.preprocess", lambda *arguments: calls.append(arguments))
+        run()
+        assert calls == [([502], "nnUNetPlans", ["2d"], [1])]
+
+
+class TestResume:
+    def test_finished_cases_are_skipped(self, dataset, jobs):
+        before = contents(dataset[1])
+        run()
+        assert jobs == []
+        assert contents(dataset[1]) == before
+
+    @pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd", ".pkl"])
+    def test_half_written_case_is_done_again(self, dataset, jobs, ending):
+        folder = dataset[1] / "nnUNetPlans_2d_unlabeled"
+        before = load(folder, "u1")[0]
+        (folder / f"u1{ending}").unlink()
+        run()
+        assert jobs == ["u1"]
+        np.testing.assert_array_equal(load(folder, "u1")[0], before)
+
+    def test_left_over_temporary_files_do_not_matter(self, dataset, jobs):
+        folder = dataset[1] / "nnUNetPlans_2d_unlabeled"
+        (folder / "u1.pkl").unlink()
+        partial = folder.with_name("nnUNetPlans_2d_unlabeled.partial")
+        partial.mkdir()
+        (partial / "u1.b2nd").write_text("half")
+        run()
+        assert jobs == ["u1"]
+        assert not partial.exists()
+
+    def test_changed_image_is_done_again(self, dataset, jobs, write_nifti):
+        raw, preprocessed = dataset
+        before = load(preprocessed / "nnUNetPlans_2d_unlabeled", "u0")[0]
+        write_nifti(raw / "imagesUn" / "u0_0000.nii.gz", blob(8)[0], AFFINE)
+        run()
+        assert jobs == ["u0"]
+        assert not np.array_equal(load(preprocessed / "nnUNetPlans_2d_unlabeled", "u0")[0], before)
+
+    @pytest.mark.parametrize(
+        ("key", "value", "expected"), [("patch_size", [8, 8], ["u0", "u1"]), ("batch_size", 1, [])]
+    )
+    def test_changed_plans_are_followed_where_they_matter(self, dataset, jobs, key, value, expected):
+        path = dataset[1] / "nnUNetPlans.json"
+        plans = json.loads(path.read_text())
+        plans["configurations"]["2d"][key] = value
+        path.write_text(json.dumps(plans))
+        run()
+        assert sorted(jobs) == expected
+
+    def test_removed_image_takes_its_result_along(self, dataset, jobs):
+        raw, preprocessed = dataset
+        (raw / "imagesUn" / "u1_0000.nii.gz").unlink()
+        (raw / "domains.csv").unlink()
+        run()
+        assert sorted(os.listdir(preprocessed / "nnUNetPlans_2d_unlabeled")) == ["u0.b2nd", "u0.pkl", "u0_seg.b2nd"]
+        assert jobs == []
+
+    def test_label_files_of_unlabelled_cases_are_not_read(self, dataset, jobs):
+        raw, preprocessed = dataset
+        folder = preprocessed / "nnUNetPlans_2d_unlabeled"
+        before = {case: load(folder, case) for case in ("u0", "u1")}
+        (raw / "labelsUn").mkdir()
+        for place in ("labelsTr", "labelsUn"):
+            (raw / place / "u0.nii.gz").write_text("garbage")
+        shutil.rmtree(folder)
+        run()
+        assert sorted(jobs) == ["u0", "u1"]
+        for case, parts in before.items():
+            for now, then in zip(load(folder, case), parts, strict=True):
+                np.testing.assert_equal(now, then)
+
+    def test_dataset_without_unlabelled_scans(self, dataset, jobs):
+        shutil.rmtree(dataset[0] / "imagesUn")
+        (dataset[0] / "domains.csv").unlink()
+        run()
+        assert jobs == []
+
+
+class TestRefused:
+    def test_failed_cases_are_listed_after_the_others_are_done(self, dataset):
+        raw, preprocessed = dataset
+        path = raw / "imagesUn" / "u0_0000.nii.gz"
+        path.write_bytes(path.read_bytes()[:1000])
+        (preprocessed / "nnUNetPlans_2d_unlabeled" / "u1.pkl").unlink()
+        with pytest.raises(UserError, match=r"1 of 2 cases in .*imagesUn could not be preprocessed \(u0: .+\)"):
+            run()
+        assert sorted(os.listdir(preprocessed / "nnUNetPlans_2d_unlabeled")) == ["u1.b2nd", "u1.pkl", "u1_seg.b2nd"]
+
+    def test_unknown_configuration(self, dataset):
+        with pytest.raises(UserError, match="no configuration '3d_fulres'. Did you mean '3d_fullres'?"):
+            run(configurations=["3d_fulres"])
+
+    def test_unknown_plans(self, dataset):
+        with pytest.raises(UserError, match=r"no plans .*MyPlans.json; make them with nnUNetv2_plan_experiment -d 502"):
+            run(plans="MyPlans")
+
+    def test_number_of_processes(self, dataset):
+        with pytest.raises(UserError, match="processes must be at least 1, but is 0"):
+            run(num_processes=0)
+
+    def test_dataset_without_raw_data(self, dataset):
+        shutil.rmtree(dataset[0])
+        with pytest.raises(UserError, match="dataset.json cannot be read"):
+            run()
+
+    def test_case_both_labelled_and_unlabelled(self, dataset, write_nifti):
+        write_nifti(dataset[0] / "imagesUn" / "l0_0000.nii.gz", blob(0)[0], AFFINE)
+        with pytest.raises(UserError, match="Case 'l0' is in both imagesTr and imagesUn"):
+            run()
+
+    def test_other_number_of_channels(self, dataset, write_nifti):
+        write_nifti(dataset[0] / "imagesUn" / "u0_0001.nii.gz", blob(0)[0], AFFINE)
+        with pytest.raises(UserError, match="Case 'u0' has 2 files .*but the labelled cases have 1"):
+            run()
+
+    def test_domains_that_do_not_fit(self, dataset):
+        (dataset[0] / "domains.csv").write_text("case,domain\nl0,x\n")
+        with pytest.raises(UserError, match="no line for case 'l1'"):
+            run()
+
+
+class TestOrientation:
+    @pytest.fixture
+    def mixed(self, dataset, write_nifti):
+        raw, preprocessed = dataset
+        flipped = AFFINE @ np.diag([-1.0, 1.0, 1.0, 1.0])
+        write_nifti(raw / "imagesUn" / "u1_0000.nii.gz", blob(7)[0], flipped)
+        return raw, preprocessed
+
+    @pytest.mark.parametrize("planned", [True, False])
+    def test_mix_that_is_not_reoriented_is_refused(self, mixed, planned):
+        raw, preprocessed = mixed
+        plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+        (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans | {"image_reader_writer": "SimpleITKIO"}))
+        if not planned:
+            shutil.rmtree(preprocessed)
+            description = {key: value for key, value in DATASET_JSON.items() if key != "overwrite_image_reader_writer"}
+            (raw / "dataset.json").write_text(json.dumps(description))
+        with pytest.raises(
+            UserError, match=r'\(RAS\) and .*\(LAS\); add "overwrite_image_reader_writer": "NibabelIOWith'
+        ):
+            run()
+
+    def test_mix_is_reoriented(self, mixed, jobs):
+        _, preprocessed = mixed
+        run()
+        assert jobs == ["u1"]
+        image, _, _ = load(preprocessed / "nnUNetPlans_2d_unlabeled", "u1")
+        voxels = blob(7)[0][::-1].transpose(2, 1, 0)[None]  # z, y, x with x to the right
+        np.testing.assert_allclose(image, (voxels - voxels.mean()) / voxels.std(), atol=1e-4)
