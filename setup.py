@@ -15,7 +15,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "synfoc3d" / "__init__.p
 setup(
     name="synfoc3d",
     version=VERSION,
-    description="Semi-supervised 3D medical image segmentation with a foundation and a conventional network, in nnU-Net",
+    description="Semi-supervised 3D medical image segmentation inside nnU-Net: SynFoC and its relatives",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -1,6 +1,5 @@
 """Compare a folder of predicted label volumes with their references, per case, class and domain."""
 
-import csv
 import json
 import logging
 import multiprocessing
@@ -15,11 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 from nnunetv2.configuration import default_num_processes
 from numpy.typing import NDArray
-from synfoc3d.inference.label_io import LabelVolume, find_label_files, read_label
-from synfoc3d.inference.results import CaseResult, Evaluation, write_evaluation
 from tqdm import tqdm
 
+from synfoc3d.domains import read_domains
 from synfoc3d.errors import UserError
+from synfoc3d.inference.label_io import LabelVolume, find_label_files, read_label
+from synfoc3d.inference.results import CaseResult, Evaluation, write_evaluation
 from synfoc3d.metrics import segmentation_metrics
 
 AFFINE_TOLERANCE = 1e-3
@@ -103,33 +103,6 @@ def evaluate_folder(
     if output is not None:
         write_evaluation(evaluation, output)
     return evaluation
-
-
-def read_domains(path: Path) -> dict[str, str]:
-    """Return the domain of each case from a CSV file with the header ``case,domain``.
-
-    Raises:
-        UserError: no such file, another header, a missing value, or a case with two domains.
-
-    """
-    if not path.is_file():
-        raise UserError(f"The domains file {path} does not exist; write a CSV file with the header case,domain.")
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark in front of the header.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"The domains file {path} is no UTF-8 text ({error}); save it as CSV in UTF-8.") from error
-    reader = csv.DictReader(lines, skipinitialspace=True)
-    if not {"case", "domain"} <= set(reader.fieldnames or ()):
-        raise UserError(f"The first line of {path} must be case,domain, but is {reader.fieldnames}.")
-    domains: dict[str, str] = {}
-    for row in reader:
-        case, domain = (row["case"] or "").strip(), (row["domain"] or "").strip()
-        if not case or not domain:
-            raise UserError(f"Line {reader.line_num} of {path} lacks a case or its domain: {row}.")
-        if domains.setdefault(case, domain) != domain:
-            raise UserError(f"{path} gives case {case!r} two domains, {domains[case]!r} and {domain!r}; keep one.")
-    return domains
 
 
 def _pair_files(

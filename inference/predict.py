@@ -154,7 +154,9 @@ def predict(
         if len(files) != channels:
             raise UserError(f"Case {case} in {source} has {len(files)} channel files, but the model needs {channels}.")
     single_file = source.is_file() and output.name.endswith(ending)
-    targets = [output.with_name(output.name.removesuffix(ending))] if single_file else [output / case for case in inputs]
+    targets = (
+        [output.with_name(output.name.removesuffix(ending))] if single_file else [output / case for case in inputs]
+    )
     targets[0].parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         predictor.predict_from_files(

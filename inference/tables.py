@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, Evaluation, Summary
-
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, Evaluation, Summary
 from synfoc3d.metrics import EMPTY_MASK_POLICY
 
 # Column title, and the factor from the value to what is shown: overlaps in percent, as in the literature.

@@ -34,8 +34,8 @@ def blur_in_plane(image: Tensor, sigma: tuple[float, float]) -> Tensor:
 def strong_view(weak: Tensor, value_range: Tensor, settings: AugmentationSettings, image_size: int) -> Tensor:
     """Brightness, contrast and in-plane blur, always and in this order (SynFoC's strong augmentation).
 
-    One draw per sample, shared by all its slices and channels. The changes happen in the unit range [0, 1] of the case, so
-    that a brightness change stays one for both networks.
+    One draw per sample, shared by all its slices and channels. The changes happen in the unit range [0, 1] of the
+    case, so that a brightness change stays one for both networks.
 
     Args:
         weak: (B, C, [D,] H, W) in units of the preprocessed image.

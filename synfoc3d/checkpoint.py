@@ -53,7 +53,9 @@ def load(file: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many types for damaged files
         raise UserError(f"{file} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from None
     if SECTION not in checkpoint:
-        raise UserError(f"{file} was not written by a synfoc3d trainer (its trainer: {checkpoint.get('trainer_name')}).")
+        raise UserError(
+            f"{file} was not written by a synfoc3d trainer (its trainer: {checkpoint.get('trainer_name')})."
+        )
     return checkpoint
 
 
@@ -115,5 +117,6 @@ def check_base(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
     """
     if now["sha256"] != then["sha256"]:
         raise UserError(
-            f"{now['checkpoint']} has SHA-256 {now['sha256']}, but the training used {then['sha256']}: restore that file."
+            f"{now['checkpoint']} has SHA-256 {now['sha256']}, but the training used {then['sha256']}: "
+            "restore that file."
         )

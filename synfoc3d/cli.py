@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from synfoc3d import __version__
 from synfoc3d.errors import UserError
@@ -41,17 +42,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def _command(commands: Commands, name: str, text: str, run: "object") -> argparse.ArgumentParser:
+def _command(
+    commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run)
     return parser
 
 
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="dataset id or name (501 or Dataset501_X)")
+    parser.add_argument(
+        "-d", dest="dataset", required=True, metavar="ID", help="dataset id or name (501 or Dataset501_X)"
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -98,9 +103,13 @@ def _run_import(args: argparse.Namespace) -> None:
 
 
 def _preprocess(commands: Commands) -> None:
-    parser = _command(commands, "preprocess", "nnU-Net's planning and preprocessing, then the unlabelled scans", _run_preprocess)
+    parser = _command(
+        commands, "preprocess", "nnU-Net's planning and preprocessing, then the unlabelled scans", _run_preprocess
+    )
     _add_dataset(parser)
-    parser.add_argument("-c", dest="configurations", nargs="+", default=["2d", "3d_fullres"], help="default: 2d 3d_fullres")
+    parser.add_argument(
+        "-c", dest="configurations", nargs="+", default=["2d", "3d_fullres"], help="default: 2d 3d_fullres"
+    )
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
     parser.add_argument("-np", dest="processes", type=int, default=min(4, os.cpu_count() or 1), help="worker processes")
 
@@ -115,7 +124,9 @@ def _run_preprocess(args: argparse.Namespace) -> None:
 def _split(commands: Commands) -> None:
     parser = _command(commands, "split", "choose labelled, unlabelled and validation cases per fold", _run_split)
     _add_dataset(parser)
-    parser.add_argument("--num-labeled", type=int, metavar="N", help="labelled patients (scans, where a patient has one)")
+    parser.add_argument(
+        "--num-labeled", type=int, metavar="N", help="labelled patients (scans, where a patient has one)"
+    )
     parser.add_argument("--labeled-domain", metavar="X", help="take the labelled cases from this domain only")
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="validation folds, default: 5")
     parser.add_argument("--seed", type=int, default=12345)

@@ -183,7 +183,9 @@ def resolve(given: Mapping[str, Any], method: type[MethodSettings], source: str 
     tree = dict(given)
     try:
         tree["method"] = method.model_validate(tree.get("method") or {})
-        return Settings.model_validate({key: {} if value is None and key in SECTIONS else value for key, value in tree.items()})
+        return Settings.model_validate(
+            {key: {} if value is None and key in SECTIONS else value for key, value in tree.items()}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         within = ("method",) if first["loc"] and error.title == method.__name__ else ()
@@ -194,6 +196,17 @@ def resolve(given: Mapping[str, Any], method: type[MethodSettings], source: str 
         raise UserError(f"{source}: {place}{reason}{got}") from None
 
 
+PACKAGES = (
+    "synfoc3d",
+    "nnunetv2",
+    "torch",
+    "torchvision",
+    "segment-anything",
+    "batchgenerators",
+    "batchgeneratorsv2",
+    "numpy",
+    "scipy",
+)
 SECTIONS = frozenset({"method", "foundation", "conventional", "optimizers", "augmentation"})
 
 
@@ -288,7 +301,17 @@ def to_yaml(settings: Settings, **facts: Any) -> str:  # noqa: ANN401 - plain va
 
 def versions() -> dict[str, str]:
     """Installed versions of synfoc3d and of the packages that decide its results."""
-    names = ("synfoc3d", "nnunetv2", "torch", "torchvision", "segment-anything", "batchgenerators", "batchgeneratorsv2", "numpy", "scipy")
+    names = (
+        "synfoc3d",
+        "nnunetv2",
+        "torch",
+        "torchvision",
+        "segment-anything",
+        "batchgenerators",
+        "batchgeneratorsv2",
+        "numpy",
+        "scipy",
+    )
     return {name: metadata.version(name) for name in names}
 
 
@@ -313,6 +336,6 @@ def refuse_difference(given: Settings, saved: Settings) -> None:
     changed = differences(given, saved)
     if os.environ.get(CONFIG_VARIABLE) and changed:
         raise UserError(
-            f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and --set, "
-            "or train anew."
+            f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and "
+            "--set, or train anew."
         )

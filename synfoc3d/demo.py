@@ -78,7 +78,9 @@ def _generate(folder: Path, seed: int) -> Path:
     from synfoc3d.preprocessing.generate import generate_dataset
 
     cases = generate_dataset(folder, TRAIN_PER_SCANNER, {LABELED_SCANNER: LABELED}, TEST_PER_SCANNER, seed)
-    print(f"Generated {len(cases)} scans of 4 scanners in {folder}; labels: {LABELED} scans of scanner {LABELED_SCANNER}.")
+    print(
+        f"Generated {len(cases)} scans of 4 scanners in {folder}; labels: {LABELED} scans of scanner {LABELED_SCANNER}."
+    )
     return folder
 
 
@@ -124,7 +126,9 @@ def _report(folder: Path, data: Path) -> None:
         evaluations[name] = evaluate_folder(
             data / "test" / "labels", predictions, data / "domains.csv", output, num_processes=1
         )
-    print(f"\nMean foreground Dice on {TEST_PER_SCANNER} unseen scans per scanner; only scanner {LABELED_SCANNER} had labels:\n")
+    print(
+        f"\nMean foreground Dice (%) on {TEST_PER_SCANNER} unseen scans of each scanner, {LABELED_SCANNER} labelled:\n"
+    )
     print(comparison_table(evaluations))
     picture = folder / "results" / "overview.png"
     shown = {name: folder / "predictions" / name.replace(" ", "_") for name in ("supervised", "SynFoC ensemble")}

@@ -28,6 +28,11 @@ def resize_in_plane(x: Tensor, size: tuple[int, int], mode: Literal["bilinear", 
     return resized.reshape(*x.shape[:-2], *size).to(x.dtype)
 
 
+def in_plane_size(x: Tensor) -> tuple[int, int]:
+    """(H, W) of a tensor (..., H, W), in pixels."""
+    return x.shape[-2], x.shape[-1]
+
+
 def depth(x: Tensor) -> int:
     """Number of slices of a (B, C, H, W) or (B, C, D, H, W) tensor."""
     return x.shape[2] if x.ndim == 5 else 1
@@ -42,5 +47,3 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """
     tail = like.ndim - 1 - values.ndim
     return values.reshape(values.shape[0], 1, *values.shape[1:], *[1] * tail)
-
-

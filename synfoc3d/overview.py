@@ -52,4 +52,4 @@ def draw_overview(test: Path, predictions: Mapping[str, Path], domains: Path, ou
 
 
 def _voxels(file: Path) -> np.ndarray:
-    return np.asarray(nibabel.load(file).dataobj)
+    return np.asarray(nibabel.Nifti1Image.from_filename(file).dataobj)

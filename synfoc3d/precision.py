@@ -8,7 +8,6 @@ import torch
 from synfoc3d.config import Precision
 
 
-
 def resolve_precision(precision: Precision, device_type: str) -> str:
     """What ``auto`` means: float16 on cuda, bfloat16 on a CPU with matrix units for it, float32 elsewhere.
 

@@ -6,7 +6,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
-from synfoc3d.in_plane import resize_in_plane
+from synfoc3d.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range, resolve_range, to_unit
 
@@ -23,7 +23,7 @@ def on_net_grid(foundation: SlicewiseFoundation, image: Tensor, case_range: Tens
         (B, K, [D,] H, W) logits, bilinear in-plane from the low-resolution grid.
     """
     logits = foundation(to_unit(image, resolve_range(foundation.intensity, case_range, image)))
-    return resize_in_plane(logits, (image.shape[-2], image.shape[-1]), "bilinear")
+    return resize_in_plane(logits, in_plane_size(image), "bilinear")
 
 
 class CaseProbabilities(nn.Module):
@@ -55,8 +55,8 @@ class CaseProbabilities(nn.Module):
 class Predictor(nnUNetPredictor):
     """nnU-Net's predictor, which tells a :class:`CaseProbabilities` network the range of the case it is about to see.
 
-    For such a network the returned "logits" are probabilities: the sliding window averages probabilities, and the class is
-    their argmax after resampling to the scan's own grid.
+    For such a network the returned "logits" are probabilities: the sliding window averages probabilities, and the
+    class is their argmax after resampling to the scan's own grid.
     """
 
     @torch.inference_mode()

@@ -85,7 +85,9 @@ def check_folders(*variables: str) -> None:
     """
     for variable in variables:
         if not os.environ.get(variable):
-            raise UserError(f"The environment variable {variable} is not set: export {variable}=FOLDER (as for nnU-Net).")
+            raise UserError(
+                f"The environment variable {variable} is not set: export {variable}=FOLDER (as for nnU-Net)."
+            )
 
 
 def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
@@ -100,12 +102,16 @@ def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
     try:
         name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except RuntimeError:
-        raise UserError(f"There is no dataset {dataset} in nnUNet_raw, nnUNet_preprocessed or nnUNet_results.") from None
+        raise UserError(
+            f"There is no dataset {dataset} in nnUNet_raw, nnUNet_preprocessed or nnUNet_results."
+        ) from None
     folder = Path(os.environ["nnUNet_preprocessed"]) / name
     file = folder / f"{plans}.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist: run synfoc3d preprocess -d {dataset}.")
     configurations = load_json(str(file))["configurations"]
     if configuration not in configurations:
-        raise UserError(f"{file.name} has no configuration {configuration!r}.{did_you_mean(configuration, configurations)}")
+        raise UserError(
+            f"{file.name} has no configuration {configuration!r}.{did_you_mean(configuration, configurations)}"
+        )
     return name

@@ -22,5 +22,7 @@ class nnUNetTrainerFullySupervised(SemiSupervisedTrainer):
         unlabeled = list(self.split().unlabeled)
         missing = [c for c in unlabeled if not (Path(self.preprocessed) / f"{c}_seg.b2nd").is_file()]
         if missing:
-            raise UserError(f"The upper bound needs labels for all cases, but {missing[0]} has none in {self.preprocessed}.")
+            raise UserError(
+                f"The upper bound needs labels for all cases, but {missing[0]} has none in {self.preprocessed}."
+            )
         return sorted({*labeled, *unlabeled}), val

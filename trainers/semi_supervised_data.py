@@ -63,8 +63,8 @@ class UnlabeledCases(nnUNetBaseDataset):
 
     Args:
         folders: the folder of preprocessed images of each case.
-        hidden_labels: folder whose label files, where they exist, are read for logging alone (research mode); a case that
-            has none there is all :data:`UNKNOWN`.
+        hidden_labels: folder whose label files, where they exist, are read for logging alone (research mode); a case
+            that has none there is all :data:`UNKNOWN`.
     """
 
     def __init__(self, folders: Mapping[str, Path], hidden_labels: Path) -> None:
@@ -147,7 +147,13 @@ def start_workers(loader: PairedLoader, processes: int, pin_memory: bool) -> Any
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)
     workers = MultiThreadedAugmenter(
-        loader, None, processes, num_cached_per_queue=2, seeds=list(range(processes)), pin_memory=pin_memory, wait_time=0.002
+        loader,
+        None,
+        processes,
+        num_cached_per_queue=2,
+        seeds=list(range(processes)),
+        pin_memory=pin_memory,
+        wait_time=0.002,
     )
     next(workers)  # start them now, while this process holds little memory
     return workers

@@ -13,7 +13,6 @@ import torch
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -51,8 +50,8 @@ GRADIENT_NORM = 12.0  # nnU-Net's clipping, for each network on its own
 class SemiSupervisedTrainer(nnUNetTrainer):
     """Base of every synfoc3d trainer; a subclass names its :class:`~synfoc3d.methods.base.Method`.
 
-    Settings arrive through the environment variable SYNFOC3D_CONFIG, since nnU-Net fixes the constructor's parameters; a
-    continued training takes them from its checkpoint.
+    Settings arrive through the environment variable SYNFOC3D_CONFIG, since nnU-Net fixes the constructor's parameters;
+    a continued training takes them from its checkpoint.
     """
 
     method_class: ClassVar[type[Method]]
@@ -69,16 +68,20 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.is_ddp:
             raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
         if self.is_cascaded:
-            raise UserError(f"Configuration {configuration} is a cascade, which is not supported: use 2d or 3d_fullres.")
+            raise UserError(
+                f"Configuration {configuration} is a cascade, which is not supported: use 2d or 3d_fullres."
+            )
         if self.label_manager.has_regions or self.label_manager.has_ignore_label:
-            raise UserError("dataset.json declares regions or an ignore label, which these trainers do not support yet.")
+            raise UserError(
+                "dataset.json declares regions or an ignore label, which these trainers do not support yet."
+            )
         self.continued = bool(self.logger.resume)
         self.foundation_identity: dict[str, Any] = {"name": None, "checkpoint": None, "sha256": None}
         self.resume_random_state: Mapping[str, Any] | None = None
         self.last_save = time()
         self.apply_settings(config.from_environment(self.method_class.Settings))
 
-    # --- settings --------------------------------------------------------------------------------------------------
+    # --- settings -------------------------------------------------------------------------------------------------
 
     def apply_settings(self, settings: config.Settings) -> None:
         """Hand the settings to nnU-Net's own attributes; called before anything is built."""
@@ -155,10 +158,16 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def _optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
         chosen = self._optimizer_settings(student)
         parameters = [p for p in student.parameters() if p.requires_grad]
-        common = {"lr": chosen.lr, "weight_decay": chosen.weight_decay}
         if chosen.name == "sgd":
-            return torch.optim.SGD(parameters, momentum=chosen.momentum, nesterov=chosen.nesterov, **common)
-        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[chosen.name](parameters, **common)
+            return torch.optim.SGD(
+                parameters,
+                chosen.lr,
+                momentum=chosen.momentum,
+                weight_decay=chosen.weight_decay,
+                nesterov=chosen.nesterov,
+            )
+        adam = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
+        return adam(parameters, chosen.lr, weight_decay=chosen.weight_decay)
 
     def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
         """Labelled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
@@ -166,7 +175,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             return segmentation_loss(full_resolution(output), labeled.target)
         return self.loss(output, labeled.pyramid if self.enable_deep_supervision else labeled.pyramid[0])
 
-    # --- data ------------------------------------------------------------------------------------------------------
+    # --- data -----------------------------------------------------------------------------------------------------
 
     @property
     def preprocessed(self) -> Path:
@@ -183,7 +192,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return read_splits(Path(self.preprocessed_dataset_folder_base), self.fold)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Labelled and validation cases; without validation cases the labelled ones are shown instead, as in fold all."""
+        """Labelled and validation cases; without any of the latter the labelled ones are shown, as in fold all."""
         split = self.split()
         if not split.val:
             self.print_to_log_file("The split holds no validation case: curves and validation show the training cases.")
@@ -201,8 +210,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Two loaders that give :class:`PairedLoader` batches; labelled and unlabelled patches share the workers."""
-        if self.dataset_class is None:
-            self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         rotation, dummy_2d, initial_patch, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         scales = self._get_deep_supervision_scales()
         patch = self.configuration_manager.patch_size
@@ -263,7 +270,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         move = {"device": self.device, "non_blocking": True}
         return image.to(**move), [t.to(**move) for t in targets], value_range.to(**move)
 
-    # --- training -----------------------------------------------------------------------------------------------------
+    # --- training -------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """nnU-Net's start, with the resolved settings written beside the results."""
@@ -321,7 +328,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         for name, value in means.items():
             self.print_to_log_file(f"{name} {value:.4g}", also_print_to_console=False)
 
-    # --- online validation -----------------------------------------------------------------------------------------------
+    # --- online validation ----------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         """Every student in evaluation mode."""
@@ -369,10 +376,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.last_save = time()
         self.curves.write()
 
-    # --- checkpoints -----------------------------------------------------------------------------------------------------
+    # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
-        """A valid nnU-Net checkpoint with our section: all networks without the frozen base, optimizers, random state."""
+        """A valid nnU-Net checkpoint with our section: networks without frozen base, optimizers, random state."""
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
@@ -432,7 +439,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.optimizers[name].load_state_dict(state)
         self.resume_random_state = section["random"]
 
-    # --- final validation --------------------------------------------------------------------------------------------
+    # --- final validation -----------------------------------------------------------------------------------------
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's into ``validation/`` for the conventional student, ``validation_foundation/`` for the other."""

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from synfoc3d.in_plane import resize_in_plane
+from synfoc3d.in_plane import in_plane_size, resize_in_plane
 
 Consistency = Literal["cdcr", "cr", "consensus", "divergence", "none"]
 SMALLEST = 1e-10
@@ -38,13 +38,12 @@ def consistency_terms(foundation: Tensor, conventional: Tensor, kind: Consistenc
         The terms. Every mean is over all elements of its grid, not over the mask; the masks carry no gradient.
     """
     a, b = foundation.float().softmax(1), conventional.float().softmax(1)
-    net, low = tuple(b.shape[-2:]), tuple(a.shape[-2:])
-    a_up = resize_in_plane(a, net, "nearest")
+    a_up = resize_in_plane(a, in_plane_size(b), "nearest")
     agree = (a_up.argmax(1) == b.argmax(1)).unsqueeze(1).float()  # (B, 1, [D,] H, W)
     zero = a.new_zeros(())
     consensus = divergence = zero
     if kind in ("cdcr", "consensus"):
-        agree_low = resize_in_plane(agree, low, "nearest")
+        agree_low = resize_in_plane(agree, in_plane_size(a), "nearest")
         consensus = 0.5 * ((entropy(a) * agree_low).mean() + (entropy(b) * agree).mean())
     if kind in ("cdcr", "divergence", "cr"):
         where = torch.ones_like(agree) if kind == "cr" else 1 - agree

@@ -1,4 +1,4 @@
-"""Mean teacher: the student is kept consistent with the moving average of itself ("Mean teachers are better role models")."""
+"""Mean teacher: a student kept consistent with its own moving average ("Mean teachers are better role models")."""
 
 from collections.abc import Mapping
 from typing import Annotated

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synfoc3d.config import MethodSettings
-from synfoc3d.in_plane import depth, per_sample, resize_in_plane
+from synfoc3d.in_plane import depth, in_plane_size, per_sample, resize_in_plane
 from synfoc3d.losses.consistency import Consistency, consistency_terms
 from synfoc3d.losses.rampup import LambdaForm, unsupervised_weight
 from synfoc3d.losses.segmentation import segmentation_loss
@@ -42,9 +42,9 @@ class SynFoCSettings(MethodSettings):
     """Switches of SynFoC; the defaults are the published method.
 
     Attributes:
-        ensemble: how the teachers' opinions become pseudo-labels: alpha = self * mutual confidence (``smc``), one of them
-            alone (``self``, ``mutual``), 0.5 (``constant``), t / t_max (``linear``); or two targets: each student learns
-            from the other's teacher (``cps``) or from its own (``own``).
+        ensemble: how the teachers' opinions become pseudo-labels: alpha = self * mutual confidence (``smc``), one of
+            them alone (``self``, ``mutual``), 0.5 (``constant``), t / t_max (``linear``); or two targets: each student
+            learns from the other's teacher (``cps``) or from its own (``own``).
         base: train ``both`` networks, or one alone.
         consistency: regularisation between the students.
         tau: a position counts where the largest probability exceeds tau.
@@ -117,7 +117,8 @@ class SynFoC(Method):
         """L = L_x + lambda(t) (L_u + L_c + L_d), Eq. 11.
 
         Args:
-            batch: labelled and unlabelled halves of the same size; sample j of one is paired with sample j of the other.
+            batch: labelled and unlabelled halves of the same size; sample j of one is paired with sample j of the
+                other.
             progress: position in the run.
 
         Returns:
@@ -145,7 +146,7 @@ class SynFoC(Method):
             logs |= {"loss_c": terms.consensus, "loss_d": terms.divergence, "agreement": terms.agreement}
         return StepResult(loss, {name: value.detach() for name, value in logs.items()})
 
-    # --- pseudo-labels: Sec. 3.2 ---------------------------------------------------------------------------------
+    # --- pseudo-labels: Sec. 3.2 ----------------------------------------------------------------------------------
 
     def soft_targets(
         self, unlabeled: Unlabeled, window: Window, progress: Progress
@@ -160,7 +161,7 @@ class SynFoC(Method):
         Returns:
             ``conventional`` (B, K, [D,] H, W) and ``foundation`` (B, K, [D',] s, s) of the window, and scalars to log.
         """
-        net = (unlabeled.weak.shape[-2], unlabeled.weak.shape[-1])
+        net = in_plane_size(unlabeled.weak)
         seen = window if self.settings.teacher_scope == "window" else Window()
         p_n = p_f = p_f_up = None
         if self.conventional_teacher is not None:
@@ -174,7 +175,7 @@ class SynFoC(Method):
             assert p_n is not None
             soft, logs = {"conventional": p_n}, {}
         elif p_n is None:
-            soft, logs = {"foundation": resize_in_plane(p_f_up, low_grid(p_f), "bilinear")}, {}
+            soft, logs = {"foundation": resize_in_plane(p_f_up, in_plane_size(p_f), "bilinear")}, {}
             soft["foundation"] = soft["foundation"] if seen.starts else window.cut(soft["foundation"])
         else:
             soft, logs = self._two_teachers(unlabeled, p_n, p_f, p_f_up, window, seen, progress)
@@ -197,7 +198,7 @@ class SynFoC(Method):
         progress: Progress,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Eq. 6: pE = alpha pN + (1 - alpha) pF, or two separate targets. Slices that F^ did not see get pN."""
-        low = low_grid(p_f)
+        low = in_plane_size(p_f)
         if self.settings.ensemble == "own":
             return {"conventional": p_n, "foundation": p_f if seen.starts else window.cut(p_f)}, {}
         if self.settings.ensemble == "cps":
@@ -212,9 +213,7 @@ class SynFoC(Method):
             logs["self_confidence"] = confidence.own.mean()
         return soft, logs
 
-    def confidence(
-        self, weak: Tensor, p_n: Tensor, p_f: Tensor, seen: Window, progress: Progress
-    ) -> Confidence:
+    def confidence(self, weak: Tensor, p_n: Tensor, p_f: Tensor, seen: Window, progress: Progress) -> Confidence:
         """Self-mutual confidence of the conventional teacher, Eq. 4-5, and alpha.
 
         Args:
@@ -226,7 +225,7 @@ class SynFoC(Method):
         """
         scope, kind = self.settings.smc_scope, self.settings.ensemble
         q_n, q_f = p_n.argmax(1), p_f.argmax(1)
-        q_n_low = resize_in_plane(seen.cut(q_n), low_grid(p_f), "nearest")
+        q_n_low = resize_in_plane(seen.cut(q_n), in_plane_size(p_f), "nearest")
         mutual = label_agreement(q_n_low, q_f, self.structures, scope)
         own = None
         if kind in ("smc", "self"):
@@ -245,14 +244,14 @@ class SynFoC(Method):
         return Confidence(own, mutual, alpha)
 
     def harden(self, probabilities: Tensor) -> HardLabel:
-        """argmax as label, 1[max > tau] as weight: (B, K, [D,] h, w) -> two tensors (B, [D,] h, w)."""
+        """Argmax as label, 1[max > tau] as weight: (B, K, [D,] h, w) -> two tensors (B, [D,] h, w)."""
         highest, label = probabilities.max(1)
         return HardLabel(label, (highest > self.settings.tau).float())
 
     def _quality(self, probabilities: Tensor, hidden: Tensor) -> Tensor:
         return mean_foreground_dice(probabilities.argmax(1), hidden, self.num_classes)
 
-    # --- losses: Sec. 3.1 and 3.3 ------------------------------------------------------------------------------------
+    # --- losses: Sec. 3.1 and 3.3 ---------------------------------------------------------------------------------
 
     def _supervised(self, labeled: Labeled, window: Window) -> Tensor:
         """L_x: both students on labelled images."""
@@ -261,14 +260,14 @@ class SynFoC(Method):
             loss = loss + self.build.supervised_loss(self.conventional(labeled.image), labeled)
         if self.foundation is not None:
             logits = self.foundation(window.cut(to_unit(labeled.image, labeled.value_range)))
-            target = resize_in_plane(window.cut(labeled.target), low_grid(logits), "nearest")
+            target = resize_in_plane(window.cut(labeled.target), in_plane_size(logits), "nearest")
             loss = loss + segmentation_loss(logits, target)
         return loss
 
     def _unsupervised(
         self, labeled: Labeled, unlabeled: Unlabeled, soft: dict[str, Tensor], box: Tensor, window: Window
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_u on the mixed sample: labelled inside the box, strong unlabelled outside. Also the students' logits on it."""
+        """L_u on the mixed sample, labelled inside the box and strong outside, and the students' logits on it."""
         loss, logits = labeled.image.new_zeros(()), {}
         if self.conventional is not None:
             mixed = paste(labeled.image, unlabeled.strong, box)
@@ -278,7 +277,7 @@ class SynFoC(Method):
             inside = to_unit(labeled.image, labeled.value_range)
             outside = to_unit(unlabeled.strong, unlabeled.value_range)
             logits["foundation"] = self.foundation(window.cut(paste(inside, outside, box)))
-            low = low_grid(logits["foundation"])
+            low = in_plane_size(logits["foundation"])
             target = resize_in_plane(window.cut(labeled.target), low, "nearest")
             box_low = resize_in_plane(window.cut(box), low, "nearest")
             loss = loss + self._mixed_loss(logits["foundation"], soft["foundation"], target, box_low)
@@ -290,10 +289,3 @@ class SynFoC(Method):
         label = paste(target, pseudo.label, box)
         weight = paste(torch.ones_like(pseudo.weight), pseudo.weight, box)
         return segmentation_loss(logits, label, weight, self.settings.mask_background)
-
-
-
-
-def low_grid(x: Tensor) -> tuple[int, int]:
-    """In-plane size (s, s) of a tensor on the foundation network's grid, in pixels."""
-    return x.shape[-2], x.shape[-1]

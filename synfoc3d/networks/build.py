@@ -49,7 +49,9 @@ def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[Sl
     sha256 = load_checkpoint(network, settings.checkpoint) if settings.checkpoint else None
     full = trains_fully(settings)
     if full and sha256 is None:
-        log.info("foundation network %s has no pre-trained weights: every parameter trains, without LoRA", settings.name)
+        log.info(
+            "foundation network %s has no pre-trained weights: every parameter trains, without LoRA", settings.name
+        )
     prepare_for_training(network, settings.lora_rank, full)
     slicewise = SlicewiseFoundation(network, image_size, settings.chunk, settings.channels, settings.intensity)
     return slicewise, {"name": settings.name, "checkpoint": settings.checkpoint, "sha256": sha256}

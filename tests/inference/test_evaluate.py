@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summary_json
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
-from synfoc3d.inference.evaluate import evaluate_folder, read_domains
 
 from synfoc3d.errors import UserError
+from synfoc3d.inference.evaluate import evaluate_folder
 
 SHAPE = (6, 7, 8)
 # Voxel size along the x, y, z of the files; arrays below are written in that order too.
@@ -211,31 +211,6 @@ def test_a_case_without_domain_is_named(tmp_path, folders):
     path = domains_file(tmp_path, "case,domain\na,GE\n")
     with pytest.raises(UserError, match=r"Case 'b' has no domain in .*domains\.csv"):
         evaluate(folders, domains=path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a,GE\n", r"first line of .*domains\.csv must be case,domain, but is \['a', 'GE'\]"),
-        ("", "must be case,domain, but is None"),
-        ("case,domain\na\n", "Line 2 of .* lacks a case or its domain"),
-        ("case,domain\na,GE\na,Philips\n", "gives case 'a' two domains, 'GE' and 'Philips'"),
-    ],
-)
-def test_malformed_domains_are_refused(tmp_path, text, message):
-    with pytest.raises(UserError, match=message):
-        read_domains(domains_file(tmp_path, text))
-
-
-def test_a_missing_domains_file_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"domains file .*none\.csv does not exist"):
-        read_domains(tmp_path / "none.csv")
-
-
-def test_a_domains_file_that_is_no_text_is_named(tmp_path):
-    (tmp_path / "domains.csv").write_bytes(b"case,domain\na,M\xfcnchen\n")
-    with pytest.raises(UserError, match=r"domains\.csv is no UTF-8 text"):
-        read_domains(tmp_path / "domains.csv")
 
 
 # ---- output

@@ -2,9 +2,9 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from synfoc3d.inference.label_io import find_label_files, read_label
 
 from synfoc3d.errors import UserError
+from synfoc3d.inference.label_io import find_label_files, read_label
 
 SPACING = (3.0, 0.5, 0.8)
 

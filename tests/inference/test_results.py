@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from synfoc3d.inference.results import (
     ALL_CASES,
     MEAN_OF_CLASSES,
@@ -13,7 +14,6 @@ from synfoc3d.inference.results import (
     Evaluation,
     write_evaluation,
 )
-
 from synfoc3d.metrics import EMPTY_MASK_POLICY, CaseMetrics
 
 BOTH_EMPTY = CaseMetrics(math.nan, math.nan, math.nan, math.nan, 0, 0)

@@ -3,10 +3,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synfoc3d.inference.results import CaseResult, Evaluation
-from synfoc3d.inference.tables import comparison_table, format_table
 
 from synfoc3d.errors import UserError
+from synfoc3d.inference.results import CaseResult, Evaluation
+from synfoc3d.inference.tables import comparison_table, format_table
 from synfoc3d.metrics import EMPTY_MASK_POLICY, CaseMetrics
 
 

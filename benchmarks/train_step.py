@@ -1,0 +1,95 @@
+"""Seconds and peak memory of one training step per method, on random data; prints one JSON object per line.
+
+    python benchmarks/train_step.py [--device cpu] [--patch 1 256 224] [--batch 2] [--image-size 256] [--steps 5]
+
+The conventional network is a plain U-Net as nnU-Net plans it; the foundation network is the compact one.
+"""
+
+import argparse
+import json
+import resource
+import time
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+
+from synfoc3d.config import resolve
+from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Progress, Unlabeled, full_resolution
+from synfoc3d.methods.mean_teacher import MeanTeacher
+from synfoc3d.methods.supervised import Supervised
+from synfoc3d.methods.synfoc import SynFoC
+from synfoc3d.networks.build import build_foundation
+from synfoc3d.precision import autocast
+
+CLASSES = 4
+
+
+def unet(dimensions: int, stages: int = 5) -> nn.Module:
+    convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+    norm = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dimensions]
+    features = [min(32 * 2**i, 512) for i in range(stages)]
+    strides = [1] + [2] * (stages - 1)
+    return PlainConvUNet(
+        1, stages, features, convolution, 3, strides, 2, CLASSES, 2, True, norm, {"affine": True}, nonlin=nn.LeakyReLU
+    )
+
+
+def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]:
+    size = args.patch if args.patch[0] > 1 else args.patch[1:]
+    settings = resolve({"foundation": {"image_size": args.image_size}}, method.Settings)
+    build = Builder(
+        CLASSES,
+        lambda: unet(len(size)),
+        lambda: build_foundation(settings.foundation, CLASSES)[0],
+        lambda output, labeled: segmentation_loss(full_resolution(output), labeled.target),
+    )
+    device = torch.device(args.device)
+    trained = method(settings.method, build).to(device)
+    image = torch.randn(args.batch, 1, *size, device=device)
+    target = torch.randint(CLASSES, (args.batch, *size), device=device)
+    bounds = torch.tensor([-2.0, 2.0], device=device).expand(args.batch, 1, 2)
+    batch = Batch(Labeled(image, target, [target[:, None]], bounds), Unlabeled(image, image, bounds, target))
+    seconds = []
+    for step in range(args.steps + 1):
+        started = time.perf_counter()
+        trained.zero_grad(set_to_none=True)
+        with autocast("auto", device.type):
+            loss = trained.training_step(batch, Progress(step, 100)).loss
+        loss.backward()
+        trained.update_teachers(step)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    timed = sorted(seconds[1:])
+    return {
+        "method": method.__name__,
+        "patch": args.patch,
+        "batch": args.batch,
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "seconds_min": round(timed[0], 3),
+        "seconds_median": round(timed[len(timed) // 2], 3),
+        "seconds_max": round(timed[-1], 3),
+        "peak_MiB": round(memory),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--patch", type=int, nargs=3, default=(1, 256, 224), metavar=("D", "H", "W"))
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=5)
+    args = parser.parse_args()
+    for method in (Supervised, MeanTeacher, SynFoC):
+        print(json.dumps(measure(method, args)))
+
+
+if __name__ == "__main__":
+    main()
