@@ -36,7 +36,7 @@ class ModelChoice:
         trainer: class name of the trainer.
         plans: identifier of the plans.
         checkpoint: file name in the folder of the fold.
-        model: which network answers.
+        model: which network answers; None is the ensemble where both were trained, else the one there is.
     """
 
     dataset: str
@@ -45,7 +45,7 @@ class ModelChoice:
     trainer: str = "nnUNetTrainerSynFoC"
     plans: str = "nnUNetPlans"
     checkpoint: str = "checkpoint_final.pth"
-    model: Model = "ensemble"
+    model: Model | None = None
 
     def folder(self) -> Path:
         """nnU-Net's folder of this training.
@@ -91,13 +91,17 @@ def load_predictor(choice: ModelChoice, predictor: Predictor) -> None:
 
 def _network(choice: ModelChoice, plans: PlansManager, dataset_json: dict, checkpoint: dict) -> nn.Module:
     heads = plans.get_label_manager(dataset_json).num_segmentation_heads
+    trained = set(checkpoint[checkpoints.SECTION]["students"])
+    wanted = {"ensemble": {"conventional", "foundation"}, None: trained}.get(choice.model, {choice.model})
+    if not wanted <= trained:
+        raise UserError(
+            f"--model {choice.model}: {choice.trainer} trained only {', '.join(sorted(trained))}; choose that."
+        )
     conventional = None
-    if choice.model != "foundation":
-        if "conventional" not in checkpoint[checkpoints.SECTION]["students"]:
-            raise UserError(f"{choice.trainer} trained no conventional network here; use --model foundation.")
+    if "conventional" in wanted:
         conventional = _conventional(choice, plans, dataset_json, heads)
         conventional.load_state_dict(checkpoint["network_weights"])
-        if choice.model == "conventional":
+        if wanted == {"conventional"}:
             return conventional
     return CaseProbabilities(checkpoints.rebuild_foundation(checkpoint, heads), conventional)
 

@@ -42,12 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+Run = Callable[[argparse.Namespace], None]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
-def _command(
-    commands: Commands, name: str, text: str, run: Callable[[argparse.Namespace], None]
-) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, text: str, run: Run) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run)
     return parser
@@ -219,7 +218,7 @@ def _predict(commands: Commands) -> None:
     parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
     parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
-    parser.add_argument("--model", choices=("foundation", "conventional", "ensemble"), default="ensemble")
+    parser.add_argument("--model", choices=("foundation", "conventional", "ensemble"), help="default: all trained")
     parser.add_argument("-step_size", type=float, default=0.5, help="sliding window step, default: 0.5")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring at test time")
     parser.add_argument("-npp", dest="preprocessing_processes", type=int, default=min(3, os.cpu_count() or 1))
@@ -265,7 +264,7 @@ def _device(name: str | None) -> str:
 
     if name is None:
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if not available[name]():
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available[name]:
         raise UserError(f"-device {name} was asked for, but torch finds none here: use -device cpu.")
     return name

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -19,7 +17,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d import config
@@ -31,8 +28,9 @@ from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Progress, Unl
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
+from synfoc3d.optimizers import make_optimizer
 from synfoc3d.precision import autocast, resolve_precision
-from synfoc3d.prediction import CaseProbabilities, Predictor, on_net_grid
+from synfoc3d.prediction import on_net_grid
 from synfoc3d.splits import Split, read_splits
 from synfoc3d.trainers.semi_supervised_data import (
     PairedLoader,
@@ -43,6 +41,7 @@ from synfoc3d.trainers.semi_supervised_data import (
     weak_transforms,
 )
 from synfoc3d.trainers.semi_supervised_log import EpochLog, epoch_means
+from synfoc3d.trainers.semi_supervised_validation import validate_foundation
 
 GRADIENT_NORM = 12.0  # nnU-Net's clipping, for each network on its own
 
@@ -156,18 +155,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return kinds.foundation if isinstance(student, SlicewiseFoundation) else kinds.conventional
 
     def _optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
-        chosen = self._optimizer_settings(student)
-        parameters = [p for p in student.parameters() if p.requires_grad]
-        if chosen.name == "sgd":
-            return torch.optim.SGD(
-                parameters,
-                chosen.lr,
-                momentum=chosen.momentum,
-                weight_decay=chosen.weight_decay,
-                nesterov=chosen.nesterov,
-            )
-        adam = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
-        return adam(parameters, chosen.lr, weight_decay=chosen.weight_decay)
+        return make_optimizer(student, self._optimizer_settings(student))
 
     def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
         """Labelled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
@@ -446,47 +434,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.method.eval()
         for name, student in self.students.items():
             if isinstance(student, SlicewiseFoundation):
-                self._validate_foundation(student, Path(self.output_folder) / f"validation_{name}")
+                validate_foundation(self, student, self.do_split()[1], Path(self.output_folder) / f"validation_{name}")
             elif student is self.network:
                 super().perform_actual_validation(save_probabilities)
-
-    def _validate_foundation(self, student: SlicewiseFoundation, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        predictor = Predictor(device=self.device, allow_tqdm=False)
-        predictor.manual_initialization(
-            CaseProbabilities(student),
-            self.plans_manager,
-            self.configuration_manager,
-            None,
-            self.dataset_json,
-            type(self).__name__,
-            self.inference_allowed_mirroring_axes,
-        )
-        _, cases = self.do_split()
-        dataset = self.dataset_class(self.preprocessed_dataset_folder, cases)
-        for case in tqdm(dataset.identifiers, desc=folder.name):
-            data, _, _, properties = dataset.load_case(case)
-            probabilities = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:]))
-            export_prediction_from_logits(
-                probabilities.cpu(),
-                properties,
-                self.configuration_manager,
-                self.plans_manager,
-                self.dataset_json,
-                str(folder / case),
-                False,
-            )
-        metrics = compute_metrics_on_folder(
-            str(Path(self.preprocessed_dataset_folder_base) / "gt_segmentations"),
-            str(folder),
-            str(folder / "summary.json"),
-            self.plans_manager.image_reader_writer_class(),
-            self.dataset_json["file_ending"],
-            self.label_manager.foreground_labels,
-            self.label_manager.ignore_label,
-            chill=True,
-        )
-        self.print_to_log_file(f"Mean Validation Dice ({folder.name}): ", metrics["foreground_mean"]["Dice"])
 
 
 class _NoSchedule:

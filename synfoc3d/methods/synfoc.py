@@ -81,6 +81,11 @@ class Confidence(NamedTuple):
     mutual: Tensor
     alpha: Tensor
 
+    def logs(self) -> dict[str, Tensor]:
+        """Means over the batch (scalars)."""
+        named = {"alpha": self.alpha, "mutual_confidence": self.mutual, "self_confidence": self.own}
+        return {name: value.mean() for name, value in named.items() if value is not None}
+
 
 class HardLabel(NamedTuple):
     """Pseudo-labels (B, [D,] h, w) int64 and their weights in {0, 1} of the same shape."""
@@ -161,56 +166,42 @@ class SynFoC(Method):
         Returns:
             ``conventional`` (B, K, [D,] H, W) and ``foundation`` (B, K, [D',] s, s) of the window, and scalars to log.
         """
-        net = in_plane_size(unlabeled.weak)
         seen = window if self.settings.teacher_scope == "window" else Window()
-        p_n = p_f = p_f_up = None
+        logs: dict[str, Tensor] = {}
+        p_n = p_f = None
         if self.conventional_teacher is not None:
             p_n = full_resolution(self.conventional_teacher(unlabeled.weak)).float().softmax(1)
+            logs["pseudo_dice_conventional"] = self._quality(p_n, unlabeled.hidden)
         if self.foundation_teacher is not None:
             unit = to_unit(seen.cut(unlabeled.weak), unlabeled.value_range)
             p_f = self.foundation_teacher(unit).float().softmax(1)
-            p_f_up = resize_in_plane(p_f, net, "bilinear")
-
-        if p_f is None or p_f_up is None:
-            assert p_n is not None
-            soft, logs = {"conventional": p_n}, {}
-        elif p_n is None:
-            soft, logs = {"foundation": resize_in_plane(p_f_up, in_plane_size(p_f), "bilinear")}, {}
-            soft["foundation"] = soft["foundation"] if seen.starts else window.cut(soft["foundation"])
-        else:
-            soft, logs = self._two_teachers(unlabeled, p_n, p_f, p_f_up, window, seen, progress)
-            logs["pseudo_dice_conventional"] = self._quality(p_n, unlabeled.hidden)
+            p_f_up = resize_in_plane(p_f, in_plane_size(unlabeled.weak), "bilinear")
             logs["pseudo_dice_foundation"] = self._quality(p_f_up, seen.cut(unlabeled.hidden))
-        first = next(iter(soft.values()))
-        logs["confident"] = (first.amax(1) > self.settings.tau).float().mean()
+
+        if p_f is None:
+            assert p_n is not None
+            soft = {"conventional": p_n}
+        elif p_n is None:
+            soft = {
+                "foundation": _seen_by_student(resize_in_plane(p_f_up, in_plane_size(p_f), "bilinear"), seen, window)
+            }
+        elif self.settings.ensemble == "own":
+            soft = {"conventional": p_n, "foundation": _seen_by_student(p_f, seen, window)}
+        elif self.settings.ensemble == "cps":
+            from_n = resize_in_plane(window.cut(p_n), in_plane_size(p_f), "bilinear")
+            soft = {"conventional": seen.put(p_n, p_f_up), "foundation": from_n}
+        else:
+            confidence = self.confidence(unlabeled.weak, p_n, p_f, seen, progress)
+            logs |= confidence.logs()
+            alpha = per_sample(confidence.alpha, p_f_up)
+            p_e = seen.put(p_n, alpha * seen.cut(p_n) + (1 - alpha) * p_f_up)  # Eq. 6
+            soft = {
+                "conventional": p_e,
+                "foundation": resize_in_plane(window.cut(p_e), in_plane_size(p_f), "bilinear"),
+            }
+        logs["confident"] = self.harden(next(iter(soft.values()))).weight.mean()
         if "conventional" in soft:
             logs["pseudo_dice"] = self._quality(soft["conventional"], unlabeled.hidden)
-        return soft, logs
-
-    def _two_teachers(
-        self,
-        unlabeled: Unlabeled,
-        p_n: Tensor,
-        p_f: Tensor,
-        p_f_up: Tensor,
-        window: Window,
-        seen: Window,
-        progress: Progress,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Eq. 6: pE = alpha pN + (1 - alpha) pF, or two separate targets. Slices that F^ did not see get pN."""
-        low = in_plane_size(p_f)
-        if self.settings.ensemble == "own":
-            return {"conventional": p_n, "foundation": p_f if seen.starts else window.cut(p_f)}, {}
-        if self.settings.ensemble == "cps":
-            to_foundation = resize_in_plane(window.cut(p_n), low, "bilinear")
-            return {"conventional": seen.put(p_n, p_f_up), "foundation": to_foundation}, {}
-        confidence = self.confidence(unlabeled.weak, p_n, p_f, seen, progress)
-        alpha = per_sample(confidence.alpha, p_f_up)
-        p_e = seen.put(p_n, alpha * seen.cut(p_n) + (1 - alpha) * p_f_up)
-        soft = {"conventional": p_e, "foundation": resize_in_plane(window.cut(p_e), low, "bilinear")}
-        logs = {"alpha": confidence.alpha.mean(), "mutual_confidence": confidence.mutual.mean()}
-        if confidence.own is not None:
-            logs["self_confidence"] = confidence.own.mean()
         return soft, logs
 
     def confidence(self, weak: Tensor, p_n: Tensor, p_f: Tensor, seen: Window, progress: Progress) -> Confidence:
@@ -289,3 +280,8 @@ class SynFoC(Method):
         label = paste(target, pseudo.label, box)
         weight = paste(torch.ones_like(pseudo.weight), pseudo.weight, box)
         return segmentation_loss(logits, label, weight, self.settings.mask_background)
+
+
+def _seen_by_student(p_f: Tensor, seen: Window, window: Window) -> Tensor:
+    """The foundation teacher's slices (B, K, [D',] s, s) that its student sees too."""
+    return p_f if seen.starts else window.cut(p_f)

@@ -1,0 +1,194 @@
+"""A tiny dataset with nnU-Net's folders of its own, and trainings on it that several test files share."""
+
+import contextlib
+import csv
+import multiprocessing
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+os.environ.setdefault("nnUNet_def_n_proc", "1")  # read once, when nnU-Net is imported
+torch.set_num_threads(1)  # a forked worker hangs in its first parallel region if its parent had one
+
+DATASET = "501"
+SETTINGS = {
+    "epochs": 2,
+    "iterations_per_epoch": 2,
+    "val_iterations_per_epoch": 1,
+    "batch_size": 2,
+    "precision": "float32",
+    "save_every_minutes": 0,
+    "foundation": {"image_size": 32},
+}
+SPLIT = {"labeled": ["Atrain001", "Atrain002"], "hidden": ["Atrain003", "Atrain004"], "val": ["Btrain001"]}
+UNLABELED_SCANS = ["Btrain002", "Btrain003"]
+
+
+@dataclass(frozen=True)
+class Project:
+    """A dataset, preprocessed and split, in folders of its own; results go where a training says."""
+
+    root: Path
+
+    @property
+    def raw(self):
+        return self.root / "nnUNet_raw" / "Dataset501_Tiny"
+
+    @property
+    def preprocessed(self):
+        return self.root / "nnUNet_preprocessed" / "Dataset501_Tiny"
+
+    def results(self, name="nnUNet_results", trainer="nnUNetTrainerSynFoC", configuration="2d"):
+        return self.root / name / "Dataset501_Tiny" / f"{trainer}__nnUNetPlans__{configuration}" / "fold_0"
+
+    def settings(self, **changes):
+        """Write a settings file and return it."""
+        file = self.root / f"settings_{abs(hash(str(changes)))}.yaml"
+        file.write_text(yaml.safe_dump(SETTINGS | changes))
+        return file
+
+    @contextlib.contextmanager
+    def active(self, results="nnUNet_results"):
+        """nnU-Net's variables point to these folders; its workers are forked, as each spawned one takes seconds."""
+        with pytest.MonkeyPatch.context() as patch:
+            for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+                patch.setenv(variable, str(self.root / variable))
+            patch.setenv("nnUNet_results", str(self.root / results))
+            patch.setenv("nnUNet_n_proc_DA", "0")
+            patch.delenv("SYNFOC3D_CONFIG", raising=False)
+            patch.setenv("nnUNet_extTrainer", "")
+            (self.root / results).mkdir(parents=True, exist_ok=True)
+            fork = multiprocessing.get_context("fork")
+            patch.setattr(multiprocessing, "get_context", lambda method=None: fork)
+            yield patch
+
+    def trainer(self, name="nnUNetTrainerSynFoC", configuration="2d", resume=False, **changes):
+        """Return a trainer object; call it within :meth:`active`."""
+        from nnunetv2.run.run_training import get_trainer_from_args
+
+        from synfoc3d.training import register_trainers
+
+        register_trainers()
+        os.environ["SYNFOC3D_CONFIG"] = "" if resume else str(self.settings(**changes))
+        return get_trainer_from_args(DATASET, configuration, 0, name, "nnUNetPlans", resume, torch.device("cpu"))
+
+    def train(self, results, name="nnUNetTrainerSynFoC", configuration="2d", **changes):
+        """Train without checkpoints, pictures and final validation; return the trainer."""
+        with self.active(results) as patch:
+            skip_pictures(patch)
+            trainer = self.trainer(name, configuration, **changes)
+            trainer.disable_checkpointing = True
+            trainer.run_training()
+        return trainer
+
+    def command(self, *arguments, results="nnUNet_results"):
+        """Run a command of the command line in this process."""
+        from synfoc3d.cli import main
+
+        with self.active(results):
+            main([str(argument) for argument in arguments])
+
+    def copy(self, root):
+        """A project whose raw and preprocessed files may be changed."""
+        for name in ("nnUNet_raw", "nnUNet_preprocessed"):
+            shutil.copytree(self.root / name, root / name)
+        return Project(root)
+
+
+def skip_pictures(patch):
+    """Drawing takes longer than the training of a tiny network."""
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
+    from synfoc3d.trainers.semi_supervised_log import EpochLog
+
+    patch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
+    patch.setattr(EpochLog, "_draw", lambda *_: None)
+
+
+def make_project(root, configurations, num_channels=1, orientations=("RAS",)):
+    """Generate, import, preprocess and split: five labelled cases, of which two hide their label, two unlabelled."""
+    from synfoc3d.preprocessing.generate import StorageOptions, generate_dataset
+    from synfoc3d.preprocessing.importing import import_dataset
+    from synfoc3d.preprocessing.unlabeled import preprocess_dataset
+    from synfoc3d.splits import Split, save_splits
+
+    project, scans = Project(root), root / "scans"
+    storage = StorageOptions((24, 20, 6), num_channels, orientations)
+    generate_dataset(scans, {"A": 4, "B": 3}, {"A": 4, "B": 1}, seed=0, storage=storage)
+    with project.active() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")
+        (root / "nnUNet_raw").mkdir()
+        (root / "nnUNet_preprocessed").mkdir()
+        import_dataset(int(DATASET), "Tiny", scans / "labeled", scans / "unlabeled", scans / "domains.csv")
+        preprocess_dataset(DATASET, configurations, num_processes=1)
+    unlabeled = (*SPLIT["hidden"], *UNLABELED_SCANS)
+    save_splits(project.preprocessed, [Split(tuple(SPLIT["labeled"]), unlabeled, tuple(SPLIT["val"]))])
+    return project
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory):
+    """One channel, stored in one orientation, planned for 2d and 3d_fullres."""
+    return make_project(tmp_path_factory.mktemp("project"), ["2d", "3d_fullres"])
+
+
+@pytest.fixture(scope="session")
+def mixed_project(tmp_path_factory):
+    """The same scans stored in mixed orientations, planned for 2d."""
+    return make_project(tmp_path_factory.mktemp("mixed"), ["2d"], orientations=("RAS", "LPI", "PRS", "LAS", "ASL"))
+
+
+@pytest.fixture(scope="session")
+def two_channels(tmp_path_factory):
+    """Two channels, trained in 2d for one step."""
+    project = make_project(tmp_path_factory.mktemp("two"), ["2d"], num_channels=2)
+    with project.active() as patch:
+        skip_pictures(patch)
+        project.trainer(epochs=1, iterations_per_epoch=1).run_training()
+    return project
+
+
+@pytest.fixture(scope="session")
+def trained(project):
+    """The project after ``synfoc3d train`` of SynFoC in 2d."""
+    project.command("train", DATASET, "2d", "0", "--config", project.settings(), "-device", "cpu")
+    return project
+
+
+@pytest.fixture(scope="session")
+def trained_3d(project):
+    """The project after ``synfoc3d train`` of SynFoC in 3d_fullres."""
+    project.command("train", DATASET, "3d_fullres", "0", "--config", project.settings(), "-device", "cpu")
+    return project
+
+
+@pytest.fixture(scope="session")
+def read_log():
+    """Return a function that reads synfoc3d_log.csv in a folder as one dict of texts per epoch."""
+
+    def read(folder):
+        with (folder / "synfoc3d_log.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def same_weights():
+    """Return a function that compares two state dicts bit for bit."""
+
+    def compare(first, second):
+        return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+    return compare
+
+
+@pytest.fixture
+def quick():
+    """Return a function that switches the drawing of pictures off in a monkeypatch."""
+    return skip_pictures
