@@ -18,8 +18,9 @@ from torch import nn
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
+from synfoc3d.folders import find_dataset, nnunet_folder
 from synfoc3d.prediction import CaseProbabilities, Predictor
-from synfoc3d.training import check_folders, register_trainers
+from synfoc3d.training import register_trainers
 
 log = logging.getLogger(__name__)
 Model = Literal["foundation", "conventional", "ensemble"]
@@ -53,11 +54,9 @@ class ModelChoice:
         Raises:
             UserError: there is none.
         """
-        check_folders("nnUNet_results")
-        try:
-            folder = Path(get_output_folder(self.dataset, self.trainer, self.plans, self.configuration))
-        except RuntimeError:
-            raise UserError(f"There is no dataset {self.dataset} in nnU-Net's folders.") from None
+        nnunet_folder("nnUNet_results")
+        name = find_dataset(self.dataset)
+        folder = Path(get_output_folder(name, self.trainer, self.plans, self.configuration))
         if not (folder / "plans.json").is_file():
             raise UserError(f"{folder} holds no trained model: train it first, or mend -tr, -p or -c.")
         return folder
@@ -149,6 +148,7 @@ def predict(
     """
     if not 0 < step_size <= 1:
         raise UserError(f"-step_size must lie in (0, 1], but is {step_size}.")
+    output = output.resolve()  # nnU-Net cannot write to a bare file name
     predictor = Predictor(step_size, use_mirroring=mirroring, device=torch.device(device))
     load_predictor(choice, predictor)
     ending = predictor.dataset_json["file_ending"]

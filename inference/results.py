@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from synfoc3d import __version__
+from synfoc3d.atomic import atomic_write_text
 from synfoc3d.metrics import EMPTY_MASK_POLICY, CaseMetrics
 
 METRICS = ("dice", "jaccard", "hd95", "asd")
@@ -166,12 +166,12 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
         "empty_masks": {"policy": EMPTY_MASK_POLICY, "cases_per_class": evaluation.empty_masks()},
         "references_without_prediction": evaluation.unpredicted,
     }
-    _write_atomically(output, json.dumps(content, indent=4) + "\n")
+    atomic_write_text(output, json.dumps(content, indent=4) + "\n")
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write_atomically(output.with_suffix(".csv"), table.getvalue())
+    atomic_write_text(output.with_suffix(".csv"), table.getvalue())
 
 
 def _summarize(domain: str, label: str, values: Sequence[dict[str, float]]) -> Summary:
@@ -227,13 +227,3 @@ def _nanmean(values: Sequence[float]) -> float:
     """Return the mean of the values that are not NaN, or NaN if there is none, without numpy's warning."""
     kept = [value for value in values if not np.isnan(value)]
     return float(np.mean(kept)) if kept else float("nan")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write a text file under another name in the same folder, then put it in place in one step."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synfoc3d.errors import UserError
+from synfoc3d.folders import find_dataset, nnunet_folder
 from synfoc3d.preprocessing.datasets import (
     dataset_domains,
-    find_dataset,
-    nnunet_folder,
     raw_labeled_images,
     raw_unlabeled_images,
     read_dataset_json,

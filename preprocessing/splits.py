@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from synfoc3d.errors import UserError, did_you_mean
-from synfoc3d.preprocessing.datasets import nnunet_folder
+from synfoc3d.folders import nnunet_folder
 from synfoc3d.preprocessing.split_cases import SplitCases
 from synfoc3d.splits import Split, check_split, save_splits
 

@@ -20,11 +20,10 @@ from tqdm import tqdm
 from synfoc3d.atomic import atomic_write_text
 from synfoc3d.domains import DOMAINS_FILE
 from synfoc3d.errors import UserError
+from synfoc3d.folders import find_dataset, nnunet_folder
 from synfoc3d.preprocessing.datasets import (
     dataset_domains,
-    find_dataset,
     load_json_object,
-    nnunet_folder,
     raw_labeled_images,
     raw_unlabeled_images,
     read_dataset_json,
@@ -41,6 +40,7 @@ from synfoc3d.preprocessing.stock import (
 
 log = logging.getLogger(__name__)
 
+DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres")
 REORIENTING_READER = "NibabelIOWithReorient"
 # Parts of a configuration that do not touch the preprocessed voxels or their storage.
 NOT_PREPROCESSING = {"architecture", "batch_size", "batch_dice"}
@@ -48,7 +48,7 @@ NOT_PREPROCESSING = {"architecture", "batch_size", "batch_dice"}
 
 def preprocess_dataset(
     dataset_id_or_name: int | str,
-    configurations: Sequence[str],
+    configurations: Sequence[str] | None = None,
     plans: str = DEFAULT_PLANS,
     num_processes: int = default_num_processes,
 ) -> None:
@@ -61,7 +61,7 @@ def preprocess_dataset(
 
     Args:
         dataset_id_or_name: ``501`` or ``Dataset501_Name``.
-        configurations: names such as ``2d`` and ``3d_fullres``.
+        configurations: names such as ``2d``; None is ``2d`` and ``3d_fullres`` as far as the plans have them.
         plans: name of nnU-Net's plans.
         num_processes: number of worker processes; with 1 the unlabelled cases are done in this process.
 
@@ -79,6 +79,8 @@ def preprocess_dataset(
     _check_orientations(raw, preprocessed / f"{plans}.json", {**labeled, **unlabeled})
 
     manager = plan_if_needed(raw, preprocessed, plans, labeled, num_processes)
+    if configurations is None:
+        configurations = [name for name in DEFAULT_CONFIGURATIONS if name in manager.available_configurations]
     check_configurations(manager, configurations)
     preprocess_if_needed(preprocessed, manager, plans, configurations, labeled, num_processes)
     if (raw / DOMAINS_FILE).is_file():

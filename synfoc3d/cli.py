@@ -106,9 +106,7 @@ def _preprocess(commands: Commands) -> None:
         commands, "preprocess", "nnU-Net's planning and preprocessing, then the unlabelled scans", _run_preprocess
     )
     _add_dataset(parser)
-    parser.add_argument(
-        "-c", dest="configurations", nargs="+", default=["2d", "3d_fullres"], help="default: 2d 3d_fullres"
-    )
+    parser.add_argument("-c", dest="configurations", nargs="+", help="default: 2d and, where planned, 3d_fullres")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
     parser.add_argument("-np", dest="processes", type=int, default=min(4, os.cpu_count() or 1), help="worker processes")
 
@@ -130,8 +128,8 @@ def _split(commands: Commands) -> None:
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="validation folds, default: 5")
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--labeled-ids", metavar="FILE", help="case ids, one per line, or file.json:key")
-    parser.add_argument("--unlabeled-ids", metavar="FILE", help="default: every other case")
-    parser.add_argument("--val-ids", metavar="FILE", help="default: none")
+    parser.add_argument("--unlabeled-ids", metavar="FILE", help="ids likewise; default: every other case")
+    parser.add_argument("--val-ids", metavar="FILE", help="ids likewise; default: none")
     parser.add_argument("--patient-pattern", metavar="REGEX", help="its first group names a case's patient")
 
 
@@ -180,16 +178,21 @@ def _run_train(args: argparse.Namespace) -> None:
 
     if args.resume and args.val:
         raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
-    tree = config.override(config.read_partial(args.config) if args.config else {}, args.assignments)
+    before = os.environ.get(config.CONFIG_VARIABLE, "")
+    base = args.config or before
+    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
     with tempfile.TemporaryDirectory() as folder:
         if tree:
             file = Path(folder) / "settings.yaml"
             file.write_text(config.dump(tree), encoding="utf-8")
             os.environ[config.CONFIG_VARIABLE] = str(file)
-        train(
-            args.dataset, args.configuration, args.fold, args.trainer, args.plans, _device(args.device),
-            resume=args.resume, only_validate=args.val, save_probabilities=args.npz,
-        )  # fmt: skip
+        try:
+            train(
+                args.dataset, args.configuration, args.fold, args.trainer, args.plans, _device(args.device),
+                resume=args.resume, only_validate=args.val, save_probabilities=args.npz,
+            )  # fmt: skip
+        finally:
+            os.environ[config.CONFIG_VARIABLE] = before
 
 
 def _trainers(commands: Commands) -> None:

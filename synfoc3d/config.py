@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from synfoc3d.errors import UserError, did_you_mean
 
@@ -70,6 +70,12 @@ class FoundationSettings(Section):
     checkpointing: bool = False
     channels: tuple[int, int, int] | None = None
     intensity: Literal["case", "patch"] | tuple[float, float] = "case"
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _from_anywhere(cls, checkpoint: str | None) -> str | None:
+        """Keep the absolute path, so that a later command finds the file from any folder."""
+        return checkpoint and str(Path(checkpoint).expanduser().absolute())
 
 
 class ConventionalSettings(Section):
@@ -301,18 +307,7 @@ def to_yaml(settings: Settings, **facts: Any) -> str:  # noqa: ANN401 - plain va
 
 def versions() -> dict[str, str]:
     """Installed versions of synfoc3d and of the packages that decide its results."""
-    names = (
-        "synfoc3d",
-        "nnunetv2",
-        "torch",
-        "torchvision",
-        "segment-anything",
-        "batchgenerators",
-        "batchgeneratorsv2",
-        "numpy",
-        "scipy",
-    )
-    return {name: metadata.version(name) for name in names}
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def differences(first: Section, second: Section, prefix: str = "") -> list[str]:

@@ -1,5 +1,6 @@
 """Start an nnU-Net training with the trainers of this package, in this process."""
 
+import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import torch
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.folders import find_dataset, nnunet_folder
 
 TRAINER_VARIABLE = "nnUNet_extTrainer"
 
@@ -51,7 +53,8 @@ def train(
     """
     if not fold.isdigit():
         raise UserError(f"The fold must be a number from 0, as synfoc3d split wrote them, but is {fold!r}.")
-    check_folders("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        nnunet_folder(variable)
     name = check_preprocessed(dataset, configuration, plans)
     known = [file.stem for file in trainers_folder().glob("nnUNetTrainer*.py")]
     register_trainers()
@@ -77,39 +80,18 @@ def train(
         raise
 
 
-def check_folders(*variables: str) -> None:
-    """Refuse to start without nnU-Net's folders.
-
-    Raises:
-        UserError: an environment variable is not set.
-    """
-    for variable in variables:
-        if not os.environ.get(variable):
-            raise UserError(
-                f"The environment variable {variable} is not set: export {variable}=FOLDER (as for nnU-Net)."
-            )
-
-
 def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
     """Full name of a dataset whose configuration was preprocessed.
 
     Raises:
         UserError: dataset, plans or configuration do not exist.
     """
-    from batchgenerators.utilities.file_and_folder_operations import load_json
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-    try:
-        name = maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except RuntimeError:
-        raise UserError(
-            f"There is no dataset {dataset} in nnUNet_raw, nnUNet_preprocessed or nnUNet_results."
-        ) from None
-    folder = Path(os.environ["nnUNet_preprocessed"]) / name
+    name = find_dataset(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / name
     file = folder / f"{plans}.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist: run synfoc3d preprocess -d {dataset}.")
-    configurations = load_json(str(file))["configurations"]
+    configurations = json.loads(file.read_text())["configurations"]
     if configuration not in configurations:
         raise UserError(
             f"{file.name} has no configuration {configuration!r}.{did_you_mean(configuration, configurations)}"

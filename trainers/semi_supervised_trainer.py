@@ -74,7 +74,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             raise UserError(
                 "dataset.json declares regions or an ignore label, which these trainers do not support yet."
             )
-        self.continued = bool(self.logger.resume)
         self.foundation_identity: dict[str, Any] = {"name": None, "checkpoint": None, "sha256": None}
         self.resume_random_state: Mapping[str, Any] | None = None
         self.last_save = time()
@@ -359,10 +358,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """nnU-Net's, with checkpoint_latest written by the clock, and our curves."""
         due = time() - self.last_save >= 60 * self.settings.save_every_minutes
         self.save_every = 1 if due else sys.maxsize
+        self.curves.write()  # before the checkpoint, so that a kill in between loses no row of the table
         super().on_epoch_end()
         if due:
             self.last_save = time()
-        self.curves.write()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -381,7 +380,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "random": checkpoints.random_state(),
         }
         checkpoint = {
-            "network_weights": self.network.state_dict(),
+            # without a conventional student there is nothing for nnUNetv2_predict, which then refuses
+            "network_weights": self.network.state_dict() if "conventional" in self.students else {},
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
             "logging": checkpoints.plain(self.logger.get_checkpoint()),
@@ -421,7 +421,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.apply_settings(saved)
             self.initialize()
         checkpoints.check_base(self.foundation_identity, section["foundation"])
-        super().load_checkpoint(checkpoint)
+        # not nnU-Net's own loading: given a dict, it fails; given a file, it unpickles whatever code lies in there
+        self.my_init_kwargs = checkpoint["init_args"]
+        self.current_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         checkpoints.load_partial(self.method, section["method"], self._frozen_keys(), "method")
         for name, state in section["optimizers"].items():
             self.optimizers[name].load_state_dict(state)

@@ -17,7 +17,9 @@ def test_bilinear_reduction_does_not_blur_first() -> None:
     assert resize_in_plane(row, (1, 2), "bilinear").flatten().tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(("size", "indices"), [(2, [0, 2]), (3, [0, 1, 3]), (7, [0, 0, 1, 2, 2, 3, 4]), (10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])])
+@pytest.mark.parametrize(
+    ("size", "indices"), [(2, [0, 2]), (3, [0, 1, 3]), (7, [0, 0, 1, 2, 2, 3, 4]), (10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])]
+)
 def test_nearest_takes_the_index_rounded_down(size: int, indices: list[int]) -> None:
     column = torch.arange(5).reshape(1, 5, 1)
     assert resize_in_plane(column, (size, 1), "nearest").flatten().tolist() == indices

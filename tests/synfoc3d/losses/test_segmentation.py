@@ -106,7 +106,9 @@ def test_dice_with_masked_background_is_0_without_positions(example: tuple[Tenso
 
 def test_perfect_prediction_has_no_loss(example: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, target, weight = example
-    assert segmentation_loss(one_hot_logits(target, logits.shape[1]), target, weight).item() == pytest.approx(0, abs=1e-6)
+    assert segmentation_loss(one_hot_logits(target, logits.shape[1]), target, weight).item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 def test_wrong_everywhere_has_dice_loss_1() -> None:
@@ -152,7 +154,9 @@ def test_half_precision_logits_are_computed_in_full_precision(example: tuple[Ten
 
 
 def test_volume_of_one_slice_equals_the_image(example: tuple[Tensor, ...]) -> None:
-    flat: tuple[Any, ...] = tuple(t if t.ndim == e else t[..., 0, :, :] for t, e in zip(example, (4, 3, 3), strict=True))
+    flat: tuple[Any, ...] = tuple(
+        t if t.ndim == e else t[..., 0, :, :] for t, e in zip(example, (4, 3, 3), strict=True)
+    )
     logits, target, weight = flat
     volume = segmentation_loss(logits.unsqueeze(2), target.unsqueeze(1), weight.unsqueeze(1))
     assert torch.equal(volume, segmentation_loss(logits, target, weight))

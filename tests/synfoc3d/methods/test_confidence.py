@@ -41,7 +41,7 @@ def label_pairs(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
 
 
 def by_loop(first: Tensor, second: Tensor, structures: tuple[tuple[int, ...], ...]) -> float:
-    """d of one sample, pixel by pixel."""
+    """D of one sample, pixel by pixel."""
     values = []
     for structure in structures:
         pairs = [(a in structure, b in structure) for a, b in zip(first.flatten(), second.flatten(), strict=True)]
@@ -104,7 +104,7 @@ def test_identical_maps(shape: tuple[int, ...], classes: int) -> None:
     sizes = [[(sample == c).sum().item() for c in range(1, classes)] for sample in labels]
     expected = [sum((2 * n + 1) / (2 * n + 1.001) for n in row) / len(row) for row in sizes]
     structures = [(c,) for c in range(1, classes)]
-    assert label_agreement(labels, labels, structures).tolist() == pytest.approx(expected, abs=1e-7)
+    assert label_agreement(labels, labels, structures).tolist() == pytest.approx(expected, abs=2e-7)
 
 
 def test_volume_scope_counts_all_voxels() -> None:
@@ -137,7 +137,9 @@ def test_scopes_agree_on_repeated_slices_up_to_the_smoothing(slices: int, seed: 
     random = torch.Generator().manual_seed(seed)
     first, second = torch.randint(2, (2, 1, 1, 10, 12), generator=random).expand(-1, -1, slices, -1, -1)
     by_volume = label_agreement(first, second, ONE)
-    torch.testing.assert_close(label_agreement(first, second, ONE, "slice"), by_volume.expand(1, slices), atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        label_agreement(first, second, ONE, "slice"), by_volume.expand(1, slices), atol=0.02, rtol=0
+    )
 
 
 def test_float32_is_exact_enough() -> None:

@@ -1,0 +1,95 @@
+"""From settings to the foundation network."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synfoc3d.config import FoundationSettings
+from synfoc3d.errors import UserError
+from synfoc3d.networks.build import architecture_of, build_foundation, trains_fully
+from synfoc3d.networks.sam import build_sam
+
+SMALL: dict[str, Any] = {"image_size": 64}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with weights of the compact network."""
+    torch.manual_seed(1)
+    file = tmp_path_factory.mktemp("weights") / "compact.pth"
+    torch.save(build_sam("compact", 64, 2).state_dict(), file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [("compact", "compact"), ("sam_vit_b", "vit_b"), ("sam_vit_l", "vit_l"), ("sam_vit_h", "vit_h"), ("medsam_vit_b", "vit_b")],
+)
+def test_architecture_of_a_name(name: str, architecture: str) -> None:
+    assert architecture_of(FoundationSettings(name=name)) == architecture
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "full_finetune", "expected"),
+    [(None, None, True), ("a.pth", None, False), (None, False, False), ("a.pth", True, True)],
+)
+def test_what_trains_fully(checkpoint: str | None, full_finetune: bool | None, expected: bool) -> None:
+    assert trains_fully(FoundationSettings(checkpoint=checkpoint, full_finetune=full_finetune)) is expected
+
+
+@pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"])
+def test_published_network_without_weights_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} needs its published weights.*foundation.checkpoint"):
+        build_foundation(FoundationSettings(name=name), 2)
+
+
+def test_missing_weights_are_refused() -> None:
+    with pytest.raises(UserError, match="nowhere.pth"):
+        build_foundation(FoundationSettings(checkpoint="nowhere.pth", **SMALL), 2)
+
+
+def test_settings_arrive() -> None:
+    settings = FoundationSettings(chunk=3, channels=(2, 1, 0), intensity=(0.0, 5.0), checkpointing=True, **SMALL)
+    foundation, _ = build_foundation(settings, 4)
+    assert (foundation.image_size, foundation.chunk) == (64, 3)
+    assert (foundation.channels, foundation.intensity) == ((2, 1, 0), (0, 5))
+    assert (foundation.network.checkpointing, foundation.network.num_classes) == (True, 4)
+
+
+def test_default_image_size_is_the_architectures() -> None:
+    assert build_foundation(FoundationSettings(), 2)[0].image_size == 256
+
+
+def test_random_network_trains_fully() -> None:
+    foundation, identity = build_foundation(FoundationSettings(**SMALL), 2)
+    assert all(p.requires_grad for p in foundation.network.image_encoder.parameters())
+    assert identity == {"name": "compact", "checkpoint": None, "sha256": None}
+
+
+def test_given_weights_are_frozen_and_adapted(weights: Path) -> None:
+    foundation, _ = build_foundation(FoundationSettings(checkpoint=str(weights), **SMALL), 2)
+    encoder = dict(foundation.network.image_encoder.named_parameters())
+    trains = {name for name, p in encoder.items() if p.requires_grad}
+    assert trains and all(".qkv." in name for name in trains)
+    assert torch.equal(encoder["pos_embed"], torch.load(weights)["image_encoder.pos_embed"])
+
+
+def test_given_weights_are_identified(weights: Path) -> None:
+    _, identity = build_foundation(FoundationSettings(checkpoint=str(weights), **SMALL), 2)
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert identity == {"name": "compact", "checkpoint": str(weights), "sha256": sha256}
+
+
+def test_rank_0_freezes_the_encoder(weights: Path) -> None:
+    foundation, _ = build_foundation(FoundationSettings(checkpoint=str(weights), lora_rank=0, **SMALL), 2)
+    assert not any(p.requires_grad for p in foundation.network.image_encoder.parameters())
+    assert all(p.requires_grad for p in foundation.network.mask_decoder.parameters())
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_logits(classes: int) -> None:
+    foundation, _ = build_foundation(FoundationSettings(**SMALL), classes)
+    assert foundation(torch.rand(1, 1, 2, 12, 20)).shape == (1, classes, 2, 16, 16)

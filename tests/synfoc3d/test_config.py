@@ -1,0 +1,264 @@
+"""The settings tree: defaults, refusals, overrides, presets, round trips."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from synfoc3d import config
+from synfoc3d.config import MethodSettings, Settings, differences, override, read_partial, resolve
+from synfoc3d.errors import UserError
+from synfoc3d.methods.mean_teacher import MeanTeacherSettings
+from synfoc3d.methods.synfoc import SynFoCSettings
+
+PRESETS = sorted(
+    entry.name.removesuffix(".yaml")
+    for entry in resources.files("synfoc3d.configs").iterdir()
+    if entry.name.endswith(".yaml")
+)
+METHODS = (SynFoCSettings, MeanTeacherSettings, MethodSettings)
+
+
+def fits(preset: str) -> list[type[MethodSettings]]:
+    """The methods whose trainers can read a preset: its method section names their settings."""
+    section = read_partial(preset).get("method") or {}
+    return [method for method in METHODS if section.keys() <= method.model_fields.keys()]
+
+
+def test_published_defaults() -> None:
+    settings = resolve({}, SynFoCSettings)
+    assert settings.epochs * settings.iterations_per_epoch == 60_000
+    assert (settings.seed, settings.foundation.lora_rank) == (1337, 4)
+    assert settings.method == SynFoCSettings(tau=0.95, ema_decay=0.99, ensemble="smc", consistency="cdcr")
+
+
+def test_given_values_replace_defaults_one_by_one() -> None:
+    settings = resolve({"method": {"tau": 0.5}, "foundation": {"chunk": 3}}, SynFoCSettings)
+    assert settings.method == SynFoCSettings(tau=0.5)
+    assert settings.foundation == config.FoundationSettings(chunk=3)
+
+
+@pytest.mark.parametrize("section", ["method", "foundation", "conventional", "optimizers", "augmentation"])
+def test_empty_section_is_the_default(section: str) -> None:
+    assert resolve({section: None}, SynFoCSettings) == resolve({}, SynFoCSettings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("epoch", "epochs"),
+        ("foundatoin.chunk", "foundation"),
+        ("method.taw", "tau"),
+        ("foundation.chunks", "chunk"),
+        ("conventional.deep_supervison", "deep_supervision"),
+        ("optimizers.convetional.lr", "conventional"),
+        ("optimizers.conventional.momentun", "momentum"),
+        ("optimizers.foundation.weigth_decay", "weight_decay"),
+        ("augmentation.brigthness", "brightness"),
+    ],
+)
+def test_unknown_key_is_refused_with_the_one_meant(wrong: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"unknown setting '{wrong.split('.')[-1].replace('lr', '')}.*Did you mean '{meant}'"):
+        resolve(override({}, [f"{wrong}=1"]), SynFoCSettings)
+
+
+def test_key_of_another_method_is_refused() -> None:
+    with pytest.raises(UserError, match="method: unknown setting 'tau'"):
+        resolve({"method": {"tau": 0.9}}, MeanTeacherSettings)
+
+
+def test_section_of_a_method_without_settings_is_refused_in_plain_words() -> None:
+    with pytest.raises(UserError, match="unknown setting 'tau'") as refusal:
+        resolve({"method": {"tau": 0.9}}, MethodSettings)
+    assert "Known: ." not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "place"),
+    [
+        ("epochs=0", "epochs"),
+        ("epochs=many", "epochs"),
+        ("precision=float8", "precision"),
+        ("method.tau=1.5", "method.tau"),
+        ("foundation.name=vit_b", "foundation.name"),
+        ("foundation.image_size=100", "foundation.image_size"),
+        ("foundation.channels=[0, 1]", "foundation.channels"),
+        ("conventional.loss=dice", "conventional.loss"),
+        ("optimizers.foundation.lr=-1", "optimizers.foundation.lr"),
+        ("augmentation.blur=[1]", "augmentation.blur"),
+        ("method=synfoc", "method"),
+        ("foundation=compact", "foundation"),
+    ],
+)
+def test_wrong_value_is_refused_by_its_place(assignment: str, place: str) -> None:
+    value = str(yaml.safe_load(assignment.partition("=")[2]))
+    with pytest.raises(UserError, match=f"^my.yaml: {place}") as refusal:
+        resolve(override({}, [assignment]), SynFoCSettings, "my.yaml")
+    assert value.strip("[]") in str(refusal.value)
+
+
+def test_range_upside_down_is_refused() -> None:
+    with pytest.raises(UserError, match="augmentation.blur"):
+        resolve({"augmentation": {"blur": [2.0, 0.1]}}, SynFoCSettings)
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        resolve({}, SynFoCSettings).epochs = 3
+
+
+def test_partial_optimizer_keeps_the_defaults_of_its_kind() -> None:
+    optimizer = resolve({"optimizers": {"conventional": {"lr": 0.5}}}, SynFoCSettings).optimizers.conventional
+    assert (optimizer.lr, optimizer.momentum, optimizer.nesterov, optimizer.schedule) == (0.5, 0.99, True, "poly")
+
+
+def test_another_optimizer_starts_from_its_own_defaults() -> None:
+    given = {"optimizers": {"conventional": {"name": "adam", "lr": 0.5}}}
+    optimizer = resolve(given, SynFoCSettings).optimizers.conventional
+    assert (optimizer.weight_decay, optimizer.schedule) == (0, "constant")
+
+
+def test_override_goes_into_sections_and_reads_yaml() -> None:
+    assignments = ["epochs=3", "method.tau=0.9", "method.structures=[[1], [1, 2]]", "foundation.full_finetune=true"]
+    settings = resolve(override({"method": {"window": 2}}, assignments), SynFoCSettings)
+    assert settings.method == SynFoCSettings(tau=0.9, window=2, structures=((1,), (1, 2)))
+    assert (settings.epochs, settings.foundation.full_finetune) == (3, True)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("null", None), ("a=b", "a=b"), ("x.pth", "x.pth"), ("", None)])
+def test_values_of_overrides(text: str, value: Any) -> None:
+    assert override({}, [f"a.b={text}"]) == {"a": {"b": value}}
+
+
+def test_override_leaves_its_argument_alone() -> None:
+    tree = {"method": {"tau": 0.9}}
+    override(tree, ["method.tau=0.5", "method.window=1"])
+    assert tree == {"method": {"tau": 0.9}}
+
+
+def test_last_override_wins() -> None:
+    assert override({}, ["seed=1", "seed=2"]) == {"seed": 2}
+
+
+def test_override_fills_an_empty_section() -> None:
+    assert override({"method": None}, ["method.tau=0.5"]) == {"method": {"tau": 0.5}}
+
+
+@pytest.mark.parametrize("assignment", ["epochs", "=3", ""])
+def test_override_without_key_or_value_is_refused(assignment: str) -> None:
+    with pytest.raises(UserError, match=f"--set needs key=value.*{assignment!r}"):
+        override({}, [assignment])
+
+
+def test_override_through_a_value_is_refused() -> None:
+    with pytest.raises(UserError, match="'epochs' is a value, not a section"):
+        override({"epochs": 3}, ["epochs.x=1"])
+
+
+def test_override_that_is_no_yaml_is_refused() -> None:
+    with pytest.raises(UserError, match="foundation.channels"):
+        override({}, ["foundation.channels=[0, 1"])
+
+
+def test_there_are_presets() -> None:
+    assert "demo" in PRESETS
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_resolves(preset: str) -> None:
+    methods = fits(preset)
+    assert methods, f"no method reads the method section of {preset}"
+    for method in methods:
+        resolve(read_partial(preset), method, preset)
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_resolved_yaml_round_trips(preset: str | None) -> None:
+    tree = read_partial(preset) if preset else {}
+    for method in fits(preset) if preset else METHODS:
+        settings = resolve(tree, method)
+        written = yaml.safe_load(config.to_yaml(settings, trainer="x"))
+        assert resolve(written["settings"], method) == settings
+
+
+def test_tuples_survive_the_round_trip() -> None:
+    given = {"method": {"structures": [[1], [1, 2]]}, "foundation": {"intensity": [0, 255], "channels": [2, 1, 0]}}
+    settings = resolve(given, SynFoCSettings)
+    assert resolve(yaml.safe_load(config.to_yaml(settings))["settings"], SynFoCSettings) == settings
+
+
+def test_resolved_yaml_names_facts_and_versions() -> None:
+    written = yaml.safe_load(config.to_yaml(resolve({}, SynFoCSettings), trainer="nnUNetTrainerX"))
+    assert written["trainer"] == "nnUNetTrainerX"
+    assert {"synfoc3d", "nnunetv2", "torch"} <= written["versions"].keys()
+    assert written["settings"]["method"]["tau"] == 0.95
+
+
+def test_unknown_preset_is_refused_with_the_one_meant() -> None:
+    with pytest.raises(UserError, match="no preset 'dmeo'. Did you mean 'demo'"):
+        read_partial("dmeo")
+
+
+def test_missing_file_is_refused() -> None:
+    with pytest.raises(UserError, match="nowhere.yaml does not exist"):
+        read_partial("nowhere.yaml")
+
+
+@pytest.mark.parametrize(("text", "reason"), [("a: [1", "not valid YAML"), ("- 1", "holds a list"), ("3", "holds a int")])
+def test_file_that_is_no_mapping_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "my.yml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"my\.yml .*{reason}"):
+        read_partial(str(file))
+
+
+def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_bytes(b"\xff\xfe\x00\xd8")
+    with pytest.raises(UserError, match=r"my\.yaml"):
+        read_partial(str(file))
+
+
+def test_empty_file_is_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.touch()
+    assert read_partial(str(file)) == {}
+
+
+def test_environment_names_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("method: {tau: 0.5}", encoding="utf-8")
+    monkeypatch.setenv(config.CONFIG_VARIABLE, str(file))
+    assert config.from_environment(SynFoCSettings) == resolve({"method": {"tau": 0.5}}, SynFoCSettings)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_environment_without_settings(empty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(config.CONFIG_VARIABLE, raising=False)
+    if empty:
+        monkeypatch.setenv(config.CONFIG_VARIABLE, "")
+    assert config.from_environment(SynFoCSettings) == resolve({}, SynFoCSettings)
+
+
+def changed() -> tuple[Settings, Settings]:
+    assignments = ["seed=3", "method.tau=0.5", "optimizers.foundation.lr=0.1"]
+    return resolve({}, SynFoCSettings), resolve(override({}, assignments), SynFoCSettings)
+
+
+def test_differences_are_named() -> None:
+    assert differences(*changed()) == ["seed", "method.tau", "optimizers.foundation.lr"]
+    assert differences(changed()[0], changed()[0]) == []
+
+
+def test_continuing_with_other_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(config.CONFIG_VARIABLE, "my.yaml")
+    with pytest.raises(UserError, match=r"seed, method\.tau, optimizers\.foundation\.lr"):
+        config.refuse_difference(*changed())
+    config.refuse_difference(changed()[0], changed()[0])
+
+
+def test_continuing_without_settings_keeps_the_saved_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(config.CONFIG_VARIABLE, raising=False)
+    config.refuse_difference(*changed())
