@@ -131,7 +131,10 @@ def _report(folder: Path, data: Path) -> None:
     )
     print(comparison_table(evaluations))
     picture = folder / "results" / "overview.png"
-    shown = {name: folder / "predictions" / name.replace(" ", "_") for name in ("supervised", "SynFoC ensemble")}
+    shown = {
+        name: folder / "predictions" / name.replace(" ", "_")
+        for name in ("supervised", "SynFoC conventional", "SynFoC ensemble")
+    }
     draw_overview(data / "test", shown, data / "domains.csv", picture)
     results = folder / "nnUNet_results" / "Dataset501_Demo" / f"{SYNFOC}__nnUNetPlans__2d" / "fold_0"
     print(f"\nPicture:  {picture}\nTables:   {picture.parent}\nCurves:   {results / 'synfoc3d_progress.png'}")

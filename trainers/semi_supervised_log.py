@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from synfoc3d.atomic import atomic_write_text
+from synfoc3d.figures import figure_file
 
 # panel title -> curves drawn in it, where they were logged
 PANELS: dict[str, tuple[str, ...]] = {
@@ -63,26 +64,20 @@ class EpochLog:
         self._draw()
 
     def _draw(self) -> None:
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot as plt
-
         present = {key for row in self.rows for key in row}
         panels = {title: [k for k in keys if k in present] for title, keys in PANELS.items()}
         panels = {title: keys for title, keys in panels.items() if keys}
-        figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False, layout="constrained")
         epochs = [row["epoch"] for row in self.rows]
-        for axis, (title, keys) in zip(axes[0], panels.items(), strict=True):
-            for key in keys:
-                axis.plot(epochs, [row.get(key, math.nan) for row in self.rows], label=key, marker=".", markersize=3)
-            axis.set(title=title, xlabel="epoch")
-            if title in ("confidence", "Dice"):
-                axis.set_ylim(-0.02, 1.02)
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=8)
-        figure.savefig(self.picture, dpi=100)
-        plt.close(figure)
+        with figure_file(self.picture, 1, len(panels), (5, 4)) as (_, axes):
+            for axis, (title, keys) in zip(axes[0], panels.items(), strict=True):
+                for key in keys:
+                    values = [row.get(key, math.nan) for row in self.rows]
+                    axis.plot(epochs, values, label=key, marker=".", markersize=3)
+                axis.set(title=title, xlabel="epoch")
+                if title in ("confidence", "Dice"):
+                    axis.set_ylim(-0.02, 1.02)
+                axis.grid(alpha=0.3)
+                axis.legend(fontsize=8)
 
 
 def epoch_means(outputs: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -133,7 +133,8 @@ def test_partial_state_may_lack_the_named_entries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "entry"), [({"bias": torch.zeros(3)}, "weight"), ({"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}, "scale")]
+    ("state", "entry"),
+    [({"bias": torch.zeros(3)}, "weight"), ({"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}, "scale")],
 )
 def test_other_entries_are_refused(state: dict[str, torch.Tensor], entry: str) -> None:
     with pytest.raises(UserError, match=f"does not fit the head: 1 entries differ, for example {entry}"):
@@ -191,7 +192,9 @@ def adapted(tmp_path: Path) -> Path:
 
 def test_changed_base_is_refused(adapted: Path) -> None:
     torch.save(build_sam("compact", 64, 2).state_dict(), adapted / "base.pth")
-    with pytest.raises(UserError, match=r"base\.pth has SHA-256 \w{64}, but the training used \w{64}: restore that file"):
+    with pytest.raises(
+        UserError, match=r"base\.pth has SHA-256 \w{64}, but the training used \w{64}: restore that file"
+    ):
         rebuild_foundation(load(adapted / "a.pth"), 3)
 
 
@@ -207,7 +210,9 @@ def test_other_number_of_classes_is_refused(adapted: Path) -> None:
 
 
 def test_training_without_foundation_network_is_refused() -> None:
-    with pytest.raises(UserError, match="nnUNetTrainerSupervised trained no foundation network; use --model conventional"):
+    with pytest.raises(
+        UserError, match="nnUNetTrainerSupervised trained no foundation network; use --model conventional"
+    ):
         rebuild_foundation({"trainer_name": "nnUNetTrainerSupervised", module.SECTION: {"students": {}}}, 2)
 
 

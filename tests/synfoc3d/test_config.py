@@ -49,18 +49,18 @@ def test_empty_section_is_the_default(section: str) -> None:
     ("wrong", "meant"),
     [
         ("epoch", "epochs"),
-        ("foundatoin.chunk", "foundation"),
+        ("foundatoin", "foundation"),
         ("method.taw", "tau"),
         ("foundation.chunks", "chunk"),
         ("conventional.deep_supervison", "deep_supervision"),
-        ("optimizers.convetional.lr", "conventional"),
+        ("optimizers.convetional", "conventional"),
         ("optimizers.conventional.momentun", "momentum"),
         ("optimizers.foundation.weigth_decay", "weight_decay"),
         ("augmentation.brigthness", "brightness"),
     ],
 )
 def test_unknown_key_is_refused_with_the_one_meant(wrong: str, meant: str) -> None:
-    with pytest.raises(UserError, match=rf"unknown setting '{wrong.split('.')[-1].replace('lr', '')}.*Did you mean '{meant}'"):
+    with pytest.raises(UserError, match=f"unknown setting '{wrong.split('.')[-1]}'. Did you mean '{meant}'"):
         resolve(override({}, [f"{wrong}=1"]), SynFoCSettings)
 
 
@@ -99,11 +99,6 @@ def test_wrong_value_is_refused_by_its_place(assignment: str, place: str) -> Non
     assert value.strip("[]") in str(refusal.value)
 
 
-def test_range_upside_down_is_refused() -> None:
-    with pytest.raises(UserError, match="augmentation.blur"):
-        resolve({"augmentation": {"blur": [2.0, 0.1]}}, SynFoCSettings)
-
-
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
         resolve({}, SynFoCSettings).epochs = 3
@@ -127,7 +122,9 @@ def test_override_goes_into_sections_and_reads_yaml() -> None:
     assert (settings.epochs, settings.foundation.full_finetune) == (3, True)
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-4", 1e-4), ("null", None), ("a=b", "a=b"), ("x.pth", "x.pth"), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-4", 1e-4), ("null", None), ("a=b", "a=b"), ("x.pth", "x.pth"), ("", None)]
+)
 def test_values_of_overrides(text: str, value: Any) -> None:
     assert override({}, [f"a.b={text}"]) == {"a": {"b": value}}
 
@@ -206,7 +203,9 @@ def test_missing_file_is_refused() -> None:
         read_partial("nowhere.yaml")
 
 
-@pytest.mark.parametrize(("text", "reason"), [("a: [1", "not valid YAML"), ("- 1", "holds a list"), ("3", "holds a int")])
+@pytest.mark.parametrize(
+    ("text", "reason"), [("a: [1", "not valid YAML"), ("- 1", "holds a list"), ("3", "holds a int")]
+)
 def test_file_that_is_no_mapping_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "my.yml"
     file.write_text(text, encoding="utf-8")

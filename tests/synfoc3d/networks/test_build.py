@@ -26,7 +26,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "architecture"),
-    [("compact", "compact"), ("sam_vit_b", "vit_b"), ("sam_vit_l", "vit_l"), ("sam_vit_h", "vit_h"), ("medsam_vit_b", "vit_b")],
+    [
+        ("compact", "compact"),
+        ("sam_vit_b", "vit_b"),
+        ("sam_vit_l", "vit_l"),
+        ("sam_vit_h", "vit_h"),
+        ("medsam_vit_b", "vit_b"),
+    ],
 )
 def test_architecture_of_a_name(name: str, architecture: str) -> None:
     assert architecture_of(FoundationSettings(name=name)) == architecture

@@ -1,0 +1,60 @@
+"""nnU-Net's own commands, as a user types them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from synfoc3d.training import trainers_folder
+
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def stock(project, tmp_path_factory):
+    """Output of ``nnUNetv2_train`` and ``nnUNetv2_predict``, and the folder of the masks."""
+    masks, scans = tmp_path_factory.mktemp("masks"), tmp_path_factory.mktemp("scans")
+    os.link(project.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz", scans / "Btrain002_0000.nii.gz")
+    environment = os.environ | {
+        "nnUNet_raw": str(project.root / "nnUNet_raw"),
+        "nnUNet_preprocessed": str(project.root / "nnUNet_preprocessed"),
+        "nnUNet_results": str(project.root / "stock"),
+        "nnUNet_extTrainer": str(trainers_folder()),
+        "SYNFOC3D_CONFIG": str(project.settings()),
+        "nnUNet_n_proc_DA": "0",
+        "nnUNet_def_n_proc": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    model = ["-tr", "nnUNetTrainerSynFoC", "-device", "cpu"]
+    commands = [
+        ["nnUNetv2_train", "501", "2d", "0", *model],
+        ["nnUNetv2_predict", "-i", scans, "-o", masks, "-d", "501", "-c", "2d", "-f", "0", "-npp", "1", "-nps", "1",
+         *model],
+    ]  # fmt: skip
+    runs = [
+        subprocess.run([SCRIPTS / name, *rest], env=environment, capture_output=True, text=True)
+        for name, *rest in commands
+    ]
+    return runs, scans, masks
+
+
+def test_stock_commands_succeed(stock):
+    for run in stock[0]:
+        assert run.returncode == 0, run.stderr[-2000:]
+
+
+def test_stock_training_equals_synfoc3d_train(stock, trained, read_log):
+    assert read_log(trained.results("stock")) == read_log(trained.results())
+
+
+def test_stock_prediction_equals_synfoc3d_predict(stock, trained, tmp_path):
+    _, scans, masks = stock
+    trained.command("predict", "-i", scans, "-o", tmp_path, "-d", "501", "-c", "2d", "--model", "conventional",
+                    "-device", "cpu", results="stock")  # fmt: skip
+    first, second = (nibabel.load(folder / "Btrain002.nii.gz") for folder in (masks, tmp_path))
+    assert np.array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+    assert np.array_equal(first.affine, second.affine)
