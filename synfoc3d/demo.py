@@ -131,7 +131,8 @@ def _report(folder: Path, data: Path) -> None:
     )
     print(comparison_table(evaluations))
     picture = folder / "results" / "overview.png"
-    shown = {
+    names = ("supervised", "SynFoC conventional", "SynFoC ensemble")
+    shown = {name: folder / "predictions" / name.replace(" ", "_") for name in names}
         name: folder / "predictions" / name.replace(" ", "_")
         for name in ("supervised", "SynFoC conventional", "SynFoC ensemble")
     }

@@ -64,7 +64,7 @@ class EpochLog:
         self._draw()
 
     def _draw(self) -> None:
-        present = {key for row in self.rows for key in row}
+        present = {key for row in self.rows for key, value in row.items() if not math.isnan(value)}
         panels = {title: [k for k in keys if k in present] for title, keys in PANELS.items()}
         panels = {title: keys for title, keys in panels.items() if keys}
         epochs = [row["epoch"] for row in self.rows]

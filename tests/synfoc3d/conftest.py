@@ -40,7 +40,7 @@ class TinyConventional(nn.Module):
     def __init__(self, case: Case, deep_supervision: bool) -> None:
         super().__init__()
         ndim, classes, channels = case
-        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[ndim]
+        convolution = nn.Conv2d if ndim == 2 else nn.Conv3d
         self.encoder = convolution(channels, 5, 3, padding=1)
         self.decoder = TinyDecoder(convolution(5, classes, 1), deep_supervision)
 

@@ -1,6 +1,7 @@
 """Weights of the unsupervised losses over a run."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -39,7 +40,7 @@ def test_stairs_do_not_suffer_from_rounding() -> None:
 
 
 @given(st.integers(1, 10**6), st.sampled_from(["stairs", "continuous_squared", "paper"]), st.data())
-def test_weight_lies_between_exp_minus_5_and_1(total: int, form: str, data: st.DataObject) -> None:
+def test_weight_lies_between_exp_minus_5_and_1(total: int, form: Any, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, total - 1))
     assert math.exp(-5) <= unsupervised_weight(step, total, form) <= 1
 
@@ -57,7 +58,7 @@ def test_printed_form_has_no_square() -> None:
 
 
 @pytest.mark.parametrize("form", ["stairs", "continuous_squared", "paper"])
-def test_steps_behind_the_end_weigh_1(form: str) -> None:
+def test_steps_behind_the_end_weigh_1(form: Any) -> None:
     assert unsupervised_weight(101, 100, form) == 1
 
 

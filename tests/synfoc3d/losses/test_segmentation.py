@@ -148,9 +148,9 @@ def test_masked_positions_have_no_gradient(example: tuple[Tensor, Tensor, Tensor
 
 
 def test_half_precision_logits_are_computed_in_full_precision(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    logits, *rest = example
-    low = segmentation_loss(logits.bfloat16(), *rest)
-    torch.testing.assert_close(low, segmentation_loss(logits.bfloat16().float(), *rest))
+    logits, target, weight = example
+    low = segmentation_loss(logits.bfloat16(), target, weight)
+    torch.testing.assert_close(low, segmentation_loss(logits.bfloat16().float(), target, weight))
 
 
 def test_volume_of_one_slice_equals_the_image(example: tuple[Tensor, ...]) -> None:
@@ -169,5 +169,5 @@ def test_repeating_slices_changes_neither_loss(example: tuple[Tensor, Tensor, Te
 
 
 def test_order_of_samples_does_not_matter(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    flipped = [t.flip(0) for t in example]
-    torch.testing.assert_close(segmentation_loss(*flipped), segmentation_loss(*example))
+    logits, target, weight = (t.flip(0) for t in example)
+    torch.testing.assert_close(segmentation_loss(logits, target, weight), segmentation_loss(*example))

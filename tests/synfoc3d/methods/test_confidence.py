@@ -1,5 +1,7 @@
 """Self-mutual confidence: the smoothed Dice of two label maps."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -126,7 +128,7 @@ def test_empty_slice_counts_as_agreement() -> None:
 
 
 @pytest.mark.parametrize("scope", ["volume", "slice"])
-def test_one_slice_gives_the_2d_number(scope: str) -> None:
+def test_one_slice_gives_the_2d_number(scope: Any) -> None:
     first, second = torch.randint(3, (2, 4, 5, 6))
     volume = label_agreement(first.unsqueeze(1), second.unsqueeze(1), ONE, scope)
     assert torch.equal(volume.flatten(), label_agreement(first, second, ONE))

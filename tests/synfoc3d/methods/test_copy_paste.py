@@ -1,6 +1,7 @@
 """Random boxes, and pasting through them."""
 
 import statistics
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def extent(box: Tensor) -> list[tuple[int, int]]:
 
 
 @given(shapes, st.sampled_from(["prism", "cuboid"]), st.integers(0, 10**6))
-def test_box_is_one_block_of_ones_inside_the_patch(shape: tuple[int, ...], kind: str, seed: int) -> None:
+def test_box_is_one_block_of_ones_inside_the_patch(shape: tuple[int, ...], kind: Any, seed: int) -> None:
     box = draw_box(shape, kind, seeded(seed))
     block = tuple(slice(*span) for span in extent(box))
     assert box.shape == shape and box[block].all()
@@ -34,7 +35,7 @@ def test_box_is_one_block_of_ones_inside_the_patch(shape: tuple[int, ...], kind:
 
 
 @given(shapes, st.sampled_from(["prism", "cuboid"]), st.integers(0, 10**6))
-def test_share_of_the_patch(shape: tuple[int, ...], kind: str, seed: int) -> None:
+def test_share_of_the_patch(shape: tuple[int, ...], kind: Any, seed: int) -> None:
     assert 0.01 < draw_box(shape, kind, seeded(seed)).mean() <= 0.4
 
 
@@ -45,7 +46,7 @@ def test_prism_is_the_same_on_every_slice(seed: int, shape: tuple[int, ...]) -> 
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["prism", "cuboid"]))
-def test_one_slice_gives_the_2d_box(seed: int, kind: str) -> None:
+def test_one_slice_gives_the_2d_box(seed: int, kind: Any) -> None:
     volume = draw_box((1, 40, 56), kind, seeded(seed))
     assert torch.equal(volume[0], draw_box((40, 56), kind, seeded(seed)))
 
@@ -91,7 +92,7 @@ def test_shape_of_the_box_is_as_published() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (4, 4, 4), (2, 5, 300), (3, 300, 5)])
 @pytest.mark.parametrize("kind", ["prism", "cuboid"])
-def test_small_and_elongated_patches_get_a_box(shape: tuple[int, ...], kind: str) -> None:
+def test_small_and_elongated_patches_get_a_box(shape: tuple[int, ...], kind: Any) -> None:
     assert all(draw_box(shape, kind, seeded(seed)).any() for seed in range(20))
 
 

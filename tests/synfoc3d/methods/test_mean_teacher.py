@@ -122,6 +122,6 @@ def test_the_one_student(case: Any, make_method: Callable) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"ema_decay": 1}, {"noise": -1}, {"rampup_length": 0}, {"consistency_weight": -0.1}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         MeanTeacherSettings(**wrong)

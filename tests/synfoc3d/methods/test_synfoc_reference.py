@@ -49,7 +49,7 @@ def conventional(network: nn.Module, x: Array, flat: bool) -> Array:
     return z[:, :, None] if flat else z
 
 
-def foundation(network: nn.Module, x: Array) -> Array:
+def foundation(network: Any, x: Array) -> Array:
     """Logits (B, K, D, s, s), one slice of one sample at a time."""
     channels = {1: [0, 0, 0], 2: [0, 1, 1], 3: [0, 1, 2]}[x.shape[1]]
     samples = []
