@@ -133,9 +133,6 @@ def _report(folder: Path, data: Path) -> None:
     picture = folder / "results" / "overview.png"
     names = ("supervised", "SynFoC conventional", "SynFoC ensemble")
     shown = {name: folder / "predictions" / name.replace(" ", "_") for name in names}
-        name: folder / "predictions" / name.replace(" ", "_")
-        for name in ("supervised", "SynFoC conventional", "SynFoC ensemble")
-    }
     draw_overview(data / "test", shown, data / "domains.csv", picture)
     results = folder / "nnUNet_results" / "Dataset501_Demo" / f"{SYNFOC}__nnUNetPlans__2d" / "fold_0"
     print(f"\nPicture:  {picture}\nTables:   {picture.parent}\nCurves:   {results / 'synfoc3d_progress.png'}")
