@@ -3,7 +3,7 @@
 import contextlib
 import io
 import logging
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,6 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import nn
 
 from synfoc3d import checkpoint as checkpoints
@@ -176,19 +175,32 @@ def _inputs(source: Path, ending: str) -> dict[str, list[Path]]:
     """Channel files of each case, sorted by case."""
     if not source.exists():
         raise UserError(f"{source} does not exist: give a folder of images, or one image file, with -i.")
-    folder = source if source.is_dir() else source.parent
-    cases = {Path(files[0]).name[: -len(ending) - 5]: files for files in _channel_lists(folder, ending)}
+    cases, others = _group_channels(source if source.is_dir() else source.parent, ending)
     if source.is_file():
         if not source.name.endswith(ending):
             raise UserError(f"{source} is not a {ending} file, which the model was trained on.")
-        wanted = source.name.removesuffix(ending)
-        case = wanted[:-5] if wanted[-5:-4] == "_" and wanted[-4:].isdigit() else wanted
-        return {case: cases.get(case, [source])}
+        return next(
+            ({case: files} for case, files in cases.items() if source in files), {_stem(source, ending): [source]}
+        )
+    if others:
+        raise UserError(f"{others[0]} has no channel number: name the images like case_0000{ending}.")
     if not cases:
         raise UserError(f"{source} holds no images named like case_0000{ending}.")
     return cases
 
 
-def _channel_lists(folder: Path, ending: str) -> Iterator[list[Path]]:
-    for files in create_lists_from_splitted_dataset_folder(str(folder), ending):
-        yield [Path(file) for file in files]
+def _group_channels(folder: Path, ending: str) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Images of a folder by case, channels in order, and those without a channel number."""
+    cases: dict[str, list[Path]] = {}
+    others = []
+    for file in sorted(folder.glob(f"*{ending}")):
+        numbered = re.fullmatch(r"(.+)_\d{4}", _stem(file, ending))
+        if numbered:
+            cases.setdefault(numbered[1], []).append(file)
+        else:
+            others.append(file)
+    return cases, others
+
+
+def _stem(file: Path, ending: str) -> str:
+    return file.name.removesuffix(ending)

@@ -51,11 +51,11 @@ def load(file: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
-        raise UserError(f"{file} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from None
-    if SECTION not in checkpoint:
-        raise UserError(
-            f"{file} was not written by a synfoc3d trainer (its trainer: {checkpoint.get('trainer_name')})."
-        )
+        reason = " ".join(str(error).split("\n")[:1]) or type(error).__name__
+        raise UserError(f"{file} cannot be read as a checkpoint ({reason}): restore or train it anew.") from None
+    if not isinstance(checkpoint, dict) or SECTION not in checkpoint:
+        trainer = checkpoint.get("trainer_name") if isinstance(checkpoint, dict) else None
+        raise UserError(f"{file} was not written by a synfoc3d trainer (its trainer: {trainer}): give one with -chk.")
     return checkpoint
 
 
@@ -81,12 +81,15 @@ def load_partial(network: nn.Module, state: Mapping[str, Tensor], may_lack: set[
     """Load a state that may lack exactly the named entries.
 
     Raises:
-        UserError: other entries are missing or left over.
+        UserError: other entries are missing, left over or of another shape.
     """
-    missing, unexpected = network.load_state_dict(state, strict=False)
-    wrong = [*(set(missing) - may_lack), *unexpected]
-    if wrong:
+    own = network.state_dict()
+    missing = [name for name in own if name not in state and name not in may_lack]
+    foreign = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
+    if missing or foreign:
+        wrong = [*missing, *foreign]
         raise UserError(f"The checkpoint does not fit the {what}: {len(wrong)} entries differ, for example {wrong[0]}.")
+    network.load_state_dict(state, strict=False)
 
 
 def rebuild_foundation(checkpoint: Mapping[str, Any], num_classes: int) -> SlicewiseFoundation:

@@ -229,7 +229,7 @@ def read_partial(name_or_file: str) -> dict[str, Any]:
             raise UserError(f"There is no preset {name_or_file!r}.{did_you_mean(name_or_file, presets)}")
         text = presets[name_or_file].read_text(encoding="utf-8")
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = _read_text(path)
     else:
         raise UserError(f"The settings file {name_or_file} does not exist; give a preset's name or a YAML file.")
     try:
@@ -239,6 +239,13 @@ def read_partial(name_or_file: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{name_or_file} must hold a mapping of settings, but holds a {type(tree).__name__}.")
     return tree
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"The settings file {path} is no UTF-8 text: save it as YAML in UTF-8.") from None
 
 
 def _preset_files() -> list[Any]:
@@ -260,7 +267,8 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
         *sections, leaf = key.split(".")
         node = result
         for section in sections:
-            node = node.setdefault(section, {})
+            node[section] = {} if node.get(section) is None else node[section]
+            node = node[section]
             if not isinstance(node, dict):
                 raise UserError(f"--set {assignment}: {section!r} is a value, not a section.")
         node[leaf] = _number_or_text(value)
@@ -269,7 +277,10 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
 
 def _number_or_text(value: str) -> Any:  # noqa: ANN401 - a YAML scalar or list
     """Read a YAML value; YAML 1.1 takes ``1e-4`` for text, which nobody means."""
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"--set: {value!r} is not a YAML value; lists are written [1,2] without spaces.") from None
     if isinstance(parsed, str):
         try:
             return float(parsed)

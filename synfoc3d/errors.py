@@ -22,5 +22,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         A clause that starts with a space, to be put behind a sentence.
     """
     known = sorted(known)
+    if not known:
+        return " There is none to choose from."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."

@@ -93,7 +93,7 @@ def test_models_work_in_3d(run, scan, trained_3d, tmp_path, model):
 
 
 def test_folder_of_scans_is_segmented(run, project, tmp_path):
-    assert run(project.root / "scans" / "unlabeled", choice()) == 3 - 1
+    assert run(project.root / "scans" / "unlabeled", choice()) == 2
     assert sorted(file.name for file in (tmp_path / "masks").glob("*.nii.gz")) == [
         "Btrain002.nii.gz",
         "Btrain003.nii.gz",
@@ -162,7 +162,8 @@ def test_folder_without_images_is_refused(refusal, tmp_path):
 
 def test_folder_with_an_image_without_channel_number_is_refused(refusal, scan, tmp_path):
     shutil.copy(scan, tmp_path / "patient.nii.gz")
-    refusal(tmp_path, choice())
+    message = refusal(tmp_path, choice())
+    assert message.endswith("patient.nii.gz has no channel number: name the images like case_0000.nii.gz.")
 
 
 def test_file_of_another_format_is_refused(refusal, tmp_path):

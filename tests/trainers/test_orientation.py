@@ -53,7 +53,7 @@ def test_trainings_log_the_same_numbers(both_logs):
 
 
 def test_every_scan_is_segmented(predictions):
-    assert len(predictions[0]) == 3 and predictions[0].keys() == predictions[1].keys()
+    assert len(predictions[0]) == 2 and predictions[0].keys() == predictions[1].keys()
 
 
 def test_masks_have_their_inputs_geometry(predictions):

@@ -48,7 +48,11 @@ def test_stock_commands_succeed(stock):
 
 
 def test_stock_training_equals_synfoc3d_train(stock, trained, read_log):
-    assert read_log(trained.results("stock")) == read_log(trained.results())
+    first, second = (
+        [float(row[key]) for row in read_log(trained.results(name)) for key in ("loss", "loss_x", "alpha", "lambda")]
+        for name in ("stock", "nnUNet_results")
+    )
+    assert first == pytest.approx(second, rel=1e-3)  # nnU-Net's command computes with all cores, which round otherwise
 
 
 def test_stock_prediction_equals_synfoc3d_predict(stock, trained, tmp_path):

@@ -53,6 +53,17 @@ def test_pseudo_labels_carry_no_gradient(case: Any, make_synfoc: Callable, make_
     assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
 
 
+def test_pseudo_labels_are_made_without_a_graph(case: Any, make_synfoc: Callable, make_batch: Callable) -> None:
+    method, batch, outputs = make_synfoc(case), make_batch(case), []
+    for network in (method.conventional, method.conventional_teacher):
+        network.register_forward_hook(
+            lambda _, args, __: outputs.append(torch.is_grad_enabled()) if args[0] is batch.unlabeled.weak else None
+        )
+    method.foundation_teacher.register_forward_hook(lambda *_: outputs.append(torch.is_grad_enabled()))
+    method.training_step(batch, MIDDLE)
+    assert outputs == [False, False, False]
+
+
 def test_exactly_the_trainable_parameters_of_the_students_get_a_gradient(
     case: Any, make_synfoc: Callable, make_batch: Callable
 ) -> None:
