@@ -271,16 +271,16 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
             node = node[section]
             if not isinstance(node, dict):
                 raise UserError(f"--set {assignment}: {section!r} is a value, not a section.")
-        node[leaf] = _number_or_text(value)
+        node[leaf] = _number_or_text(assignment, value)
     return result
 
 
-def _number_or_text(value: str) -> Any:  # noqa: ANN401 - a YAML scalar or list
+def _number_or_text(assignment: str, value: str) -> Any:  # noqa: ANN401 - a YAML scalar or list
     """Read a YAML value; YAML 1.1 takes ``1e-4`` for text, which nobody means."""
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise UserError(f"--set: {value!r} is not a YAML value; lists are written [1,2] without spaces.") from None
+        raise UserError(f"--set {assignment}: the value is no YAML; a list is written [1,2] without spaces.") from None
     if isinstance(parsed, str):
         try:
             return float(parsed)

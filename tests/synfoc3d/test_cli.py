@@ -1,5 +1,6 @@
 """The command line: what it answers, and that every mistake ends in one sentence."""
 
+import os
 import subprocess
 import sys
 
@@ -145,7 +146,5 @@ def test_keyboard_interrupt_exits_with_130(monkeypatch, capsys):
 
 def test_settings_of_one_command_do_not_reach_the_next(failure, monkeypatch):
     monkeypatch.setenv("SYNFOC3D_CONFIG", "demo")
-    failure([*TRAIN, "--set", "epoch=3"])
-    import os
-
+    failure([*TRAIN, "--set", "epochs=3", "-p", "Other"])
     assert os.environ["SYNFOC3D_CONFIG"] == "demo"
