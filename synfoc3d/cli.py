@@ -191,6 +191,9 @@ def _run_train(args: argparse.Namespace) -> None:
                 args.dataset, args.configuration, args.fold, args.trainer, args.plans, _device(args.device),
                 resume=args.resume, only_validate=args.val, save_probabilities=args.npz,
             )  # fmt: skip
+        except UserError as error:
+            # the user wrote --config or --set, not the file in between
+            raise UserError(str(error).replace(str(Path(folder) / "settings.yaml"), args.config or "--set")) from None
         finally:
             os.environ[config.CONFIG_VARIABLE] = before
 

@@ -144,7 +144,9 @@ def test_keyboard_interrupt_exits_with_130(monkeypatch, capsys):
     assert "synfoc3d trainers: interrupted" in capsys.readouterr().err
 
 
-def test_settings_of_one_command_do_not_reach_the_next(failure, monkeypatch):
-    monkeypatch.setenv("SYNFOC3D_CONFIG", "demo")
-    failure([*TRAIN, "--set", "epochs=3", "-p", "Other"])
-    assert os.environ["SYNFOC3D_CONFIG"] == "demo"
+def test_settings_of_one_command_do_not_reach_the_next(project):
+    with project.active() as patch:
+        patch.setenv("SYNFOC3D_CONFIG", "demo")
+        with pytest.raises(SystemExit, match="1"):
+            main([*TRAIN, "--set", "epochs=3", "-p", "Other"])
+        assert os.environ["SYNFOC3D_CONFIG"] == "demo"

@@ -27,7 +27,7 @@ def stock(project, tmp_path_factory):
         "SYNFOC3D_CONFIG": str(project.settings()),
         "nnUNet_n_proc_DA": "0",
         "nnUNet_def_n_proc": "1",
-        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # the stock command takes all cores, and waiting threads would burn them
     }
     model = ["-tr", "nnUNetTrainerSynFoC", "-device", "cpu"]
     commands = [
