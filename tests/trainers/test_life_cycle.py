@@ -68,7 +68,7 @@ def test_training_leaves_file(folder, name):
 
 
 def test_training_leaves_nnunets_log_and_no_temporary_file(folder):
-    assert len(list(folder.glob("training_log_*.txt"))) == 1
+    assert list(folder.glob("training_log_*.txt"))  # one per trainer object, so other tests may add to them
     assert not [*folder.glob(".*"), *folder.glob("checkpoint_latest.pth")]
 
 
