@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of containers and nu
 
 def save_atomic(checkpoint: Mapping[str, Any], file: Path) -> None:
     """``torch.save`` into a temporary file of the same folder, then rename."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.tmp")  # always the same, so that one left by a kill is overwritten
     try:
         torch.save(dict(checkpoint), temporary)
         os.replace(temporary, file)

@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         print(f"synfoc3d {args.command}: {error}", file=sys.stderr)
         sys.exit(1)
+    except BrokenPipeError:  # the reader of our output left, for example "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"synfoc3d {args.command}: interrupted", file=sys.stderr)
         sys.exit(130)
