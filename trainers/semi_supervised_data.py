@@ -52,10 +52,19 @@ def open_image(folder: Path, case: str) -> Any:  # noqa: ANN401 - blosc2's lazil
     Raises:
         UserError: the case was not preprocessed.
     """
+    return blosc2.open(urlpath=str(image_file(folder, case)), mode="r", dparams={"nthreads": 1})
+
+
+def image_file(folder: Path, case: str) -> Path:
+    """File of a case's preprocessed image.
+
+    Raises:
+        UserError: the case was not preprocessed.
+    """
     file = folder / f"{case}.b2nd"
     if not file.is_file():
         raise UserError(f"{file} does not exist: run synfoc3d preprocess for this configuration, or mend the split.")
-    return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1})
+    return file
 
 
 class UnlabeledCases(nnUNetBaseDataset):
@@ -197,6 +206,5 @@ def _read_cache(cache: Path) -> dict[str, Any]:
 
 
 def _stamp(folder: Path, case: str) -> list[int | str]:
-    open_image(folder, case)
-    status = (folder / f"{case}.b2nd").stat()
+    status = image_file(folder, case).stat()
     return [str(folder.name), status.st_size, status.st_mtime_ns]
