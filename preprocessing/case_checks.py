@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
-from synfoc3d.preprocessing.scans import ImageFiles, Scan, label_values, misplacement, name_and_ending, read_scan
+from synfoc3d.volumes import ImageFiles, Scan, label_values, misplacement, name_and_ending, read_scan
 
 # Rounding in headers moves voxels by far less, a real mismatch (flip, crop, other spacing) by more. In voxels.
 LARGEST_MISPLACEMENT = 0.25

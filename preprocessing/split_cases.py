@@ -13,8 +13,8 @@ from synfoc3d.preprocessing.datasets import (
     raw_unlabeled_images,
     read_dataset_json,
 )
-from synfoc3d.preprocessing.scans import list_labels
 from synfoc3d.splits import Split
+from synfoc3d.volumes import list_labels
 
 # patient002, Pat_7, sub-001, subject-A12: the word must not be the end of another one ("hepat"), and the id behind it
 # must hold a digit, or names such as subset_... would all be one patient.

@@ -28,7 +28,6 @@ from synfoc3d.preprocessing.datasets import (
     raw_unlabeled_images,
     read_dataset_json,
 )
-from synfoc3d.preprocessing.scans import NIFTI_ENDINGS, ImageFiles, read_orientation
 from synfoc3d.preprocessing.stock import (
     CASE_FILES,
     DEFAULT_PLANS,
@@ -37,6 +36,7 @@ from synfoc3d.preprocessing.stock import (
     plan_if_needed,
     preprocess_if_needed,
 )
+from synfoc3d.volumes import NIFTI_ENDINGS, ImageFiles, read_orientation
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +18,8 @@ os.environ.setdefault("nnUNet_def_n_proc", "1")  # read once, when nnU-Net is im
 torch.set_num_threads(1)  # a forked worker hangs in its first parallel region if its parent had one
 
 DATASET = "501"
+SHAPE = (7, 6, 5)
+SPACING = (1.0, 1.5, 4.0)
 SETTINGS = {
     "epochs": 2,
     "iterations_per_epoch": 2,
@@ -192,3 +196,36 @@ def same_weights():
 def quick():
     """Return a function that switches the drawing of pictures off in a monkeypatch."""
     return skip_pictures
+
+
+@pytest.fixture(scope="session")
+def write_nifti():
+    """Return a function that writes an array of the axes x, y, z as NIfTI, creating the folder."""
+
+    def write(path, values, affine=None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        affine = np.diag([*SPACING, 1.0]) if affine is None else affine
+        nibabel.save(nibabel.Nifti1Image(np.asarray(values), affine), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_image(write_nifti):
+    """Return a function that writes an image of random voxels."""
+
+    def write(path, seed=0, shape=SHAPE, affine=None):
+        return write_nifti(path, np.random.default_rng(seed).normal(100, 10, shape).astype(np.float32), affine)
+
+    return write
+
+
+@pytest.fixture
+def write_label(write_nifti):
+    """Return a function that writes a label map that holds the given values."""
+
+    def write(path, values=(0, 1, 2), shape=SHAPE, affine=None, dtype=np.uint8):
+        return write_nifti(path, np.resize(np.asarray(values, dtype), shape), affine)
+
+    return write

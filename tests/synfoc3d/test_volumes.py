@@ -5,7 +5,7 @@ import pytest
 import SimpleITK
 
 from synfoc3d.errors import UserError
-from synfoc3d.preprocessing.scans import (
+from synfoc3d.volumes import (
     label_values,
     list_images,
     list_labels,
