@@ -41,22 +41,48 @@ def save_atomic(checkpoint: Mapping[str, Any], file: Path) -> None:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Read a checkpoint of this project without unpickling code.
+    """Read an nnU-Net checkpoint, of this package's trainers or of any other, without running code that lies in it.
 
     Raises:
-        UserError: no such file, damaged, or not written by a synfoc3d trainer.
+        UserError: no such file, damaged, or no checkpoint of an nnU-Net trainer.
     """
     if not file.is_file():
         raise UserError(f"{file} does not exist: train first, or give another checkpoint with -chk.")
+    torch.serialization.add_safe_globals(_numpy_scalars())
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         reason = " ".join(str(error).split("\n")[:1]) or type(error).__name__
         raise UserError(f"{file} cannot be read as a checkpoint ({reason}): restore or train it anew.") from None
-    if not isinstance(checkpoint, dict) or SECTION not in checkpoint:
-        trainer = checkpoint.get("trainer_name") if isinstance(checkpoint, dict) else None
-        raise UserError(f"{file} was not written by a synfoc3d trainer (its trainer: {trainer}): give one with -chk.")
+    if not isinstance(checkpoint, dict) or not {SECTION, "network_weights"} & set(checkpoint):
+        raise UserError(f"{file} is no checkpoint of an nnU-Net trainer: give one with -chk.")
     return checkpoint
+
+
+def _numpy_scalars() -> list[Any]:
+    """What nnU-Net's own trainers put into their logs: numbers of numpy, which unpickle without running code."""
+    numpy_core = np._core if hasattr(np, "_core") else np.core  # renamed in numpy 2
+    kinds = ("float16", "float32", "float64", "int32", "int64", "bool")
+    return [numpy_core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+
+
+def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Our part of a checkpoint.
+
+    Raises:
+        UserError: it was written by a trainer that is not of this package.
+    """
+    if SECTION not in checkpoint:
+        raise UserError(
+            f"The checkpoint was not written by a synfoc3d trainer (its trainer: {checkpoint.get('trainer_name')}): "
+            "give one that was."
+        )
+    return checkpoint[SECTION]
+
+
+def students_of(checkpoint: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the networks that were trained; nnU-Net's own trainers train a conventional one."""
+    return frozenset(checkpoint[SECTION]["students"]) if SECTION in checkpoint else frozenset({"conventional"})
 
 
 def random_state() -> dict[str, Any]:
@@ -102,7 +128,7 @@ def rebuild_foundation(checkpoint: Mapping[str, Any], num_classes: int) -> Slice
     Raises:
         UserError: the training had no foundation network, or the file of its frozen base is missing or has changed.
     """
-    part = checkpoint[SECTION]
+    part = section_of(checkpoint)
     if "foundation" not in part["students"]:
         raise UserError(f"{checkpoint['trainer_name']} trained no foundation network; use --model conventional.")
     settings = FoundationSettings.model_validate(part["settings"]["foundation"])

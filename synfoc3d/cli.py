@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -17,6 +18,8 @@ DEFAULT_TRAINER = "nnUNetTrainerSynFoC"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; exits with 0 when the job is done, 1 after a failure, 2 for wrong usage."""
     args = _parser().parse_args(arguments)
+    # nnU-Net imports all of its trainers to find one, and a library of one of them warns about itself
+    warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface")
     # nnU-Net starts 8 processes where it is not told otherwise, far too many for a laptop
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
     try:
@@ -221,30 +224,64 @@ def _predict(commands: Commands) -> None:
     parser = _command(commands, "predict", "segment scans with a trained model", _run_predict)
     parser.add_argument("-i", dest="source", type=Path, required=True, help="folder of images, or one image file")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder (or file, for one image)")
-    _add_dataset(parser)
-    parser.add_argument("-c", dest="configuration", required=True, help="2d or 3d_fullres")
-    parser.add_argument("-f", dest="folds", nargs="+", type=int, default=[0], help="folds, default: 0")
-    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
-    parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    _add_model(parser)
     parser.add_argument("--model", choices=("foundation", "conventional", "ensemble"), help="default: all trained")
-    parser.add_argument("-step_size", type=float, default=0.5, help="sliding window step, default: 0.5")
+    parser.add_argument("-step_size", type=float, help="sliding window step, default: 0.5")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring at test time")
-    parser.add_argument("-npp", dest="preprocessing_processes", type=int, default=min(3, os.cpu_count() or 1))
-    parser.add_argument("-nps", dest="export_processes", type=int, default=min(3, os.cpu_count() or 1))
+    parser.add_argument(
+        "--fast", action="store_true", help="no mirroring, steps of 0.75, and bfloat16 on a CPU that is fast in it"
+    )
+    parser.add_argument("--save_probabilities", action="store_true", help="write case.npz and case.pkl as well")
+    parser.add_argument("--continue_prediction", action="store_true", help="leave out cases that are finished")
+    parser.add_argument("-num_parts", type=int, default=1, help="calls that share the cases, default: 1")
+    parser.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0")
+    workers = min(3, os.cpu_count() or 1)
+    parser.add_argument("-npp", type=int, default=workers, help=f"preprocessing processes, default: {workers}")
+    parser.add_argument("-nps", type=int, default=workers, help=f"export processes, default: {workers}")
+    parser.add_argument("--disable_progress_bar", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="log what happens, and tracebacks of failed cases")
     _add_device(parser)
 
 
-def _run_predict(args: argparse.Namespace) -> None:
-    from synfoc3d.inference.predict import ModelChoice, predict
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Arguments that name a trained model, as in nnU-Net."""
+    _add_dataset(parser)
+    parser.add_argument("-c", dest="configuration", required=True, help="2d or 3d_fullres")
+    parser.add_argument("-f", dest="folds", nargs="+", type=_fold, default=[0], help="folds, default: 0")
+    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
+    parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
 
+
+def _fold(text: str) -> int | str:
+    return text if text == "all" else int(text)
+
+
+def _run_predict(args: argparse.Namespace) -> None:
+    import logging
+
+    from synfoc3d.inference.predict import FAST_STEP_SIZE, ModelChoice, PredictOptions, predict
+
+    if args.verbose:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("synfoc3d").setLevel(logging.DEBUG)
     choice = ModelChoice(
         args.dataset, args.configuration, tuple(args.folds), args.trainer, args.plans, args.checkpoint, args.model
     )
-    count = predict(
-        args.source, args.output, choice, _device(args.device), args.step_size, not args.disable_tta,
-        args.preprocessing_processes, args.export_processes,
-    )  # fmt: skip
+    default_step = FAST_STEP_SIZE if args.fast else 0.5
+    options = PredictOptions(
+        step_size=default_step if args.step_size is None else args.step_size,
+        mirroring=not (args.disable_tta or args.fast),
+        precision="auto" if args.fast else None,
+        save_probabilities=args.save_probabilities,
+        skip_finished=args.continue_prediction,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
+        preprocessing_processes=args.npp,
+        export_processes=args.nps,
+        progress_bar=not args.disable_progress_bar,
+    )
+    count = predict(args.source, args.output, choice, _device(args.device), options)
     print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
 
 

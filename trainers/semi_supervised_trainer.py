@@ -414,7 +414,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             checkpoint = checkpoints.load(Path(checkpoint))
-        section = checkpoint[checkpoints.SECTION]
+        section = checkpoints.section_of(checkpoint)
         if not self.was_initialized:
             saved = config.resolve(section["settings"], self.method_class.Settings, "the checkpoint's settings")
             config.refuse_difference(given=self.settings, saved=saved)

@@ -1,16 +1,20 @@
 """nnU-Net's final validation for a foundation student."""
 
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
-from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tqdm import tqdm
 
+from synfoc3d.case_files import ModelInfo, PreparedCase, write_case
 from synfoc3d.networks.slicewise import SlicewiseFoundation
-from synfoc3d.prediction import CaseProbabilities, Predictor
+from synfoc3d.prediction import CasePredictor
 
 
 def validate_foundation(
@@ -25,28 +29,21 @@ def validate_foundation(
         folder: receives the masks on the scans' own grids, and summary.json with Dice and IoU per case and class.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    predictor = Predictor(device=trainer.device, allow_tqdm=False)
-    predictor.manual_initialization(
-        CaseProbabilities(student),
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        trainer.inference_allowed_mirroring_axes,
+    info = ModelInfo(trainer.plans_manager, trainer.configuration_name, trainer.dataset_json)
+    predictor = CasePredictor(
+        info.plans, info.configuration, info.dataset_json, trainer.inference_allowed_mirroring_axes, trainer.device
     )
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
-    for case in tqdm(dataset.identifiers, desc=folder.name):
-        data, _, _, properties = dataset.load_case(case)
-        probabilities = predictor.predict_sliding_window_return_logits(torch.from_numpy(data[:]))
-        export_prediction_from_logits(
-            probabilities.cpu(),
-            properties,
-            trainer.configuration_manager,
-            trainer.plans_manager,
-            trainer.dataset_json,
-            str(folder / case),
-        )
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(default_num_processes, len(cases)), mp_context=spawn) as exports:
+        written = []
+        for case in tqdm(dataset.identifiers, desc=folder.name, disable=None):
+            data, _, _, properties = dataset.load_case(case)
+            probabilities = predictor.foundation(student, torch.from_numpy(data[:])).numpy()
+            source = PreparedCase(np.empty(0), properties, info.plans.image_reader_writer_class)
+            written.append(exports.submit(write_case, folder / case, probabilities, True, source, info))
+        for export in written:
+            export.result()
     metrics = compute_metrics_on_folder(
         str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
         str(folder),

@@ -1,23 +1,35 @@
 """From scans to masks with each of the models."""
 
+import json
 import shutil
+from dataclasses import replace
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from synfoc3d.config import FoundationSettings
+from synfoc3d import checkpoint as checkpoints
+from synfoc3d.case_files import prepare_case
 from synfoc3d.errors import UserError
-from synfoc3d.inference.predict import ModelChoice, predict
-from synfoc3d.networks.build import build_foundation
-from synfoc3d.prediction import CaseProbabilities, on_net_grid
+from synfoc3d.inference import pipeline
+from synfoc3d.inference.models import ModelChoice, load_model
+from synfoc3d.inference.predict import PredictOptions, predict
+from synfoc3d.networks.lora import LoRAQKV
 
-OPTIONS = {"step_size": 1.0, "mirroring": False, "preprocessing_processes": 1, "export_processes": 1}
+OPTIONS = PredictOptions(
+    step_size=1.0, mirroring=False, preprocessing_processes=0, export_processes=0, progress_bar=False
+)
+CPU = torch.device("cpu")
 
 
 def choice(model="conventional", configuration="2d", **changes):
     return ModelChoice("501", configuration, model=model, **changes)
+
+
+def voxels(file):
+    return np.asarray(nibabel.load(file).dataobj)
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +39,18 @@ def scan(project):
 
 
 @pytest.fixture
+def scans(project, tmp_path):
+    """A folder with copies of two scans."""
+    return shutil.copytree(project.root / "scans" / "unlabeled", tmp_path / "scans")
+
+
+@pytest.fixture
 def run(trained, tmp_path):
     """Return a function that predicts into tmp_path / "masks" or what else is given as output."""
 
-    def call(source, model_choice, output=None, place=trained):
+    def call(source, model_choice, output=None, place=trained, **options):
         with place.active():
-            return predict(source, output or tmp_path / "masks", model_choice, **OPTIONS)
+            return predict(source, output or tmp_path / "masks", model_choice, "cpu", replace(OPTIONS, **options))
 
     return call
 
@@ -49,32 +67,35 @@ def refusal(run):
     return call
 
 
-@pytest.fixture(scope="module")
-def networks():
-    """A foundation network of three classes, and a conventional one with two outputs, as in training."""
-    torch.manual_seed(0)
-    foundation, _ = build_foundation(FoundationSettings(image_size=32), 3)
+@pytest.fixture
+def segment(trained, scan):
+    """Return a function that gives the network's answer to the scan, before it is written."""
 
-    class Conventional(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Conv2d(1, 3, 3, padding=1)
+    def call(model_choice):
+        with trained.active():
+            model = load_model(model_choice)
+            image = torch.from_numpy(prepare_case([scan], model.info).image)
+            return model.segment(model.predictor(CPU, mirroring=False), image).float()
 
-        def forward(self, image):
-            return [self.layer(image), None]
-
-    return foundation.eval(), Conventional().eval()
+    return call
 
 
 @pytest.fixture
-def image():
-    """(B, C, H, W)."""
-    return torch.randn(2, 1, 20, 24, generator=torch.Generator().manual_seed(1))
+def second_fold(trained):
+    """A fold 1 whose networks differ from those of fold 0."""
+    source, target = trained.results(), trained.results().with_name("fold_1")
+    checkpoint = checkpoints.load(source / "checkpoint_final.pth")
+    for state in (checkpoint["network_weights"], checkpoint["synfoc3d"]["students"]["foundation"]):
+        for name in state:
+            if name.endswith(("bias", "no_mask_embed.weight")):
+                state[name] = state[name] + 0.3
+    target.mkdir()
+    checkpoints.save_atomic(checkpoint, target / "checkpoint_final.pth")
+    yield 1
+    shutil.rmtree(target)
 
 
-def with_range(network):
-    network.case_range = torch.tensor([[-2.0, 2.0]])
-    return network
+# --- models ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", ["conventional", "foundation", "ensemble"])
@@ -86,48 +107,160 @@ def test_mask_has_its_scans_grid(run, scan, tmp_path, model):
     assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("model", ["foundation", "ensemble"])
+@pytest.mark.parametrize("model", ["conventional", "foundation", "ensemble"])
 def test_models_work_in_3d(run, scan, trained_3d, tmp_path, model):
     assert run(scan, choice(model, "3d_fullres")) == 1
-    assert nibabel.load(tmp_path / "masks" / "Btrain002.nii.gz").shape == nibabel.load(scan).shape
+    assert voxels(tmp_path / "masks" / "Btrain002.nii.gz").shape == voxels(scan).shape
 
 
-def test_folder_of_scans_is_segmented(run, project, tmp_path):
-    assert run(project.root / "scans" / "unlabeled", choice()) == 2
-    assert sorted(file.name for file in (tmp_path / "masks").glob("*.nii.gz")) == [
-        "Btrain002.nii.gz",
-        "Btrain003.nii.gz",
-    ]
+def test_ensemble_is_the_mean_of_both_probabilities(segment):
+    expected = (segment(choice("foundation")) + segment(choice("conventional")).softmax(0)) / 2
+    torch.testing.assert_close(segment(choice("ensemble")), expected, atol=2e-3, rtol=0)
 
 
-def test_output_may_be_a_file(run, scan, tmp_path):
-    run(scan, choice(), tmp_path / "new" / "result.nii.gz")
-    assert [file.name for file in (tmp_path / "new").glob("*.gz")] == ["result.nii.gz"]
+@pytest.mark.parametrize("model", ["conventional", "foundation", "ensemble"])
+def test_folds_are_averaged(segment, second_fold, model):
+    first, second, both = (segment(choice(model, folds=folds)) for folds in ((0,), (1,), (0, 1)))
+    assert not torch.allclose(first, second, atol=1e-2)
+    torch.testing.assert_close(both, (first + second) / 2, atol=5e-3, rtol=5e-3)
 
 
-def test_scan_may_be_named_without_channel(run, scan, tmp_path):
-    plain = shutil.copy(scan, tmp_path / "patient.nii.gz")
-    run(tmp_path / "patient.nii.gz", choice())
-    assert nibabel.load(tmp_path / "masks" / "patient.nii.gz").shape == nibabel.load(plain).shape
+def test_default_model_is_the_best_there_is(trained):
+    with trained.active():
+        assert load_model(choice(None)).model == "ensemble"
 
 
-def test_single_file_and_folder_give_the_same_mask(run, scan, project, tmp_path):
-    run(scan, choice(), tmp_path / "one")
-    run(project.root / "scans" / "unlabeled", choice(), tmp_path / "all")
-    one, other = (nibabel.load(tmp_path / name / "Btrain002.nii.gz") for name in ("one", "all"))
-    assert np.array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+def test_lora_is_merged(trained, monkeypatch):
+    merged = []
+    monkeypatch.setattr(LoRAQKV, "merge", lambda self: merged.append(self))
+    with trained.active() as patch:
+        patch.setattr("synfoc3d.networks.build.trains_fully", lambda _: False)
+        patch.setattr(checkpoints, "load_trainable_state", lambda *_, **__: None)
+        load_model(choice("foundation"))
+    assert merged
+
+
+def test_model_of_nnunets_own_trainer_is_used(run, project, scan, tmp_path):
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    with project.active("stock_results"):
+        trainer = get_trainer_from_args("501", "2d", 0, "nnUNetTrainer", "nnUNetPlans", device=CPU)
+        trainer.initialize()
+        trainer.logger.log("train_losses", np.float64(1), 0)  # numpy's numbers are part of what it saves
+        trainer.save_checkpoint(str(project.results("stock_results", "nnUNetTrainer") / "checkpoint_final.pth"))
+        for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):
+            file = project.results("stock_results", "nnUNetTrainer").parent / f"{name}.json"
+            file.write_text(json.dumps(content))
+        assert predict(scan, tmp_path / "masks", choice(None, trainer="nnUNetTrainer"), "cpu", OPTIONS) == 1
+        with pytest.raises(UserError, match="nnUNetTrainer trained only conventional; choose that."):
+            predict(scan, tmp_path / "masks", choice("foundation", trainer="nnUNetTrainer"), "cpu", OPTIONS)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_folder_of_scans_is_segmented(run, scans, tmp_path):
+    assert run(scans, choice()) == 2
+    names = {"Btrain002.nii.gz", "Btrain003.nii.gz", "dataset.json", "plans.json", "synfoc3d_predict.json"}
+    assert {file.name for file in (tmp_path / "masks").iterdir()} == names
+
+
+def test_worker_processes_change_nothing(run, scans, tmp_path):
+    run(scans, choice(), tmp_path / "alone")
+    run(scans, choice(), tmp_path / "workers", preprocessing_processes=1, export_processes=1)
+    for case in ("Btrain002", "Btrain003"):
+        first, second = (voxels(tmp_path / name / f"{case}.nii.gz") for name in ("alone", "workers"))
+        assert np.array_equal(first, second)
+
+
+def test_single_file_gives_the_same_mask_as_its_folder(run, scan, scans, tmp_path):
+    run(scan, choice(), tmp_path / "one.nii.gz")
+    run(scans, choice(), tmp_path / "all")
+    assert np.array_equal(voxels(tmp_path / "one.nii.gz"), voxels(tmp_path / "all" / "Btrain002.nii.gz"))
 
 
 def test_all_channels_of_a_single_file_are_found(run, two_channels, tmp_path):
     scan = two_channels.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz"
     assert run(scan, choice("ensemble"), place=two_channels) == 1
-    assert (tmp_path / "masks" / "Btrain002.nii.gz").is_file()
 
 
-def test_missing_channel_is_refused(refusal, two_channels, tmp_path):
-    shutil.copy(two_channels.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz", tmp_path)
-    message = refusal(tmp_path, choice(), place=two_channels)
-    assert message.startswith("Case Btrain002 in ") and "has 1 channel files, but the model needs 2." in message
+def test_record_says_how_the_masks_were_made(run, scan, tmp_path):
+    run(scan, choice("ensemble"))
+    record = load_json(str(tmp_path / "masks" / "synfoc3d_predict.json"))
+    assert record["model"] == "ensemble" and record["folds"] == [0] and record["mirroring"] is False
+    assert record["model_folder"].endswith("nnUNetTrainerSynFoC__nnUNetPlans__2d")
+    assert record["settings"]["0"]["foundation"]["image_size"] == 32
+
+
+def test_probabilities_are_saved_beside_the_mask(run, scan, tmp_path):
+    run(scan, choice("ensemble"), save_probabilities=True)
+    probabilities = np.load(tmp_path / "masks" / "Btrain002.npz")["probabilities"]
+    np.testing.assert_allclose(probabilities.sum(0), 1, atol=5e-3)
+    mask = voxels(tmp_path / "masks" / "Btrain002.nii.gz").T
+    np.testing.assert_array_equal(probabilities.argmax(0), mask)
+
+
+def test_finished_cases_are_left_alone(run, scans, tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "Btrain002.nii.gz").write_text("finished")
+    assert run(scans, choice(), skip_finished=True) == 1
+    assert (tmp_path / "masks" / "Btrain002.nii.gz").read_text() == "finished"
+    assert run(scans, choice(), skip_finished=True) == 0
+
+
+def test_parts_share_the_cases(run, scans, tmp_path):
+    assert run(scans, choice(), num_parts=2, part_id=1) == 1
+    assert [file.name for file in (tmp_path / "masks").glob("*.gz")] == ["Btrain003.nii.gz"]
+
+
+# --- bad scans ------------------------------------------------------------------------------------
+
+
+def test_good_scans_are_finished_and_bad_ones_listed(refusal, scans, tmp_path):
+    good = (scans / "Btrain002_0000.nii.gz").read_bytes()
+    (scans / "Atruncated_0000.nii.gz").write_bytes(good[: len(good) // 2])
+    shutil.copy(scans / "Btrain002_0000.nii.gz", scans / "Btrain002_0001.nii.gz")
+    message = refusal(scans, choice()).split("\n  ")
+    assert message[0] == "1 of 3 cases segmented, 2 failed:"
+    assert message[1].startswith("Atruncated: ") and "Atruncated_0000.nii.gz cannot be read" in message[1]
+    assert message[2].startswith("Btrain002: ") and "2 channels, but the model was trained with 1" in message[2]
+    assert [file.name for file in (tmp_path / "masks").glob("*.gz")] == ["Btrain003.nii.gz"]
+
+
+def test_case_that_breaks_the_network_does_not_stop_the_others(refusal, scans, monkeypatch):
+    from synfoc3d.inference.models import TrainedModel
+
+    works = TrainedModel.segment
+    calls = []
+
+    def segment(self, *arguments):
+        calls.append(1)
+        return works(self, *arguments) if len(calls) > 1 else 1 / 0
+
+    monkeypatch.setattr(TrainedModel, "segment", segment)
+    message = refusal(scans, choice())
+    assert "1 of 2 cases segmented, 1 failed:\n  Btrain002: ZeroDivisionError: division by zero" in message
+
+
+def test_mask_that_cannot_be_written_is_listed(refusal, scans, monkeypatch):
+    monkeypatch.setattr(pipeline, "write_case", lambda *_, **__: 1 / 0)
+    assert "0 of 2 cases segmented, 2 failed" in refusal(scans, choice())
+
+
+def test_dead_worker_is_explained():
+    outcome = pipeline.Outcome()
+    outcome.fail(pipeline.Job("a", (), None), pipeline.BrokenProcessPool())
+    assert outcome.failures["a"].startswith("a worker process died, most likely out of memory; run again with -npp 1")
+
+
+def test_missing_channel_is_named(refusal, two_channels, tmp_path):
+    (tmp_path / "scans").mkdir()
+    shutil.copy(two_channels.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz", tmp_path / "scans")
+    message = refusal(tmp_path / "scans", choice(), place=two_channels)
+    assert "Btrain002_0000.nii.gz: 1 channels, but the model was trained with 2; give all of them." in message
+
+
+# --- wrong choices --------------------------------------------------------------------------------
 
 
 def test_wrong_fold_is_refused(refusal, scan):
@@ -143,6 +276,19 @@ def test_damaged_checkpoint_is_refused(refusal, scan, trained):
     assert "damaged.pth cannot be read as a checkpoint (" in refusal(scan, choice(checkpoint="damaged.pth"))
 
 
+def test_file_that_is_no_checkpoint_is_refused(refusal, scan, trained):
+    torch.save({"weights": 1}, trained.results() / "other.pth")
+    assert "other.pth is no checkpoint of an nnU-Net trainer" in refusal(scan, choice(checkpoint="other.pth"))
+
+
+def test_folds_with_different_networks_are_refused(refusal, scan, trained, second_fold):
+    file = trained.results().with_name("fold_1") / "checkpoint_final.pth"
+    checkpoint = checkpoints.load(file)
+    del checkpoint["synfoc3d"]["students"]["foundation"]
+    checkpoints.save_atomic(checkpoint, file)
+    assert "trained different networks; give folds trained alike." in refusal(scan, choice(folds=(0, 1)))
+
+
 def test_unknown_dataset_is_refused(refusal, scan):
     assert "no dataset" in refusal(scan, ModelChoice("777", "2d"))
 
@@ -152,59 +298,11 @@ def test_model_that_was_not_trained_is_refused(refusal, scan, changes):
     assert "holds no trained model: train it first" in refusal(scan, choice(**changes))
 
 
-def test_missing_input_is_refused(refusal, tmp_path):
-    assert "does not exist: give a folder of images" in refusal(tmp_path / "nowhere", choice())
-
-
-def test_folder_without_images_is_refused(refusal, tmp_path):
-    assert "holds no images named like case_0000.nii.gz" in refusal(tmp_path, choice())
-
-
-def test_folder_with_an_image_without_channel_number_is_refused(refusal, scan, tmp_path):
-    shutil.copy(scan, tmp_path / "patient.nii.gz")
-    message = refusal(tmp_path, choice())
-    assert message.endswith("patient.nii.gz has no channel number: name the images like case_0000.nii.gz.")
-
-
-def test_file_of_another_format_is_refused(refusal, tmp_path):
-    (tmp_path / "scan.mha").write_text("")
-    assert "scan.mha is not a .nii.gz file" in refusal(tmp_path / "scan.mha", choice())
-
-
 @pytest.mark.parametrize("step_size", [0, 1.5])
-def test_step_size_is_checked(scan, tmp_path, step_size):
-    with pytest.raises(UserError, match=rf"-step_size must lie in \(0, 1\], but is {step_size}"):
-        predict(scan, tmp_path, choice(), step_size=step_size)
+def test_step_size_is_checked(refusal, scan, step_size):
+    assert refusal(scan, choice(), step_size=step_size) == f"-step_size must lie in (0, 1], but is {step_size}."
 
 
-def test_ensemble_is_the_mean_of_both_probabilities(networks, image):
-    foundation, conventional = networks
-    with torch.no_grad():
-        both = with_range(CaseProbabilities(foundation, conventional))(image)
-        first = with_range(CaseProbabilities(foundation))(image)
-        second = conventional(image)[0].softmax(1)
-    torch.testing.assert_close(both, (first + second) / 2)
-    torch.testing.assert_close(both.sum(1), torch.ones(2, 20, 24))
-
-
-def test_one_slice_volume_gives_what_the_slice_gives(networks, image):
-    network = with_range(CaseProbabilities(networks[0]))
-    with torch.no_grad():
-        assert torch.equal(network(image[:, :, None]).squeeze(2), network(image))
-
-
-def test_slices_are_segmented_independently(networks):
-    volume = torch.randn(1, 1, 3, 20, 24)
-    network = with_range(CaseProbabilities(networks[0]))
-    with torch.no_grad():
-        whole, alone = network(volume), network(volume[:, :, 1])
-    torch.testing.assert_close(whole[:, :, 1], alone)
-
-
-def test_probabilities_are_of_the_foundation_logits_on_the_net_grid(networks, image):
-    value_range = torch.tensor([[-2.0, 2.0]]).expand(2, -1, -1)
-    with torch.no_grad():
-        logits = on_net_grid(networks[0], image, value_range)
-        found = with_range(CaseProbabilities(networks[0]))(image)
-    assert logits.shape == (2, 3, 20, 24)
-    torch.testing.assert_close(found, logits.softmax(1))
+@pytest.mark.parametrize(("option", "flag"), [("preprocessing_processes", "-npp"), ("export_processes", "-nps")])
+def test_negative_number_of_processes_is_refused(refusal, scan, option, flag):
+    assert f"{flag} must be 0 or a number of processes, but is -1." in refusal(scan, choice(), **{option: -1})

@@ -20,6 +20,8 @@ from synfoc3d.checkpoint import (
     rebuild_foundation,
     restore_random_state,
     save_atomic,
+    section_of,
+    students_of,
 )
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
@@ -103,8 +105,31 @@ def test_file_with_code_is_refused(tmp_path: Path) -> None:
 
 def test_checkpoint_of_nnunet_is_refused_by_its_trainer(tmp_path: Path) -> None:
     torch.save({"network_weights": {}, "trainer_name": "nnUNetTrainer"}, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"a\.pth was not written by a synfoc3d trainer \(its trainer: nnUNetTrainer\)"):
-        load(tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"was not written by a synfoc3d trainer \(its trainer: nnUNetTrainer\)"):
+        section_of(load(tmp_path / "a.pth"))
+
+
+def test_numbers_of_numpy_in_a_checkpoint_are_read(tmp_path: Path) -> None:
+    torch.save({"network_weights": {}, "logging": [np.float64(1.5), np.float32(2)]}, tmp_path / "a.pth")
+    assert load(tmp_path / "a.pth")["logging"] == [1.5, 2]
+
+
+def test_students_are_named(tmp_path: Path) -> None:
+    assert students_of({"network_weights": {}}) == {"conventional"}
+    assert students_of({"synfoc3d": {"students": {"foundation": {}}}}) == {"foundation"}
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("harmed"),))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"network_weights": {}, "logging": Harmful()}, "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth cannot be read as a checkpoint"):
+        load(Path("a.pth"))
+    assert not Path("harmed").exists()
 
 
 @pytest.mark.parametrize("content", [torch.zeros(2), [1, 2], 3], ids=["tensor", "list", "number"])

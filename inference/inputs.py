@@ -1,0 +1,94 @@
+"""Which scans to segment, and where their masks go."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from synfoc3d.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case to segment.
+
+    Attributes:
+        case: its name.
+        files: one file per channel, in order.
+        target: path of the mask, without ending.
+    """
+
+    case: str
+    files: tuple[Path, ...]
+    target: Path
+
+
+def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
+    """Return the cases of a folder, or the one case that a file belongs to, sorted by name.
+
+    Args:
+        source: folder with nnU-Net's file names (case_0000.nii.gz, ...), or one file of a case; its other channels lie
+            beside it.
+        output: folder for the masks, named case.nii.gz; for one scan also a file name.
+        ending: of the files of the training, such as ``.nii.gz``.
+
+    Raises:
+        UserError: no such input, no image in it, or images without a channel number.
+    """
+    output = output.resolve()
+    if not source.exists():
+        raise UserError(f"{source} does not exist: give a folder of images, or one image file, with -i.")
+    cases, others = _group_channels(source if source.is_dir() else source.parent, ending)
+    if source.is_file():
+        case, files = _case_of(source, cases, ending)
+        single = output.name.endswith(ending)
+        return [Job(case, files, output.with_name(output.name.removesuffix(ending)) if single else output / case)]
+    if output.name.endswith(ending):
+        raise UserError(f"{source} is a folder, but {output} a file: give a folder with -o.")
+    if others:
+        raise UserError(f"{others[0]} has no channel number: name the images like case_0000{ending}.")
+    if not cases:
+        raise UserError(f"{source} holds no images named like case_0000{ending}.")
+    return [Job(case, tuple(files), output / case) for case, files in sorted(cases.items())]
+
+
+def select_part(jobs: Sequence[Job], num_parts: int, part_id: int) -> list[Job]:
+    """Every ``num_parts``-th case, from number ``part_id`` on, as nnU-Net divides them.
+
+    Raises:
+        UserError: a part that does not exist.
+    """
+    if num_parts < 1 or not 0 <= part_id < num_parts:
+        raise UserError(f"-part_id {part_id} of -num_parts {num_parts} does not exist; parts count from 0.")
+    return list(jobs[part_id::num_parts])
+
+
+def is_finished(job: Job, ending: str, save_probabilities: bool) -> bool:
+    """Whether an earlier run wrote everything that is asked for."""
+    endings = [ending, ".npz", ".pkl"] if save_probabilities else [ending]
+    return all(job.target.with_name(job.target.name + one).is_file() for one in endings)
+
+
+def _case_of(source: Path, cases: dict[str, list[Path]], ending: str) -> tuple[str, tuple[Path, ...]]:
+    """Name and files of the case that a file belongs to; a name without a channel number is a case of its own."""
+    if not source.name.endswith(ending):
+        raise UserError(f"{source} is not a {ending} file, which the model was trained on.")
+    for case, files in cases.items():
+        if source in files:
+            return case, tuple(files)
+    return source.name.removesuffix(ending), (source,)
+
+
+def _group_channels(folder: Path, ending: str) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Images of a folder by case, channels in order, and those without a channel number."""
+    cases: dict[str, list[Path]] = {}
+    others = []
+    for file in sorted(folder.glob(f"*{ending}")):
+        if file.name.startswith("."):
+            continue
+        numbered = re.fullmatch(r"(.+)_\d{4}", file.name.removesuffix(ending))
+        if numbered:
+            cases.setdefault(numbered[1], []).append(file)
+        else:
+            others.append(file)
+    return cases, others

@@ -1,0 +1,217 @@
+"""Trained models: which one is meant, and its networks, ready to segment preprocessed cases."""
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor, nn
+
+from synfoc3d import checkpoint as checkpoints
+from synfoc3d.case_files import ModelInfo
+from synfoc3d.config import Precision
+from synfoc3d.errors import UserError
+from synfoc3d.folders import find_dataset, nnunet_folder
+from synfoc3d.networks.lora import merge
+from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.prediction import CasePredictor
+from synfoc3d.sliding_window import OnProgress, no_progress
+from synfoc3d.training import register_trainers
+
+ModelName = Literal["foundation", "conventional", "ensemble"]
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which trained model to use, in nnU-Net's terms.
+
+    Attributes:
+        dataset: id or name.
+        configuration: ``2d`` or ``3d_fullres``.
+        folds: folds whose predictions are averaged; numbers, or ``all`` as in nnU-Net.
+        trainer: class name of the trainer.
+        plans: identifier of the plans.
+        checkpoint: file name in the folder of the fold.
+        model: which network answers; None is the ensemble where both were trained, else the one there is.
+    """
+
+    dataset: str
+    configuration: str
+    folds: tuple[int | str, ...] = (0,)
+    trainer: str = "nnUNetTrainerSynFoC"
+    plans: str = "nnUNetPlans"
+    checkpoint: str = "checkpoint_final.pth"
+    model: ModelName | None = None
+
+    def folder(self) -> Path:
+        """nnU-Net's folder of this training.
+
+        Raises:
+            UserError: there is none.
+        """
+        nnunet_folder("nnUNet_results")
+        name = find_dataset(self.dataset)
+        folder = Path(get_output_folder(name, self.trainer, self.plans, self.configuration))
+        if not (folder / "plans.json").is_file():
+            raise UserError(f"{folder} holds no trained model: train it first, or mend -tr, -p or -c.")
+        return folder
+
+
+@dataclass(frozen=True)
+class FoldNetworks:
+    """The students of one fold that take part; at least one is there."""
+
+    conventional: nn.Module | None
+    foundation: SlicewiseFoundation | None
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The networks of every fold, and what is known of them.
+
+    Attributes:
+        info: plans, configuration and dataset.
+        model: which network answers.
+        folds: networks, one entry per fold.
+        mirror_axes: axes mirrored in training; None for none.
+        settings: resolved settings of each fold's training; empty for a model that nnU-Net's own trainers made.
+    """
+
+    info: ModelInfo
+    model: ModelName
+    folds: tuple[FoldNetworks, ...]
+    mirror_axes: tuple[int, ...] | None
+    settings: tuple[dict[str, Any], ...]
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether :meth:`segment` gives probabilities; the conventional network alone gives logits, as in nnU-Net."""
+        return self.model != "conventional"
+
+    def predictor(
+        self, device: torch.device, step_size: float = 0.5, mirroring: bool = True, precision: Precision | None = None
+    ) -> CasePredictor:
+        """What runs the networks over a case; see :class:`~synfoc3d.prediction.CasePredictor`."""
+        info = self.info
+        return CasePredictor(
+            info.plans, info.configuration, info.dataset_json, self.mirror_axes, device, step_size, mirroring, precision
+        )
+
+    @torch.inference_mode()
+    def segment(self, predictor: CasePredictor, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
+        """Mean over the folds: of logits for the conventional network alone, else of probabilities.
+
+        Args:
+            predictor: made by :meth:`predictor`.
+            image: (C, D, H, W) preprocessed case, on the CPU.
+            on_progress: told the share of the work that was done.
+
+        Returns:
+            (K, D, H, W) float16 on the CPU.
+        """
+        total: Tensor | None = None
+        networks = sum(2 if self.model == "ensemble" else 1 for _ in self.folds)
+
+        def shared(share: float) -> None:
+            on_progress(share / networks)
+
+        for fold in self.folds:
+            values = self._segment_fold(fold, predictor, image, shared)
+            if total is None:
+                total = values
+            else:
+                total += values
+        assert total is not None
+        return total.div_(len(self.folds)) if len(self.folds) > 1 else total
+
+    def _segment_fold(
+        self, fold: FoldNetworks, predictor: CasePredictor, image: Tensor, on_progress: OnProgress
+    ) -> Tensor:
+        if fold.foundation is None:
+            assert fold.conventional is not None
+            return predictor.conventional(fold.conventional, image, on_progress)
+        probabilities = predictor.foundation(fold.foundation, image, on_progress)
+        if fold.conventional is None:
+            return probabilities
+        logits = predictor.conventional(fold.conventional, image, on_progress)
+        for z in range(logits.shape[1]):  # slice by slice: a whole volume in float32 may not fit
+            probabilities[:, z] = (probabilities[:, z].float() + logits[:, z].float().softmax(0)) / 2
+        return probabilities
+
+
+def load_model(choice: ModelChoice) -> TrainedModel:
+    """Read the networks of every fold; LoRA is merged into the frozen weights.
+
+    Args:
+        choice: which model; trained by this package, or by any of nnU-Net's trainers.
+
+    Raises:
+        UserError: folder or checkpoint missing, damaged, or without the network asked for.
+    """
+    folder = choice.folder()
+    info = ModelInfo(
+        PlansManager(load_json(str(folder / "plans.json"))),
+        choice.configuration,
+        load_json(str(folder / "dataset.json")),
+    )
+    found = [checkpoints.load(folder / f"fold_{fold}" / choice.checkpoint) for fold in choice.folds]
+    students = [checkpoints.students_of(checkpoint) for checkpoint in found]
+    if any(names != students[0] for names in students):
+        raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
+    model = _resolve_model(choice, students[0])
+    sections = [checkpoint.get(checkpoints.SECTION) for checkpoint in found]
+    return TrainedModel(
+        info,
+        model,
+        tuple(_networks(choice.trainer, model, info, checkpoint) for checkpoint in found),
+        found[0].get("inference_allowed_mirroring_axes"),
+        tuple(section["settings"] for section in sections if section),
+    )
+
+
+def _resolve_model(choice: ModelChoice, trained: frozenset[str]) -> ModelName:
+    """The model asked for, or the best one there is."""
+    default: ModelName = (
+        "ensemble" if len(trained) == 2 else "foundation" if "foundation" in trained else "conventional"
+    )
+    model = choice.model or default
+    wanted = {"conventional", "foundation"} if model == "ensemble" else {model}
+    if not wanted <= trained:
+        raise UserError(f"--model {model}: {choice.trainer} trained only {', '.join(sorted(trained))}; choose that.")
+    return model
+
+
+def _networks(trainer: str, model: ModelName, info: ModelInfo, checkpoint: dict[str, Any]) -> FoldNetworks:
+    heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
+    conventional = foundation = None
+    if model != "foundation":
+        conventional = build_conventional(trainer, info, heads)
+        conventional.load_state_dict(checkpoint["network_weights"])
+    if model != "conventional":
+        foundation = checkpoints.rebuild_foundation(checkpoint, heads)
+        merge(foundation)
+    return FoldNetworks(conventional, foundation)
+
+
+def build_conventional(trainer: str, info: ModelInfo, heads: int) -> nn.Module:
+    """The network as its own trainer class builds it, as nnU-Net's predictor does.
+
+    Args:
+        trainer: class name.
+        info: the model.
+        heads: K, number of output channels.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    register_trainers()
+    configuration = info.plans.get_configuration(info.configuration)
+    channels = determine_num_input_channels(info.plans, configuration, info.dataset_json)
+    with contextlib.redirect_stdout(io.StringIO()):  # the search narrates every module it looks into
+        trainer_class = recursive_find_trainer_class_by_name(trainer)
+    return trainer_class.build_network_architecture(info.plans, configuration, channels, heads, False)

@@ -1,0 +1,144 @@
+"""Many cases at once: while one is in the network, the next are being prepared and the last ones written."""
+
+import logging
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from synfoc3d.case_files import ModelInfo, PreparedCase, prepare_case, write_case
+from synfoc3d.errors import UserError
+from synfoc3d.inference.inputs import Job
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Outcome:
+    """What became of the cases.
+
+    Attributes:
+        done: number of cases written.
+        failures: what is wrong with the others, by case.
+    """
+
+    done: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def fail(self, job: Job, error: BaseException) -> None:
+        """Note why a case was not written; its traceback goes to the debug log."""
+        if isinstance(error, UserError):
+            reason = str(error)
+        elif isinstance(error, BrokenProcessPool):
+            reason = "a worker process died, most likely out of memory; run again with -npp 1 -nps 1 or 0"
+        else:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())} (more with --verbose)"
+        log.debug("Case %s failed.", job.case, exc_info=error)
+        self.failures[job.case] = reason
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many processes prepare and write cases; 0 does it in this process."""
+
+    prepare: int
+    write: int
+
+
+def run_pipeline(
+    jobs: Sequence[Job],
+    info: ModelInfo,
+    segment: Callable[[np.ndarray], np.ndarray],
+    are_probabilities: bool,
+    workers: Workers,
+    save_probabilities: bool = False,
+    on_finished: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Prepare, segment and write every case; one that fails does not stop the others.
+
+    Args:
+        jobs: the cases.
+        info: the model.
+        segment: the network, (C, D, H, W) float32 -> (K, D, H, W) float16; called in this process, in order.
+        are_probabilities: what ``segment`` gives, else logits.
+        workers: processes for the rest.
+        save_probabilities: write them too.
+        on_finished: called after each case has left the network, or failed.
+    """
+    outcome = Outcome()
+    write = partial(write_case, are_probabilities=are_probabilities, info=info, save_probabilities=save_probabilities)
+    with _pool(workers.prepare, len(jobs)) as preparing, _pool(workers.write, len(jobs)) as writing:
+        pending: deque[tuple[Job, Future[None]]] = deque()
+        for job, prepared in _ahead(preparing, jobs, info, workers.prepare + 1):
+            try:
+                case = prepared.result()
+                values = segment(case.image)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are to be finished
+                outcome.fail(job, error)
+            else:
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+                # the image is not needed any more: it must not travel to the worker
+                emptied = PreparedCase(np.empty(0), case.properties, case.reader)
+                pending.append((job, _submit(writing, write, job.target, values, case=emptied)))
+                if len(pending) > workers.write:
+                    _collect(*pending.popleft(), outcome)
+            on_finished()
+        for entry in pending:
+            _collect(*entry, outcome)
+    return outcome
+
+
+def _ahead(
+    pool: Executor | None, jobs: Sequence[Job], info: ModelInfo, count: int
+) -> Iterator[tuple[Job, Future[PreparedCase]]]:
+    """Yield the cases in order, while the next ``count`` are being prepared."""
+    waiting: deque[tuple[Job, Future[PreparedCase]]] = deque()
+    rest = iter(jobs)
+    for job in rest:
+        waiting.append((job, _submit(pool, prepare_case, job.files, info)))
+        if len(waiting) >= count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _collect(job: Job, written: "Future[None]", outcome: Outcome) -> None:
+    error = written.exception()
+    if error is None:
+        outcome.done += 1
+    else:
+        outcome.fail(job, error)
+
+
+def _submit(pool: Executor | None, function: Callable[..., Any], *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401
+    """Run a function in a pool, or here and now without one."""
+    result: Future[Any] = Future()
+    try:
+        if pool is not None:
+            return pool.submit(function, *arguments, **named)
+        result.set_result(function(*arguments, **named))
+    except Exception as error:  # noqa: BLE001 - a future keeps any error; a broken pool refuses its work with one
+        result.set_exception(error)
+    return result
+
+
+@contextmanager
+def _pool(processes: int, jobs: int) -> Iterator[Executor | None]:
+    """Worker processes; none for a single case, which would only wait for them to start."""
+    if processes == 0 or jobs < 2:
+        yield None
+        return
+    # spawned as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang
+    pool = ProcessPoolExecutor(min(processes, jobs), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    except BaseException:  # an interrupted run must not wait for what is still queued
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
