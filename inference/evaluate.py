@@ -13,16 +13,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from synfoc3d.domains import read_domains
-from synfoc3d.errors import UserError
-from synfoc3d.inference.label_io import LabelVolume, find_label_files, read_label
+from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.inference.results import CaseResult, Evaluation, write_evaluation
-from synfoc3d.metrics import segmentation_metrics
-
-AFFINE_TOLERANCE = 1e-3
+from synfoc3d.metrics import PER_SLICE, PER_VOLUME, Convention, Mask
+from synfoc3d.volumes import Scan, check_same_grid, label_values, list_labels, read_scan
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -62,12 +59,17 @@ def evaluate_folder(
     classes: Mapping[str, int | Sequence[int]] | None = None,
     cases: Sequence[str] | None = None,
     num_processes: int | None = None,
+    per_slice: bool = False,
 ) -> Evaluation:
     """Compare predicted label volumes with their references: Dice, Jaccard, 95HD and ASD, per volume and in mm.
 
     Files belong together by case name (file name without ending), whatever their formats. Spacing is taken from the
-    reference. Voxels that carry nnU-Net's ignore label in the reference are left out. The conventions for empty
-    masks are those of `synfoc3d.metrics`, the averages those of `Evaluation.summaries`.
+    reference. Voxels that carry nnU-Net's ignore label in the reference are left out. What empty masks count is said
+    by the `Evaluation.convention`, what is averaged by `Evaluation.summaries`.
+
+    A case that cannot be evaluated does not stop the others; it is named in `Evaluation.failures`: a file that cannot
+    be read or is no label map, a prediction on another grid than its reference, values that dataset.json does not
+    declare, a prediction without reference, a case without domain.
 
     With more than one process, workers are spawned: call this from a script only under ``if __name__ == "__main__"``.
 
@@ -81,10 +83,12 @@ def evaluate_folder(
             every value above 0 in the files is a class.
         cases: names of the cases to evaluate, each of which must have both files. None: all predictions.
         num_processes: cases compared at the same time. None: nnU-Net's number, at most the number of processors.
+        per_slice: score every 2D slice along the file's last axis alone, in pixels, as published tables of SynFoC
+            (CVPR 2025) and related work do; see `synfoc3d.metrics.slice_metrics`.
 
     Raises:
-        UserError: folders or files missing, a case without its reference, prediction or domain, two volumes that
-            differ in shape or affine, label values that dataset.json does not declare, an output not ending in .json.
+        UserError: folders missing, no case that can be evaluated, a file of domains or classes that cannot be used, an
+            output not ending in .json.
 
     """
     if output is not None and output.suffix != ".json":
@@ -94,12 +98,26 @@ def evaluate_folder(
     if num_processes < 1:
         raise UserError(f"The number of processes must be at least 1, but is {num_processes}.")
 
-    pairs, unpredicted = _pair_files(labels, predictions, cases, domains)
+    pairs, unpredicted, failures = _pair_files(labels, predictions, cases, domains)
     if unpredicted:
         log.info("%d references in %s have no prediction and are left out.", len(unpredicted), labels)
-    meaning = _label_meaning(classes, labels, predictions) or _values_as_classes(pairs, num_processes)
-    results = _map_pairs(partial(_compare, meaning=meaning), pairs, num_processes, "evaluate")
-    evaluation = Evaluation(labels, predictions, meaning.classes, tuple(results), unpredicted)
+    meaning = _label_meaning(classes, labels, predictions)
+    if meaning is None:
+        values = _map_pairs(_values_in, pairs, num_processes, "find classes", failures)
+        meaning = _values_as_classes(set().union(*values.values()), labels, predictions)
+        pairs = [pair for pair in pairs if pair.case in values]
+    convention = PER_SLICE if per_slice else PER_VOLUME
+    compare = partial(_compare, meaning=meaning, convention=convention)
+    results = _map_pairs(compare, pairs, num_processes, "evaluate", failures)
+    evaluation = Evaluation(
+        labels,
+        predictions,
+        meaning.classes,
+        tuple(result for case in results.values() for result in case),
+        unpredicted,
+        dict(sorted(failures.items())),
+        convention,
+    )
     if output is not None:
         write_evaluation(evaluation, output)
     return evaluation
@@ -107,9 +125,9 @@ def evaluate_folder(
 
 def _pair_files(
     labels: Path, predictions: Path, cases: Sequence[str] | None, domains: Path | None
-) -> tuple[list[_Pair], tuple[str, ...]]:
-    """Return the cases to compare, and the cases that have a reference but no prediction and were not asked for."""
-    references, predicted = find_label_files(labels), find_label_files(predictions)
+) -> tuple[list[_Pair], tuple[str, ...], dict[str, str]]:
+    """Return the cases to compare, those that have a reference only and were not asked for, and what others lack."""
+    references, predicted = list_labels(labels), list_labels(predictions)
     if cases is None:
         names = list(predicted)
         unpredicted = tuple(case for case in references if case not in predicted)
@@ -118,15 +136,20 @@ def _pair_files(
         if not names:
             raise UserError("The list of cases to evaluate is empty; name at least one case, or leave the list out.")
     domain_of = read_domains(domains) if domains is not None else dict.fromkeys(names, "")
+    pairs, failures = [], {}
     for case in names:
         if case not in predicted:
-            raise UserError(f"Case {case!r} has no prediction in {predictions}; predict it or take it off the list.")
-        if case not in references:
-            subject = f"Prediction {predicted[case]}"
-            raise UserError(f"{subject} has no reference in {labels}; add the reference or remove the prediction.")
-        if case not in domain_of:
-            raise UserError(f"Case {case!r} has no domain in {domains}; add the line {case},NAME.")
-    return [_Pair(case, domain_of[case], references[case], predicted[case]) for case in names], unpredicted
+            failures[case] = f"There is no prediction in {predictions}; predict it or take it off the list."
+        elif case not in references:
+            failures[case] = (
+                f"Prediction {predicted[case]} has no reference in {labels}; add the reference or remove the "
+                "prediction."
+            )
+        elif case not in domain_of:
+            failures[case] = f"There is no domain in {domains}; add the line {case},NAME."
+        else:
+            pairs.append(_Pair(case, domain_of[case], references[case], predicted[case]))
+    return pairs, unpredicted, failures
 
 
 def _label_meaning(
@@ -164,75 +187,106 @@ def _parse_labels(declared: Any, source: str, any_value: bool) -> _LabelMeaning:
     return _LabelMeaning(foreground, ignored, known)
 
 
-def _values_as_classes(pairs: Sequence[_Pair], num_processes: int) -> _LabelMeaning:
-    """Make every label value above 0 that occurs in any of the files a class of that name."""
-    found = sorted(set().union(*_map_pairs(_values_in, pairs, num_processes, "find classes")) - {0})
+def _values_as_classes(values: set[int], labels: Path, predictions: Path) -> _LabelMeaning:
+    """Make every label value above 0 a class of that name."""
+    found = sorted(values - {0})
     if not found:
         raise UserError(
-            f"No label volume beside {pairs[0].reference} or {pairs[0].prediction} has a value above 0, and no "
-            "dataset.json names classes; check the files or give the classes."
+            f"No label volume in {labels} or {predictions} has a value above 0, and no dataset.json names classes; "
+            "check the files or give the classes."
         )
     return _LabelMeaning({str(value): (value,) for value in found}, None, None)
 
 
+def _map_pairs(
+    function: Callable[[_Pair], Result],
+    pairs: Sequence[_Pair],
+    num_processes: int,
+    title: str,
+    failures: dict[str, str],
+) -> dict[str, Result]:
+    """Apply a function to every pair, in parallel, with a progress bar.
+
+    Returns:
+        The results by case, in the order of the pairs, without the cases for which the function raised UserError: what
+        it said about these is added to the failures.
+
+    Raises:
+        UserError: no pair has a result.
+
+    """
+    workers = min(num_processes, len(pairs))
+    attempt = partial(_attempt, function)
+
+    def collect(outcomes: Iterator[Result | UserError]) -> list[Result | UserError]:
+        return list(tqdm(outcomes, total=len(pairs), desc=title, unit="case", disable=None))
+
+    if workers <= 1:
+        outcomes = collect(map(attempt, pairs))
+    else:
+        # Spawned as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            outcomes = collect(pool.map(attempt, pairs))
+    done = {}
+    for pair, outcome in zip(pairs, outcomes, strict=True):
+        if isinstance(outcome, UserError):
+            failures[pair.case] = str(outcome)
+        else:
+            done[pair.case] = outcome
+    if not done:
+        raise cases_failed(dict(sorted(failures.items())), len(failures), "evaluated")
+    return done
+
+
+def _attempt(function: Callable[[_Pair], Result], pair: _Pair) -> Result | UserError:
+    """Return the result for a pair, or the error of what is wrong with its files."""
+    try:
+        return function(pair)
+    except UserError as error:
+        return error
+
+
 def _values_in(pair: _Pair) -> set[int]:
     """Return the label values of both files."""
-    return {int(value) for path in (pair.reference, pair.prediction) for value in np.unique(read_label(path).labels)}
+    return {
+        value for path in (pair.reference, pair.prediction) for value in label_values(read_scan(path, as_label=True))
+    }
 
 
-def _map_pairs(
-    function: Callable[[_Pair], Result], pairs: Sequence[_Pair], num_processes: int, title: str
-) -> list[Result]:
-    """Apply a function to every pair, in parallel, with a progress bar; results in the order of the pairs."""
-    workers = min(num_processes, len(pairs))
+def _compare(pair: _Pair, meaning: _LabelMeaning, convention: Convention) -> tuple[CaseResult, ...]:
+    """Read and compare the two files of one case; return one result, or one per slice."""
+    reference, prediction = (_read_labels(path, meaning) for path in (pair.reference, pair.prediction))
+    check_same_grid(reference, prediction)
+    valid = reference.values[0] != meaning.ignored if meaning.ignored is not None else True
 
-    def collect(results: Iterator[Result]) -> list[Result]:
-        return list(tqdm(results, total=len(pairs), desc=title, unit="case", disable=None))
+    def mask(scan: Scan, values: tuple[int, ...]) -> Mask:
+        return np.isin(scan.values[0], values) & valid
 
-    if workers == 1:
-        return collect(map(function, pairs))
-    # Spawned as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return collect(pool.map(function, pairs))
-
-
-def _compare(pair: _Pair, meaning: _LabelMeaning) -> CaseResult:
-    """Read and compare the two files of one case."""
-    reference, prediction = read_label(pair.reference), read_label(pair.prediction)
-    _check_same_grid(reference, prediction)
-    if meaning.declared is not None:
-        for volume in (reference, prediction):
-            foreign = sorted({int(value) for value in np.unique(volume.labels)} - meaning.declared)
-            if foreign:
-                raise UserError(
-                    f"{volume.path} has the label values {foreign}, which dataset.json does not declare "
-                    f"(it declares {sorted(meaning.declared)}); correct the file or dataset.json."
-                )
-    valid = reference.labels != meaning.ignored if meaning.ignored is not None else True
-
-    def mask(volume: LabelVolume, values: tuple[int, ...]) -> NDArray[np.bool_]:
-        return np.isin(volume.labels, values) & valid
-
-    return CaseResult(
-        case=pair.case,
-        domain=pair.domain,
-        reference=pair.reference,
-        prediction=pair.prediction,
-        metrics={
-            name: segmentation_metrics(mask(prediction, values), mask(reference, values), reference.spacing)
-            for name, values in meaning.classes.items()
-        },
+    measured = {
+        name: convention.measure(mask(prediction, values), mask(reference, values), reference.spacing)
+        for name, values in meaning.classes.items()
+    }
+    parts = next(iter(measured.values()))
+    return tuple(
+        CaseResult(
+            case=pair.case,
+            domain=pair.domain,
+            reference=pair.reference,
+            prediction=pair.prediction,
+            metrics={name: metrics[part] for name, metrics in measured.items()},
+            slice=part,
+        )
+        for part in parts
     )
 
 
-def _check_same_grid(reference: LabelVolume, prediction: LabelVolume) -> None:
-    """Raise UserError unless both volumes have the same shape and the same place in space."""
-    files = f"{prediction.path} and its reference {reference.path}"
-    if prediction.labels.shape != reference.labels.shape:
-        shapes = f"{prediction.labels.shape} and {reference.labels.shape}"
-        raise UserError(f"{files} differ in shape, {shapes}; predict on the grid of the reference.")
-    if not np.allclose(prediction.affine, reference.affine, rtol=0, atol=AFFINE_TOLERANCE):
-        worst = float(np.abs(prediction.affine - reference.affine).max())
+def _read_labels(path: Path, meaning: _LabelMeaning) -> Scan:
+    """Read a label map and check that its values are declared."""
+    scan = read_scan(path, as_label=True)
+    found = set(label_values(scan))
+    if meaning.declared is not None and not found <= meaning.declared:
         raise UserError(
-            f"{files} differ in affine, by up to {worst:.4g} mm; resample or reorient one of them to the other."
+            f"{path} has the label values {sorted(found - meaning.declared)}, which dataset.json does not declare "
+            f"(it declares {sorted(meaning.declared)}); correct the file or dataset.json."
         )
+    return scan

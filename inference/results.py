@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from synfoc3d import __version__
 from synfoc3d.atomic import atomic_write_text
-from synfoc3d.metrics import EMPTY_MASK_POLICY, CaseMetrics
+from synfoc3d.metrics import PER_VOLUME, CaseMetrics, Convention
 
 METRICS = ("dice", "jaccard", "hd95", "asd")
 NNUNET_NAMES = {
@@ -30,7 +30,7 @@ MEAN_OF_CLASSES = "mean of classes"
 
 @dataclass(frozen=True)
 class CaseResult:
-    """All classes of one case.
+    """All classes of one case, or of one slice of it.
 
     Attributes:
         case: name of the case.
@@ -38,6 +38,7 @@ class CaseResult:
         reference: file of the reference labels.
         prediction: file of the predicted labels.
         metrics: the figures by class name.
+        slice: index along the file's last axis, counted from 0; None where the volume was compared as a whole.
 
     """
 
@@ -46,6 +47,7 @@ class CaseResult:
     reference: Path
     prediction: Path
     metrics: dict[str, CaseMetrics]
+    slice: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Summary:
     Attributes:
         domain: name of a domain, `ALL_CASES` or `MEAN_OF_DOMAINS`.
         label: name of a class or `MEAN_OF_CLASSES`.
-        n: number of values that entered: cases, domains or classes without those that are NaN.
-        mean: by metric, NaN values left out; NaN if there is no other. Dice and Jaccard in [0, 1], distances in mm.
+        n: number of values that entered: cases (slices), domains or classes without those that are NaN.
+        mean: by metric, NaN values left out; NaN if there is no other. Dice and Jaccard in [0, 1], distances in the
+            unit of the convention.
         std: by metric, the population standard deviation of the same values.
 
     """
@@ -76,8 +79,10 @@ class Evaluation:
         labels: folder of the references.
         predictions: folder of the predictions.
         classes: label values by class name; several values form a region.
-        cases: one result per case, in the order of names.
+        cases: one result per case, in the order of names; per slice, one result per slice of each case.
         unpredicted: cases of the reference folder that have no prediction and were not asked for.
+        failures: what is wrong with each case that could not be evaluated, as a sentence.
+        convention: how cases were scored.
 
     """
 
@@ -86,6 +91,23 @@ class Evaluation:
     classes: dict[str, tuple[int, ...]]
     cases: tuple[CaseResult, ...]
     unpredicted: tuple[str, ...]
+    failures: dict[str, str] = field(default_factory=dict)
+    convention: Convention = PER_VOLUME
+
+    @property
+    def case_names(self) -> tuple[str, ...]:
+        """Names of the evaluated cases, each once, in their order."""
+        return tuple(dict.fromkeys(case.case for case in self.cases))
+
+    @property
+    def unit(self) -> str:
+        """Unit of 95HD and ASD."""
+        return self.convention.unit
+
+    @property
+    def policy(self) -> str:
+        """What empty masks count, in words."""
+        return self.convention.empty_masks
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -95,13 +117,13 @@ class Evaluation:
     def summaries(self) -> list[Summary]:
         """Return means and spreads, one `Summary` per row of the table.
 
-        - a domain, a class: over the cases of the domain;
-        - `ALL_CASES`, a class: over all cases, unweighted, whatever their domain;
+        - a domain, a class: over the cases of the domain (per slice: over the slices of all its cases);
+        - `ALL_CASES`, a class: over all cases (slices), unweighted, whatever their domain;
         - `MEAN_OF_DOMAINS`, a class: over the means of the domains, so that each domain counts the same;
         - any of these, `MEAN_OF_CLASSES` (with two classes or more): over the means of the classes, as nnU-Net's
           foreground mean.
 
-        Each spread is over the same things as its mean: cases, domains or classes.
+        Each spread is over the same things as its mean: cases (slices), domains or classes.
         """
         rows = []
         for domain in self.domains:
@@ -113,7 +135,7 @@ class Evaluation:
         return rows
 
     def empty_masks(self) -> dict[str, dict[str, int]]:
-        """Return by class how many cases lack the structure: in "both" masks, only "prediction" or only "reference"."""
+        """Return by class how many cases (slices) lack it: in "both" masks, only "prediction" or only "reference"."""
         counts = {}
         for label in self.classes:
             present = [
@@ -143,8 +165,9 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
     """Write the evaluation as JSON, and its values as a tidy CSV table of the same name beside it.
 
     The JSON file holds nnU-Net's keys (`metric_per_case`, `mean`, `foreground_mean`, with NaN written as nnU-Net
-    does in summary.json), so that tools made for nnU-Net read it, and ours: `cases`, `summary`, `empty_masks`,
-    `classes`, `references_without_prediction`. Dice and Jaccard are in [0, 1], distances in mm.
+    does in summary.json), so that tools made for nnU-Net read it, and ours: `convention`, `cases`, `summary`,
+    `empty_masks`, `classes`, `failures`, `references_without_prediction`. Dice and Jaccard are in [0, 1], distances in
+    the unit of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
 
     Both files are replaced at once: a reader never sees half of one.
 
@@ -161,9 +184,14 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
         "labels": str(evaluation.labels),
         "predictions": str(evaluation.predictions),
         "classes": evaluation.classes,
+        "convention": {"name": evaluation.convention.name, "unit": evaluation.unit},
         "cases": rows,
         "summary": [asdict(row) for row in evaluation.summaries()],
-        "empty_masks": {"policy": EMPTY_MASK_POLICY, "cases_per_class": evaluation.empty_masks()},
+        "empty_masks": {
+            "policy": evaluation.policy,
+            f"{evaluation.convention.scored}_per_class": evaluation.empty_masks(),
+        },
+        "failures": evaluation.failures,
         "references_without_prediction": evaluation.unpredicted,
     }
     atomic_write_text(output, json.dumps(content, indent=4) + "\n")
@@ -188,17 +216,23 @@ def _summarize(domain: str, label: str, values: Sequence[dict[str, float]]) -> S
 
 
 def _tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
-    """Yield one flat row per case and class."""
+    """Yield one flat row per case (slice) and class."""
     for case in evaluation.cases:
         for label, metrics in case.metrics.items():
             yield {
                 "case": case.case,
                 "domain": case.domain,
+                **_slice(case),
                 "class": label,
                 **{name: getattr(metrics, name) for name in METRICS},
                 "n_ref": metrics.reference_voxels,
                 "n_pred": metrics.predicted_voxels,
             }
+
+
+def _slice(case: CaseResult) -> dict[str, int]:
+    """Return the column of the slice, or none if volumes were compared as a whole."""
+    return {} if case.slice is None else {"slice": case.slice}
 
 
 def _nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
@@ -208,6 +242,7 @@ def _nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
         {
             "reference_file": str(case.reference),
             "prediction_file": str(case.prediction),
+            **_slice(case),
             "metrics": {
                 keys[label]: {theirs: getattr(metrics, ours) for theirs, ours in NNUNET_NAMES.items()}
                 for label, metrics in case.metrics.items()

@@ -1,31 +1,40 @@
 """Evaluations as aligned plain-text tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, Evaluation, Summary
-from synfoc3d.metrics import EMPTY_MASK_POLICY
 
-# Column title, and the factor from the value to what is shown: overlaps in percent, as in the literature.
-COLUMNS = {"dice": ("Dice %", 100.0), "jaccard": ("Jaccard %", 100.0), "hd95": ("95HD mm", 1.0), "asd": ("ASD mm", 1.0)}
+OVERLAPS = {"dice": "Dice", "jaccard": "Jaccard"}  # shown in percent, as in the literature
+DISTANCES = {"hd95": "95HD", "asd": "ASD"}
 
 
 def format_table(evaluation: Evaluation) -> str:
     """Return the means and spreads of an evaluation as a table, one row per domain and class.
 
-    Rows and spreads are those of `Evaluation.summaries`; n is the number of cases, domains or classes averaged.
-    Below stand the policy for empty masks and how often it was applied.
+    Rows and spreads are those of `Evaluation.summaries`; n is the number of cases (slices), domains or classes
+    averaged. Below stand what empty masks count and how many there are of each kind and class, and how many cases are
+    not part of the table.
     """
-    header = ["domain", "class", *(title for title, _ in COLUMNS.values()), "n"]
+    header = ["domain", "class", *(_title(metric, evaluation) for metric in METRICS), "n"]
     rows = [[row.domain, row.label, *_cells(row), str(row.n)] for row in evaluation.summaries()]
-    counts = evaluation.empty_masks().values()
-    both, predictions, references = (
-        sum(count[kind] for count in counts) for kind in ("both", "prediction", "reference")
-    )
-    note = f"{EMPTY_MASK_POLICY} Here: {both} both, {predictions} prediction only, {references} reference only."
+    counts = [
+        [label, *(str(count[kind]) for kind in ("both", "prediction", "reference"))]
+        for label, count in evaluation.empty_masks().items()
+    ]
+    empty = [f"empty masks ({evaluation.convention.scored})", "both", "prediction only", "reference only"]
+    parts = [_align([header, *rows], left=2), evaluation.policy, _align([empty, *counts], left=1)]
     if evaluation.unpredicted:
-        note += f" {len(evaluation.unpredicted)} references without a prediction are not part of the table."
-    return f"{_align([header, *rows], left=2)}\n{note}"
+        subject = _count(
+            evaluation.unpredicted, "reference without a prediction is", "references without a prediction are"
+        )
+        parts.append(f"{subject} not part of the table.")
+    if evaluation.failures:
+        subject = _count(
+            evaluation.failures, "case could not be evaluated and is", "cases could not be evaluated and are"
+        )
+        parts.append(f"{subject} not part of the table.")
+    return "\n\n".join(parts)
 
 
 def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice") -> str:
@@ -36,32 +45,37 @@ def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice"
 
     Args:
         evaluations: evaluations of the same cases and classes, by name of the method.
-        metric: dice or jaccard (shown in percent), hd95 or asd (in mm).
+        metric: dice or jaccard (shown in percent), hd95 or asd (in mm, or pixels if scored per slice).
 
     Raises:
-        UserError: an unknown metric, no evaluation, or evaluations of different cases, domains or classes.
+        UserError: an unknown metric, no evaluation, or evaluations of different cases, domains or classes, or one per
+            slice and one per volume.
 
     """
-    if metric not in COLUMNS:
+    if metric not in METRICS:
         raise UserError(f"There is no metric {metric!r}.{did_you_mean(metric, METRICS)}")
     if not evaluations:
         raise UserError("There is no evaluation to compare; give at least one.")
     first_name, first = next(iter(evaluations.items()))
     for name, evaluation in evaluations.items():
+        if evaluation.convention != first.convention:
+            raise UserError(
+                f"{first_name} was evaluated {first.convention.name}, {name} {evaluation.convention.name}; evaluate "
+                "both in the same way."
+            )
         if _compared(evaluation) != _compared(first):
             odd = sorted(_compared(evaluation) ^ _compared(first))[0]
             raise UserError(
                 f"{first_name} and {name} were not evaluated on the same cases, domains and classes "
                 f"(only one has case, domain, class {odd}); evaluate both on the same list of cases."
             )
-    title, factor = COLUMNS[metric]
     columns = [*first.domains, MEAN_OF_DOMAINS] if first.domains else [ALL_CASES]
     rows = []
     for name, evaluation in evaluations.items():
         label = MEAN_OF_CLASSES if len(evaluation.classes) > 1 else next(iter(evaluation.classes))
         means = {row.domain: row.mean[metric] for row in evaluation.summaries() if row.label == label}
-        rows.append([name, *(f"{factor * means[column]:.2f}" for column in columns)])
-    return _align([[title, *columns], *rows], left=1)
+        rows.append([name, *(f"{_factor(metric) * means[column]:.2f}" for column in columns)])
+    return _align([[_title(metric, first), *columns], *rows], left=1)
 
 
 def _compared(evaluation: Evaluation) -> set[tuple[str, str, str]]:
@@ -69,10 +83,25 @@ def _compared(evaluation: Evaluation) -> set[tuple[str, str, str]]:
     return {(case.case, case.domain, label) for case in evaluation.cases for label in case.metrics}
 
 
+def _count(things: Sized, one: str, several: str) -> str:
+    """Return the number of things and the words that go with it."""
+    return f"{len(things)} {one if len(things) == 1 else several}"
+
+
+def _title(metric: str, evaluation: Evaluation) -> str:
+    """Return the name of a metric with the unit in which it is shown."""
+    return f"{OVERLAPS[metric]} %" if metric in OVERLAPS else f"{DISTANCES[metric]} {evaluation.unit}"
+
+
+def _factor(metric: str) -> float:
+    """Return what a value is multiplied by to be shown."""
+    return 100.0 if metric in OVERLAPS else 1.0
+
+
 def _cells(row: Summary) -> list[str]:
     """Return mean and spread of each metric as text."""
     return [
-        f"{factor * row.mean[metric]:.2f} +- {factor * row.std[metric]:.2f}" for metric, (_, factor) in COLUMNS.items()
+        f"{_factor(metric) * row.mean[metric]:.2f} +- {_factor(metric) * row.std[metric]:.2f}" for metric in METRICS
     ]
 
 

@@ -11,10 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
-from synfoc3d.volumes import ImageFiles, Scan, label_values, misplacement, name_and_ending, read_scan
+from synfoc3d.volumes import ImageFiles, Scan, check_same_grid, label_values, name_and_ending, read_scan
 
-# Rounding in headers moves voxels by far less, a real mismatch (flip, crop, other spacing) by more. In voxels.
-LARGEST_MISPLACEMENT = 0.25
 MAX_THREADS = 8
 
 
@@ -114,12 +112,12 @@ def check_case(files: CaseFiles) -> CaseFacts:
     channels = len(first.values)
     for path in files.images[1:]:
         channel = _read_finite(path)
-        _check_same_grid(first, channel)
+        check_same_grid(first, channel)
         channels += len(channel.values)
     if files.label is None:
         return CaseFacts(channels, ())
     label = read_scan(files.label)
-    _check_same_grid(first, label)
+    check_same_grid(first, label)
     return CaseFacts(channels, tuple(label_values(label)))
 
 
@@ -146,17 +144,3 @@ def _read_finite(path: Path) -> Scan:
         if broken:
             raise UserError(f"{path} holds {broken} voxels that are NaN or infinite; replace them by numbers.")
     return scan
-
-
-def _check_same_grid(first: Scan, second: Scan) -> None:
-    """Check that two files of a case have the same voxels at the same places."""
-    if first.shape != second.shape:
-        raise UserError(
-            f"{second.path} has the shape {second.shape}, but {first.path} has {first.shape}; resample one of them."
-        )
-    distance = misplacement(first, second)
-    if distance > LARGEST_MISPLACEMENT:
-        raise UserError(
-            f"The affine of {second.path} places voxels up to {distance:.3g} voxels away from where {first.path} has "
-            f"them (more than {LARGEST_MISPLACEMENT} is no rounding of headers); correct the header that is wrong."
-        )

@@ -5,7 +5,7 @@ a suffix is the only channel of its case.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import SimpleITK
+from nibabel.affines import voxel_sizes
+from nibabel.funcs import squeeze_image
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
@@ -21,6 +23,8 @@ from synfoc3d.errors import UserError
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+# Rounding in headers moves voxels by far less, a real mismatch (flip, crop, other spacing) by more. In voxels.
+LARGEST_MISPLACEMENT = 0.25
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # SimpleITK counts mm to the left and back, NIfTI to the right and front
 
 ImageFiles = tuple[Path, ...]  # the files of one case in the order of its channels
@@ -46,6 +50,11 @@ class Scan:
     def shape(self) -> tuple[int, ...]:
         """Number of voxels along the file's axes x, y, z."""
         return self.values.shape[:0:-1]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance of neighbouring voxels in mm along D, H, W (that along the D of a 2D image means nothing)."""
+        return tuple(float(size) for size in voxel_sizes(self.affine)[::-1])
 
 
 def name_and_ending(path: Path) -> tuple[str, str]:
@@ -124,21 +133,29 @@ def list_images(folder: Path, whole_names: Collection[str] = (), suffixed: bool 
     return {case: tuple(files[channel] for channel in sorted(files)) for case, files in found.items()}
 
 
-def read_scan(path: Path) -> Scan:
-    """Read a file through nibabel (NIfTI) or nnU-Net's own reader (every other format).
+def read_scan(path: Path, as_label: bool = False) -> Scan:
+    """Read a file through nibabel (NIfTI, also with slightly skewed axes) or nnU-Net's own reader (other formats).
+
+    Args:
+        path: the file.
+        as_label: the file is a label map to compare. More is accepted than nnU-Net can be trained on: NIfTI files of 2
+            dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colours.
 
     Raises:
-        UserError: a file that cannot be read, a NIfTI file that is not 3D or has colours, or a useless affine.
+        UserError: a file that cannot be read or holds no voxels, a NIfTI file that is not 3D or has colours, or a
+            useless affine.
     """
     _, ending = name_and_ending(path)
     try:
-        scan = _read_nifti(path) if ending in NIFTI_ENDINGS else _read_other(path, ending)
+        scan = _read_nifti(path, as_label) if ending in NIFTI_ENDINGS else _read_other(path, ending, as_label)
     except UserError:
         raise
     except Exception as error:  # third-party readers raise whatever they meet in a damaged file
         raise _unreadable(path, error) from error
     if scan.values.dtype.kind not in "biuf":
         raise UserError(f"{path} stores colours or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
+    if not scan.values.size:
+        raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
     return scan
 
 
@@ -189,6 +206,24 @@ def misplacement(first: Scan, second: Scan) -> float:
     return float(np.abs(moved - corners).max())
 
 
+def check_same_grid(first: Scan, second: Scan) -> None:
+    """Check that two files have the same voxels at the same places.
+
+    Raises:
+        UserError: they differ in shape, or a voxel lies more than `LARGEST_MISPLACEMENT` off.
+    """
+    if first.shape != second.shape:
+        raise UserError(
+            f"{second.path} has the shape {second.shape}, but {first.path} has {first.shape}; resample one of them."
+        )
+    distance = misplacement(first, second)
+    if distance > LARGEST_MISPLACEMENT:
+        raise UserError(
+            f"The affine of {second.path} places voxels up to {distance:.3g} voxels away from where {first.path} has "
+            f"them (more than {LARGEST_MISPLACEMENT} is no rounding of headers); correct the header that is wrong."
+        )
+
+
 def _unreadable(path: Path, error: Exception) -> UserError:
     """Return the error for a file that a reader choked on."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -200,10 +235,12 @@ def _load_nifti(path: Path) -> Any:  # noqa: ANN401 - nibabel's return type lack
     return nibabel.load(path)
 
 
-def _read_nifti(path: Path) -> Scan:
-    """Read a 3D NIfTI file with its axes reversed, as nnU-Net does."""
+def _read_nifti(path: Path, as_label: bool) -> Scan:
+    """Read a 3D NIfTI file with its axes reversed, as nnU-Net does; see `read_scan` for the others."""
     image = _load_nifti(path)
-    if image.ndim != 3:
+    if as_label:
+        image = squeeze_image(image)
+    if image.ndim != 3 and not (as_label and image.ndim == 2):
         raise UserError(
             f"{path} has {image.ndim} dimensions {image.shape}, but nnU-Net reads NIfTI files with 3: "
             f"write one 3D file per channel or time point."
@@ -213,12 +250,14 @@ def _read_nifti(path: Path) -> Scan:
         raise UserError(
             f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header."
         )
-    return Scan(path, np.asanyarray(image.dataobj).T[None], affine)
+    values = np.asanyarray(image.dataobj).T
+    return Scan(path, values.reshape(1, *(1,) * (3 - values.ndim), *values.shape), affine)
 
 
-def _read_other(path: Path, ending: str) -> Scan:
+def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
     """Read through the first of nnU-Net's readers that can: two of them share the ending .tif, for 2D and 3D."""
     failures: list[Exception] = []
+    several: list[Scan] = []
     for reader in LIST_OF_IO_CLASSES:
         if ending not in reader.supported_file_endings:
             continue
@@ -227,11 +266,21 @@ def _read_other(path: Path, ending: str) -> Scan:
         except Exception as error:  # the next reader may do
             failures.append(error)
             continue
-        geometry = properties.get("sitk_stuff")
-        if geometry is None:
-            return Scan(path, values, np.diag([*map(float, properties["spacing"][::-1]), 1.0]))
-        return Scan(path, values, _affine(geometry["spacing"], geometry["origin"], geometry["direction"]))
+        scan = Scan(path, values, _affine_of(properties))
+        if len(values) == 1 or not as_label:
+            return scan
+        several.append(scan)  # the next reader may see slices where this one sees channels
+    if several:
+        return several[0]
     raise failures[-1]
+
+
+def _affine_of(properties: Mapping[str, Any]) -> np.ndarray:
+    """Return the affine (4, 4) that one of nnU-Net's readers found; spacing alone where the format has no more."""
+    geometry = properties.get("sitk_stuff")
+    if geometry is None:
+        return np.diag([*map(float, properties["spacing"][::-1]), 1.0])
+    return _affine(geometry["spacing"], geometry["origin"], geometry["direction"])
 
 
 def _header_affine(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from synfoc3d.inference.results import (
     Evaluation,
     write_evaluation,
 )
-from synfoc3d.metrics import EMPTY_MASK_POLICY, CaseMetrics
+from synfoc3d.metrics import PER_SLICE, PER_VOLUME, CaseMetrics
 
 BOTH_EMPTY = CaseMetrics(math.nan, math.nan, math.nan, math.nan, 0, 0)
 PREDICTION_EMPTY = CaseMetrics(0.0, 0.0, 50.0, 50.0, 30, 0)
@@ -103,6 +104,11 @@ def test_empty_masks_are_counted_by_kind(two_domains):
     }
 
 
+def test_names_of_the_cases_occur_once():
+    slices = [replace(case(name, "A", RV=metrics(0.5)), slice=index) for name in "ba" for index in (0, 1)]
+    assert evaluation(*slices).case_names == ("b", "a")
+
+
 def test_an_invented_structure_is_an_empty_reference():
     result = evaluation(case("a", "", RV=CaseMetrics(0.0, 0.0, 50.0, 50.0, 0, 20)))
     assert result.empty_masks()["RV"]["reference"] == 1
@@ -123,9 +129,22 @@ def test_json_has_our_values_and_means(two_domains, tmp_path):
 
 def test_json_states_the_policy_and_what_was_left_out(two_domains, tmp_path):
     content = written(two_domains, tmp_path)
-    assert content["empty_masks"]["policy"] == EMPTY_MASK_POLICY
+    assert content["empty_masks"]["policy"] == PER_VOLUME.empty_masks
     assert content["empty_masks"]["cases_per_class"]["LV"] == {"both": 1, "prediction": 1, "reference": 0}
     assert content["references_without_prediction"] == ["z"]
+
+
+def test_json_states_the_convention(two_domains, tmp_path):
+    assert written(two_domains, tmp_path)["convention"] == {"name": "per volume", "unit": "mm"}
+    content = written(replace(two_domains, convention=PER_SLICE), tmp_path)
+    assert content["convention"] == {"name": "per slice", "unit": "px"}
+    assert content["empty_masks"]["policy"] == PER_SLICE.empty_masks
+    assert content["empty_masks"]["slices_per_class"]["LV"]["both"] == 1
+
+
+def test_json_names_the_failures(two_domains, tmp_path):
+    content = written(replace(two_domains, failures={"a9": "a9.nii.gz cannot be read."}), tmp_path)
+    assert content["failures"] == {"a9": "a9.nii.gz cannot be read."}
 
 
 def test_json_has_the_means_of_nnunet(two_domains, tmp_path):
@@ -149,6 +168,15 @@ def test_csv_is_tidy(two_domains, tmp_path):
     assert list(rows[0]) == ["case", "domain", "class", "dice", "jaccard", "hd95", "asd", "n_ref", "n_pred"]
     assert len(rows) == 8
     assert list(rows[3].values()) == ["a2", "A", "LV", "nan", "nan", "nan", "nan", "0", "0"]
+
+
+def test_csv_per_slice_names_the_slice(tmp_path):
+    slices = [replace(case("a", "A", RV=metrics(0.5)), slice=index) for index in (0, 1)]
+    write_evaluation(replace(evaluation(*slices), convention=PER_SLICE), tmp_path / "results.json")
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:4] == ["case", "domain", "slice", "class"]
+    assert [row["slice"] for row in rows] == ["0", "1"]
 
 
 def test_a_failed_write_keeps_the_old_file(two_domains, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from synfoc3d.errors import UserError
 from synfoc3d.inference.results import CaseResult, Evaluation
 from synfoc3d.inference.tables import comparison_table, format_table
-from synfoc3d.metrics import EMPTY_MASK_POLICY, CaseMetrics
+from synfoc3d.metrics import PER_SLICE, CaseMetrics
 
 
 def evaluation(dice_by_case, domain_of=None, unpredicted=()):
@@ -38,27 +38,48 @@ def cells(text):
     return [[cell.strip() for cell in line if cell.strip()] for line in lines(text)]
 
 
+def part(text, index):
+    """Return one of the parts of the text that are set apart by an empty line: table, policy, counts, notes."""
+    return text.split("\n\n")[index]
+
+
 def test_columns_of_the_table():
     assert cells(format_table(SYNFOC))[0] == ["domain", "class", "Dice %", "Jaccard %", "95HD mm", "ASD mm", "n"]
 
 
 def test_rows_of_the_table():
-    rows = cells(format_table(SYNFOC))[2:-1]
+    rows = cells(part(format_table(SYNFOC), 0))[2:]
     assert rows[3] == ["Siemens", "RV", "70.00 +- 10.00", "35.00 +- 5.00", "3.00 +- 0.00", "1.50 +- 0.00", "2"]
     assert rows[-1][:3] == ["mean of domains", "mean of classes", "70.00 +- 10.00"]
     assert len(rows) == 4 * 3
 
 
 def test_columns_are_aligned():
-    table = format_table(SYNFOC).splitlines()[:-1]
+    table = part(format_table(SYNFOC), 0).splitlines()
     assert len({len(line) for line in table}) == 1
 
 
-def test_the_policy_and_its_counts_stand_below():
-    note = format_table(evaluation({"a": (0.5, math.nan)}, unpredicted=("x", "y"))).splitlines()[-1]
-    assert note.startswith(EMPTY_MASK_POLICY)
-    assert "Here: 1 both, 0 prediction only, 0 reference only." in note
-    assert note.endswith("2 references without a prediction are not part of the table.")
+def test_distances_per_slice_are_in_pixels():
+    text = format_table(replace(SYNFOC, convention=PER_SLICE))
+    assert cells(text)[0][-3:] == ["95HD px", "ASD px", "n"]
+    assert part(text, 1) == PER_SLICE.empty_masks
+
+
+def test_empty_masks_are_counted_per_class():
+    text = format_table(evaluation({"a": (0.5, math.nan), "b": (0.5, math.nan)}))
+    assert part(text, 1) == SYNFOC.policy
+    assert cells(part(text, 2))[0] == ["empty masks (cases)", "both", "prediction only", "reference only"]
+    assert cells(part(text, 2))[2:] == [["RV", "0", "0", "0"], ["LV", "2", "0", "0"]]
+
+
+def test_cases_left_out_are_counted_below():
+    text = format_table(replace(SYNFOC, unpredicted=("x", "y"), failures={"z": "z.nii cannot be read."}))
+    assert part(text, 3) == "2 references without a prediction are not part of the table."
+    assert part(text, 4) == "1 case could not be evaluated and is not part of the table."
+
+
+def test_without_cases_left_out_the_counts_are_last():
+    assert len(format_table(SYNFOC).split("\n\n")) == 3
 
 
 def test_comparison_has_methods_as_rows_and_domains_as_columns():
@@ -86,6 +107,16 @@ def test_comparison_of_different_cases_is_refused():
     fewer = replace(SYNFOC, cases=SYNFOC.cases[:2])
     with pytest.raises(UserError, match=r"supervised and SynFoC were not .* \('c', 'Siemens', 'LV'\)"):
         comparison_table({"supervised": SUPERVISED, "SynFoC": fewer})
+
+
+def test_comparison_of_slices_with_volumes_is_refused():
+    with pytest.raises(UserError, match="supervised was evaluated per volume, SynFoC per slice"):
+        comparison_table({"supervised": SUPERVISED, "SynFoC": replace(SYNFOC, convention=PER_SLICE)})
+
+
+def test_comparison_per_slice_is_in_pixels():
+    slices = replace(SYNFOC, convention=PER_SLICE)
+    assert cells(comparison_table({"SynFoC": slices}, "asd"))[0][0] == "ASD px"
 
 
 def test_unknown_metric_is_refused():

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from medpy.metric import binary
 from scipy.spatial.distance import cdist
 
-from synfoc3d.metrics import EMPTY_MASK_POLICY, segmentation_metrics
+from synfoc3d.metrics import PER_SLICE, PER_VOLUME, segmentation_metrics, slice_metrics
 
 SPACING = (3.0, 0.5, 0.8)
 
@@ -69,15 +69,28 @@ def test_the_border_of_the_volume_is_a_surface():
     assert segmentation_metrics(filled, center, (1, 1, 1)).asd == pytest.approx(asd)
 
 
+def assert_equals_medpy(result, prediction, reference, spacing):
+    assert result.dice == pytest.approx(binary.dc(prediction, reference), abs=1e-12)
+    assert result.jaccard == pytest.approx(binary.jc(prediction, reference), abs=1e-12)
+    assert result.hd95 == pytest.approx(binary.hd95(prediction, reference, spacing), abs=1e-9)
+    assert result.asd == pytest.approx(binary.asd(prediction, reference, spacing), abs=1e-9)
+
+
 @settings(deadline=None, max_examples=150)
-@given(mask_pairs())
-def test_cropping_changes_no_value(masks):
-    prediction, reference = masks
-    result = segmentation_metrics(prediction, reference, SPACING)
-    assert result.dice == binary.dc(prediction, reference)
-    assert result.jaccard == binary.jc(prediction, reference)
-    assert result.hd95 == pytest.approx(binary.hd95(prediction, reference, SPACING), rel=1e-12)
-    assert result.asd == pytest.approx(binary.asd(prediction, reference, SPACING), rel=1e-12)
+@given(mask_pairs(), st.tuples(*[st.floats(0.1, 10)] * 3))
+def test_random_masks_give_the_figures_of_medpy(masks, spacing):
+    assert_equals_medpy(segmentation_metrics(*masks, spacing), *masks, spacing)
+
+
+@pytest.mark.parametrize("corner", [(0, 0, 0), (13, 20, 16), (6, 0, 16), (5, 9, 7)])  # touching borders, and none
+def test_organs_in_a_volume_give_the_figures_of_medpy(corner):
+    shape, size = (20, 31, 27), (7, 11, 11)
+    organ, noise = np.indices(size), np.random.default_rng(0).random(size)
+    radius = sum(((organ[axis] - size[axis] // 2) / (size[axis] / 2)) ** 2 for axis in range(3))
+    prediction, reference = np.zeros((2, *shape), dtype=bool)
+    window = tuple(slice(start, start + length) for start, length in zip(corner, size, strict=True))
+    prediction[window], reference[window] = radius + 0.4 * noise < 1, radius < 0.9
+    assert_equals_medpy(segmentation_metrics(prediction, reference, SPACING), prediction, reference, SPACING)
 
 
 @settings(deadline=None, max_examples=60)
@@ -144,8 +157,50 @@ def test_one_empty_mask_is_the_worst_case(missing):
     assert (result.dice, result.jaccard, result.hd95, result.asd) == pytest.approx((0, 0, diagonal, diagonal))
 
 
-def test_the_policy_is_stated():
-    assert "left out of every mean" in EMPTY_MASK_POLICY and "diagonal" in EMPTY_MASK_POLICY
+def test_a_slice_gives_the_figures_of_medpy_in_pixels():
+    prediction, reference = np.random.default_rng(0).random((2, 9, 7)) < 0.6
+    assert_equals_medpy(slice_metrics(prediction, reference), prediction, reference, None)
+
+
+def test_a_slice_without_prediction_is_a_hundred_pixels_off():
+    result = slice_metrics(np.zeros((5, 6), dtype=bool), cube((5, 6), 1, 2))
+    assert (result.dice, result.jaccard, result.hd95, result.asd) == (0, 0, 100, 100)
+    assert (result.reference_voxels, result.predicted_voxels) == (4, 0)
+
+
+@pytest.mark.parametrize("predicted", [0, 4])
+def test_a_slice_without_reference_has_no_figures(predicted):
+    prediction = cube((5, 6), 1, 2) if predicted else np.zeros((5, 6), dtype=bool)
+    result = slice_metrics(prediction, np.zeros((5, 6), dtype=bool))
+    assert all(math.isnan(value) for value in (result.dice, result.jaccard, result.hd95, result.asd))
+    assert (result.reference_voxels, result.predicted_voxels) == (0, predicted)
+
+
+def test_volumes_are_not_slices():
+    with pytest.raises(ValueError, match=r"Masks of the shape \(3, 4, 5\) need a spacing of 3"):
+        slice_metrics(cube((3, 4, 5), 0, 0, 0), cube((3, 4, 5), 0, 0, 0))
+
+
+def test_per_volume_there_is_one_result():
+    masks = cube((7, 6, 5), 2, 1, 1), cube((7, 6, 5), 1, 1, 1)
+    assert PER_VOLUME.measure(*masks, SPACING) == {None: segmentation_metrics(*masks, SPACING)}
+
+
+def test_per_slice_every_slice_is_alone():
+    results = PER_SLICE.measure(cube((4, 6, 5), 2, 1, 1), cube((4, 6, 5), 1, 1, 2), SPACING)
+    assert list(results) == [0, 1, 2, 3]
+    assert math.isnan(results[0].dice) and math.isnan(results[3].dice)
+    assert (results[1].dice, results[1].hd95) == (0, 100)  # missed
+    # Half of the square lies one pixel off, not 0.8 mm.
+    assert (results[2].dice, results[2].hd95, results[2].asd) == (0.5, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("convention", "unit", "words"), [(PER_VOLUME, "mm", "the diagonal"), (PER_SLICE, "px", "100 pixels")]
+)
+def test_the_policy_is_stated(convention, unit, words):
+    assert convention.unit == unit
+    assert "left out of every mean" in convention.empty_masks and words in convention.empty_masks
 
 
 def test_label_maps_are_refused():
@@ -163,5 +218,5 @@ def test_masks_of_different_shape_are_refused(shape):
 @pytest.mark.parametrize("spacing", [(1, 1), (1, 0, 1), (1, -1, 1), (1, math.nan, 1), (1, math.inf, 1)])
 def test_a_spacing_that_does_not_fit_is_refused(spacing):
     mask = np.ones((3, 4, 5), dtype=bool)
-    with pytest.raises(ValueError, match="3 positive numbers in mm, but is"):
+    with pytest.raises(ValueError, match="3 positive numbers in mm, but it is"):
         segmentation_metrics(mask, mask, spacing)

@@ -6,6 +6,7 @@ import SimpleITK
 
 from synfoc3d.errors import UserError
 from synfoc3d.volumes import (
+    check_same_grid,
     label_values,
     list_images,
     list_labels,
@@ -76,6 +77,10 @@ class TestListing:
         with pytest.raises(UserError, match="Case 'a' has two label files"):
             list_labels(touch(tmp_path, "a.nii.gz", "a.nrrd"))
 
+    def test_labels_go_by_the_whole_name(self, tmp_path):
+        folder = touch(tmp_path, "b_0001.nii.gz", "a.1.nrrd", "._a.nii.gz", "a.npz", "dataset.json", "c.gz")
+        assert list_labels(folder) == {"a.1": folder / "a.1.nrrd", "b_0001": folder / "b_0001.nii.gz"}
+
     def test_missing_folder_is_refused(self, tmp_path):
         with pytest.raises(UserError, match="nowhere does not exist"):
             list_images(tmp_path / "nowhere")
@@ -104,6 +109,49 @@ class TestReading:
         image = SimpleITK.GetImageFromArray(np.arange(6, dtype=np.uint8).reshape(2, 3))
         SimpleITK.WriteImage(image, str(tmp_path / "a.png"))
         assert read_scan(tmp_path / "a.png").shape == (3, 2, 1)
+
+    @pytest.mark.parametrize("ending", ["nii.gz", "nii", "nrrd", "mha"])
+    def test_spacing_is_in_the_order_of_the_array(self, tmp_path, ending):
+        assert read_scan(write_with_sitk(tmp_path / f"a.{ending}")).spacing == pytest.approx((3, 2, 1))
+
+    def test_spacing_of_a_rotated_nifti(self, tmp_path, write_image):
+        # x runs along the patient's z: 2 mm; y along x: 3 mm; z along y: 4 mm.
+        affine = np.array([[0, 3, 0, 0], [0, 0, 4, 0], [2, 0, 0, 0], [0, 0, 0, 1.0]])
+        assert read_scan(write_image(tmp_path / "a.nii.gz", affine=affine)).spacing == pytest.approx((4, 3, 2))
+
+    def test_skewed_nifti_is_read(self, tmp_path, write_image):
+        affine = np.array([[1, 0.01, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0], [0, 0, 0, 1.0]])
+        scan = read_scan(write_image(tmp_path / "a.nii.gz", affine=affine))
+        assert scan.spacing == pytest.approx((3, np.hypot(0.01, 2), 1))
+
+    @pytest.mark.parametrize("depth", [3, 4, 6])  # with 3 or 4 slices it could be a picture with colours
+    def test_tif_stack_of_labels_is_3d(self, tmp_path, depth):
+        values = np.arange(depth * 10, dtype=np.uint8).reshape(depth, 5, 2)
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(tmp_path / "a.tif"))
+        np.testing.assert_array_equal(read_scan(tmp_path / "a.tif", as_label=True).values, values[None])
+
+    @pytest.mark.parametrize("ending", ["nii.gz", "nrrd"])
+    def test_2d_image_has_one_slice(self, tmp_path, ending):
+        image = SimpleITK.GetImageFromArray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+        image.SetSpacing((0.5, 0.8))
+        SimpleITK.WriteImage(image, str(tmp_path / f"a.{ending}"))
+        scan = read_scan(tmp_path / f"a.{ending}", as_label=True)
+        np.testing.assert_array_equal(scan.values, np.arange(6).reshape(1, 1, 2, 3))
+        assert scan.spacing[1:] == pytest.approx((0.8, 0.5))
+
+    def test_dimensions_of_length_one_are_dropped(self, tmp_path, write_nifti):
+        values = np.arange(24, dtype=np.int16).reshape(4, 3, 2, 1)
+        scan = read_scan(write_nifti(tmp_path / "a.nii.gz", values), as_label=True)
+        np.testing.assert_array_equal(scan.values, values[..., 0].T[None])
+
+    @pytest.mark.parametrize("shape", [(4, 3, 2, 2), (4, 3, 2, 1, 3)])
+    def test_several_volumes_in_a_file_are_refused(self, tmp_path, write_nifti, shape):
+        with pytest.raises(UserError, match=f"a.nii.gz has {len(shape)} dimensions"):
+            read_scan(write_nifti(tmp_path / "a.nii.gz", np.zeros(shape, np.uint8)), as_label=True)
+
+    def test_file_without_voxels_is_refused(self, tmp_path, write_nifti):
+        with pytest.raises(UserError, match=r"a.nii holds no voxels, its shape \(x, y, z\) is \(4, 0, 2\)"):
+            read_scan(write_nifti(tmp_path / "a.nii", np.zeros((4, 0, 2), np.uint8)))
 
     @pytest.mark.parametrize("name", ["a.nii.gz", "a.nii"])
     def test_truncated_nifti_is_refused(self, tmp_path, write_image, name):
@@ -180,7 +228,7 @@ class TestLabelValues:
         image = SimpleITK.GetImageFromArray(np.zeros((2, 3, 3), np.uint8), isVector=True)
         SimpleITK.WriteImage(image, str(tmp_path / "a.png"))
         with pytest.raises(UserError, match="has 3 channels"):
-            label_values(read_scan(tmp_path / "a.png"))
+            label_values(read_scan(tmp_path / "a.png", as_label=True))
 
 
 @pytest.mark.parametrize(("shift_mm", "voxels"), [((0, 0, 0), 0.0), ((0.5, 0, 0), 0.5), ((0, 0, 2.0), 0.5)])
@@ -196,3 +244,25 @@ def test_misplacement_of_a_flip_is_the_extent(tmp_path, write_image):
     first = read_scan(write_image(tmp_path / "a.nii.gz"))
     flipped = read_scan(write_image(tmp_path / "b.nii.gz", affine=np.diag([-1.0, 1.5, 4.0, 1.0])))
     assert misplacement(first, flipped) == pytest.approx(12)  # the far corner, x = 6, lies at -6
+
+
+@pytest.mark.parametrize("shift_mm", [0, 0.2])  # of voxels of 1 mm
+def test_rounding_of_the_affine_is_the_same_grid(tmp_path, write_image, shift_mm):
+    first = read_scan(write_image(tmp_path / "a.nii.gz"))
+    affine = first.affine.copy()
+    affine[0, 3] += shift_mm
+    check_same_grid(first, read_scan(write_image(tmp_path / "b.nii.gz", affine=affine)))
+
+
+def test_shifted_scan_is_on_another_grid(tmp_path, write_image):
+    first = read_scan(write_image(tmp_path / "a.nii.gz"))
+    affine = first.affine.copy()
+    affine[0, 3] += 0.3
+    with pytest.raises(UserError, match=r"b\.nii\.gz places voxels up to 0\.3 voxels away from where .*a\.nii\.gz"):
+        check_same_grid(first, read_scan(write_image(tmp_path / "b.nii.gz", affine=affine)))
+
+
+def test_scan_of_another_shape_is_on_another_grid(tmp_path, write_image):
+    first, second = (read_scan(write_image(tmp_path / f"{n}.nii.gz", shape=(5, 6, n))) for n in (3, 4))
+    with pytest.raises(UserError, match=r"4\.nii\.gz has the shape \(5, 6, 4\), but .* has \(5, 6, 3\)"):
+        check_same_grid(first, second)
