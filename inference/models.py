@@ -145,6 +145,17 @@ class TrainedModel:
         return probabilities
 
 
+def read_info(choice: ModelChoice) -> ModelInfo:
+    """Plans and description of the dataset as they were at training.
+
+    Raises:
+        UserError: there is no such training.
+    """
+    folder = choice.folder()
+    plans = PlansManager(load_json(str(folder / "plans.json")))
+    return ModelInfo(plans, choice.configuration, load_json(str(folder / "dataset.json")))
+
+
 def load_model(choice: ModelChoice) -> TrainedModel:
     """Read the networks of every fold; LoRA is merged into the frozen weights.
 
@@ -154,12 +165,7 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     Raises:
         UserError: folder or checkpoint missing, damaged, or without the network asked for.
     """
-    folder = choice.folder()
-    info = ModelInfo(
-        PlansManager(load_json(str(folder / "plans.json"))),
-        choice.configuration,
-        load_json(str(folder / "dataset.json")),
-    )
+    folder, info = choice.folder(), read_info(choice)
     found = [checkpoints.load(folder / f"fold_{fold}" / choice.checkpoint) for fold in choice.folds]
     students = [checkpoints.students_of(checkpoint) for checkpoint in found]
     if any(names != students[0] for names in students):

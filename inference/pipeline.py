@@ -74,9 +74,9 @@ def run_pipeline(
     """
     outcome = Outcome()
     write = partial(write_case, are_probabilities=are_probabilities, info=info, save_probabilities=save_probabilities)
-    with _pool(workers.prepare, len(jobs)) as preparing, _pool(workers.write, len(jobs)) as writing:
+    with _pool(workers.write, len(jobs)) as writing:
         pending: deque[tuple[Job, Future[None]]] = deque()
-        for job, prepared in _ahead(preparing, jobs, info, workers.prepare + 1):
+        for job, prepared in prepare_ahead(jobs, info, workers.prepare):
             try:
                 case = prepared.result()
                 values = segment(case.image)
@@ -95,17 +95,21 @@ def run_pipeline(
     return outcome
 
 
-def _ahead(
-    pool: Executor | None, jobs: Sequence[Job], info: ModelInfo, count: int
-) -> Iterator[tuple[Job, Future[PreparedCase]]]:
-    """Yield the cases in order, while the next ``count`` are being prepared."""
+def prepare_ahead(jobs: Sequence[Job], info: ModelInfo, processes: int) -> Iterator[tuple[Job, "Future[PreparedCase]"]]:
+    """Yield the cases in order, while workers prepare the next ones.
+
+    Args:
+        jobs: the cases.
+        info: the model.
+        processes: number of workers; one case more than that is kept in memory.
+    """
     waiting: deque[tuple[Job, Future[PreparedCase]]] = deque()
-    rest = iter(jobs)
-    for job in rest:
-        waiting.append((job, _submit(pool, prepare_case, job.files, info)))
-        if len(waiting) >= count:
-            yield waiting.popleft()
-    yield from waiting
+    with _pool(processes, len(jobs)) as pool:
+        for job in jobs:
+            waiting.append((job, _submit(pool, prepare_case, job.files, info)))
+            if len(waiting) > processes:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def _collect(job: Job, written: "Future[None]", outcome: Outcome) -> None:

@@ -118,23 +118,42 @@ def load_partial(network: nn.Module, state: Mapping[str, Tensor], may_lack: set[
     network.load_state_dict(state, strict=False)
 
 
-def rebuild_foundation(checkpoint: Mapping[str, Any], num_classes: int) -> SlicewiseFoundation:
-    """The foundation student of a training, with its weights.
+def network_state(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """Weights of a network that a method keeps: a student, or a teacher such as ``conventional_teacher``.
+
+    Raises:
+        UserError: the training kept no such network.
+    """
+    part = section_of(checkpoint)
+    if name in part["students"]:
+        return dict(part["students"][name])
+    prefix = f"{name}."
+    state = {key.removeprefix(prefix): value for key, value in part["method"].items() if key.startswith(prefix)}
+    if not state:
+        kept = ", ".join(sorted({key.split(".")[0] for key in part["method"]} | set(part["students"])))
+        raise UserError(f"{checkpoint['trainer_name']} kept no network {name}; it has: {kept}.")
+    return state
+
+
+def rebuild_foundation(
+    checkpoint: Mapping[str, Any], num_classes: int, name: str = "foundation"
+) -> SlicewiseFoundation:
+    """A foundation network of a training, with its weights.
 
     Args:
         checkpoint: as read by :func:`load`.
         num_classes: K, background included.
+        name: ``foundation`` for the student, ``foundation_teacher`` for its teacher.
 
     Raises:
-        UserError: the training had no foundation network, or the file of its frozen base is missing or has changed.
+        UserError: the training had no such network, or the file of its frozen base is missing or has changed.
     """
+    state = network_state(checkpoint, name)
     part = section_of(checkpoint)
-    if "foundation" not in part["students"]:
-        raise UserError(f"{checkpoint['trainer_name']} trained no foundation network; use --model conventional.")
     settings = FoundationSettings.model_validate(part["settings"]["foundation"])
     network, identity = build_foundation(settings, num_classes)
     check_base(identity, part["foundation"])
-    load_trainable_state(network, part["students"]["foundation"], include_base=identity["sha256"] is None)
+    load_trainable_state(network, state, include_base=identity["sha256"] is None)
     return network.eval()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from synfoc3d import __version__
-from synfoc3d.errors import UserError
+from synfoc3d.errors import UserError, cases_failed
 
 DEFAULT_TRAINER = "nnUNetTrainerSynFoC"
 
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"synfoc3d {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_demo, _import, _preprocess, _split, _train, _predict, _evaluate, _trainers):
+    for add in (_demo, _import, _preprocess, _split, _train, _predict, _rank, _evaluate, _trainers):
         add(commands)
     return parser
 
@@ -285,11 +285,45 @@ def _run_predict(args: argparse.Namespace) -> None:
     print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
 
 
+def _rank(commands: Commands) -> None:
+    parser = _command(commands, "rank", "which unlabelled scans the networks are least sure of", _run_rank)
+    parser.add_argument("-i", dest="source", type=Path, help="folder of images, default: the dataset's imagesUn")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for rank.csv and rank.png")
+    _add_model(parser)
+    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="cases in rank.png, default: 8")
+    parser.add_argument("-npp", type=int, default=min(3, os.cpu_count() or 1), help="preprocessing processes")
+    parser.add_argument("--disable_progress_bar", action="store_true")
+    _add_device(parser)
+
+
+def _run_rank(args: argparse.Namespace) -> None:
+    from synfoc3d.folders import find_dataset, nnunet_folder
+    from synfoc3d.inference.models import ModelChoice
+    from synfoc3d.inference.rank import rank
+
+    choice = ModelChoice(args.dataset, args.configuration, tuple(args.folds), args.trainer, args.plans, args.checkpoint)
+    source = args.source or nnunet_folder("nnUNet_raw") / find_dataset(args.dataset) / "imagesUn"
+    cases = rank(
+        source, args.output, choice, _device(args.device), args.domains, args.npp, args.pictures,
+        not args.disable_progress_bar,
+    )  # fmt: skip
+    print("rank  alpha  self  mutual  case")
+    for number, one in enumerate(cases[:20], 1):
+        print(f"{number:4}  {one.alpha:5.2f}  {one.own:4.2f}  {one.mutual:6.2f}  {one.case}")
+    if len(cases) > 20:
+        print(f"... and {len(cases) - 20} more")
+    print(f"Written to {args.output}: rank.csv, rank.png. Annotate from the top.")
+
+
 def _evaluate(commands: Commands) -> None:
     parser = _command(commands, "evaluate", "Dice, Jaccard, 95HD and ASD per case, class and domain", _run_evaluate)
     parser.add_argument("-g", dest="labels", type=Path, required=True, help="folder of reference labels")
     parser.add_argument("-p", dest="predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument(
+        "--per-slice", action="store_true", help="each 2D slice in pixels, as in SynFoC's tables; default: volumes, mm"
+    )
     parser.add_argument("-o", dest="output", type=Path, help="results.json (a CSV is written beside it)")
     parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="worker processes")
 
@@ -299,9 +333,13 @@ def _run_evaluate(args: argparse.Namespace) -> None:
     from synfoc3d.inference.tables import format_table
 
     output = args.output or args.predictions / "results.json"
-    result = evaluate_folder(args.labels, args.predictions, args.domains, output, num_processes=args.processes)
+    result = evaluate_folder(
+        args.labels, args.predictions, args.domains, output, num_processes=args.processes, per_slice=args.per_slice
+    )
     print(format_table(result))
     print(f"Written to {output}")
+    if result.failures:
+        raise cases_failed(result.failures, len(result.failures) + len(result.case_names), "evaluated")
 
 
 def _device(name: str | None) -> str:

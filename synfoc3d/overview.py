@@ -34,14 +34,23 @@ def draw_overview(test: Path, predictions: Mapping[str, Path], domains: Path, ou
             masks = {name: _voxels(folder / f"{case}.nii.gz") for name, folder in columns.items()}
             z = int((masks["reference"] > 0).sum((0, 1)).argmax())
             for axis, (name, mask) in zip(row, masks.items(), strict=True):
-                axis.set(xticks=[], yticks=[], title=name if domain == next(iter(first)) else "")
-                _draw_contours(axis, image[..., z].T, mask[..., z].T, int(masks["reference"].max()))
+                axis.set_title(name if domain == next(iter(first)) else "")
+                draw_contours(axis, image[..., z].T, mask[..., z].T, int(masks["reference"].max()))
             row[0].set_ylabel(f"scanner {domain}")
 
 
-def _draw_contours(axis: Any, image: np.ndarray, mask: np.ndarray, classes: int) -> None:  # noqa: ANN401
-    """Show a slice (H, W) with the outline of every class."""
-    axis.imshow(image, cmap="gray", origin="lower")
+def draw_contours(axis: Any, image: np.ndarray, mask: np.ndarray, classes: int, aspect: float = 1.0) -> None:  # noqa: ANN401
+    """Show a slice (H, W) with the outline of every class.
+
+    Args:
+        axis: matplotlib's.
+        image: (H, W) gray values.
+        mask: (H, W) labels.
+        classes: largest label that is drawn.
+        aspect: height of a pixel divided by its width.
+    """
+    axis.imshow(image, cmap="gray", origin="lower", aspect=aspect)
+    axis.set(xticks=[], yticks=[])
     for value in range(1, classes + 1):
         if (mask == value).any():
             axis.contour(mask == value, [0.5], colors=COLORS[(value - 1) % len(COLORS)], linewidths=1.5)

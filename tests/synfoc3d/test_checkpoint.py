@@ -15,6 +15,7 @@ from synfoc3d.checkpoint import (
     check_base,
     load,
     load_partial,
+    network_state,
     plain,
     random_state,
     rebuild_foundation,
@@ -235,10 +236,17 @@ def test_other_number_of_classes_is_refused(adapted: Path) -> None:
 
 
 def test_training_without_foundation_network_is_refused() -> None:
-    with pytest.raises(
-        UserError, match="nnUNetTrainerSupervised trained no foundation network; use --model conventional"
-    ):
-        rebuild_foundation({"trainer_name": "nnUNetTrainerSupervised", module.SECTION: {"students": {}}}, 2)
+    section = {"students": {"conventional": {"x": 0}}, "method": {"conventional_teacher.x": 0}}
+    message = "nnUNetTrainerSupervised kept no network foundation; it has: conventional, conventional_teacher"
+    with pytest.raises(UserError, match=message):
+        rebuild_foundation({"trainer_name": "nnUNetTrainerSupervised", module.SECTION: section}, 2)
+
+
+def test_weights_of_a_teacher_are_found() -> None:
+    section = {"students": {"a": {"w": 1}}, "method": {"a.w": 1, "a_teacher.w": 2}}
+    checkpoint = {"trainer_name": "T", module.SECTION: section}
+    assert network_state(checkpoint, "a") == {"w": 1}
+    assert network_state(checkpoint, "a_teacher") == {"w": 2}
 
 
 def test_same_base_is_accepted() -> None:
