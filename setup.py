@@ -29,6 +29,8 @@ setup(
     },
     packages=[
         "synfoc3d",
+        "synfoc3d.commands",
+        "synfoc3d.doctor",
         "synfoc3d.networks",
         "synfoc3d.losses",
         "synfoc3d.methods",
@@ -37,7 +39,7 @@ setup(
         "synfoc3d.inference",
         "synfoc3d.configs",
     ],
-    package_data={"synfoc3d": ["py.typed"], "synfoc3d.configs": ["*.yaml"]},
+    package_data={"synfoc3d": ["py.typed"], "synfoc3d.configs": ["*.yaml"], "synfoc3d.inference": ["*.jinja"]},
     install_requires=[
         "torch>=2.4,!=2.9.*",
         "torchvision",  # segment-anything imports it without declaring it
@@ -54,6 +56,8 @@ setup(
         "PyYAML>=6",
         "tqdm>=4.60",
         "matplotlib>=3.7",
+        "jinja2>=3.1",
+        "packaging>=22",
     ],
     extras_require={
         "test": [

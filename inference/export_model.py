@@ -1,0 +1,215 @@
+"""Export the conventional student of a training as a model that nnU-Net uses without this package."""
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_to_identifier
+
+from synfoc3d import __version__
+from synfoc3d import checkpoint as checkpoints
+from synfoc3d.case_files import ModelInfo
+from synfoc3d.errors import UserError
+from synfoc3d.inference.models import ModelChoice, build_conventional, read_info
+
+STOCK_TRAINER = nnUNetTrainer.__name__
+CHECKPOINT = "checkpoint_final.pth"  # the name nnU-Net looks for unless told otherwise
+FACTS_FILE = "synfoc3d_export.json"
+README_FILE = "README.txt"
+Found = Mapping[int | str, Mapping[str, Any]]  # checkpoints by fold
+
+README = """\
+A model for nnU-Net, trained with synfoc3d {version} ({trainer}) and exported for use without synfoc3d.
+
+Dataset {dataset}, configuration {configuration}, folds {folds}. It holds the conventional network of that training, not
+the foundation network. Settings of the training: {facts}.
+
+nnU-Net (pip install nnunetv2; exported with version {nnunet}) uses it in either of two ways:
+
+{commands}
+
+The folder is called {stock} as that is the class with which nnU-Net builds the network. Installing the zip replaces
+a model of your own that was trained with {stock} on a dataset of the same name; where you have one, use the folder.
+"""
+
+
+def export_model(choice: ModelChoice, output: Path) -> list[str]:
+    """Write a model folder, or a zip of one, that nnU-Net's own commands predict with.
+
+    The checkpoints name nnU-Net's own trainer and hold what its predictor reads: weights, configuration and mirroring
+    axes. Local paths (of foundation weights, of the training's files) are left out. The output appears whole or not at
+    all.
+
+    Args:
+        choice: dataset, configuration, folds, trainer, plans and checkpoint; its ``model`` does not matter.
+        output: a file name that ends in ``.zip``, laid out for nnUNetv2_install_pretrained_model_from_zip, or a folder
+            for nnUNetv2_predict_from_modelfolder; must not exist.
+
+    Returns:
+        The commands that use the result, one per line of a terminal.
+
+    Raises:
+        UserError: the output exists, there is no such training, fold or checkpoint, it holds no conventional student,
+            or nnU-Net would build another network than the one trained.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already: remove it, or give another name with -o.")
+    source, info = choice.folder(), read_info(choice)
+    found = {fold: checkpoints.load(source / f"fold_{fold}" / choice.checkpoint) for fold in choice.folds}
+    expected = _stock_shapes(info)
+    for fold, checkpoint in found.items():
+        _check_weights(checkpoint, expected, source / f"fold_{fold}" / choice.checkpoint)
+
+    facts = _facts(choice, source.parent.name, found)
+    as_zip = output.suffix.lower() == ".zip"
+    with _appearing_whole(output) as temporary:
+        model = temporary / source.parent.name / _identifier(choice)
+        _write_model(source, model, found, info.dataset_json)
+        (model / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (model / README_FILE).write_text(_readme(choice, source.parent.name), encoding="utf-8")
+        os.rename(_zipped(model.parent) if as_zip else model, output)
+    return _commands_zip(choice, source.parent.name, output) if as_zip else [_command_folder(choice, output)]
+
+
+def _identifier(choice: ModelChoice) -> str:
+    """Name of the exported model's folder."""
+    return convert_trainer_plans_config_to_identifier(STOCK_TRAINER, choice.plans, choice.configuration)
+
+
+def _folds(choice: ModelChoice) -> str:
+    return " ".join(map(str, choice.folds))
+
+
+def _commands_zip(choice: ModelChoice, dataset: str, file: Path) -> list[str]:
+    """Commands that use an exported zip."""
+    plans = "" if choice.plans == "nnUNetPlans" else f" -p {choice.plans}"
+    return [
+        f"nnUNetv2_install_pretrained_model_from_zip {file}",
+        f"nnUNetv2_predict -i SCANS -o MASKS -d {dataset} -c {choice.configuration}{plans} -f {_folds(choice)}",
+    ]
+
+
+def _command_folder(choice: ModelChoice, folder: Path) -> str:
+    """The command that uses an exported folder."""
+    return f"nnUNetv2_predict_from_modelfolder -i SCANS -o MASKS -m {folder} -f {_folds(choice)}"
+
+
+def _readme(choice: ModelChoice, dataset: str) -> str:
+    """The text that lies beside the model."""
+    lines = [*_commands_zip(choice, dataset, Path("MODEL.zip")), "", _command_folder(choice, Path("THIS_FOLDER"))]
+    return README.format(
+        version=__version__,
+        trainer=choice.trainer,
+        dataset=dataset,
+        configuration=choice.configuration,
+        folds=_folds(choice),
+        facts=FACTS_FILE,
+        nnunet=metadata.version("nnunetv2"),
+        commands="\n".join(f"    {line}".rstrip() for line in lines),
+        stock=STOCK_TRAINER,
+    )
+
+
+def _stock_shapes(info: ModelInfo) -> dict[str, torch.Size]:
+    """Shape of every entry in the state dict of the network that nnU-Net's own trainer builds."""
+    heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
+    return {name: value.shape for name, value in build_conventional(STOCK_TRAINER, info, heads).state_dict().items()}
+
+
+def _check_weights(checkpoint: Mapping[str, Any], expected: Mapping[str, torch.Size], file: Path) -> None:
+    """Refuse a checkpoint whose weights are not those of the network nnU-Net would build."""
+    if checkpoints.SECTION not in checkpoint:
+        raise UserError(
+            f"{file} was not written by a synfoc3d trainer (its trainer: {checkpoint.get('trainer_name')}): "
+            "export it with nnUNetv2_export_model_to_zip."
+        )
+    students = checkpoints.students_of(checkpoint)
+    if "conventional" not in students:
+        raise UserError(
+            f"{file} holds no conventional network, only {', '.join(students)}, which nnU-Net cannot run: predict with "
+            "synfoc3d, or export a training with both networks."
+        )
+    shapes = {name: value.shape for name, value in checkpoint["network_weights"].items()}
+    differing = [name for name in {**expected, **shapes} if expected.get(name) != shapes.get(name)]
+    if differing:
+        raise UserError(
+            f"{file} fits no network that {STOCK_TRAINER} builds ({len(differing)} entries differ, for example "
+            f"{differing[0]}), so nnU-Net alone cannot use it: predict with synfoc3d."
+        )
+
+
+def _facts(choice: ModelChoice, dataset: str, found: Found) -> dict[str, Any]:
+    """What the export is, for people and programs that meet it later."""
+    return {
+        "synfoc3d": __version__,
+        "nnunetv2": metadata.version("nnunetv2"),
+        "network": "conventional",
+        "trainer": choice.trainer,
+        "dataset": dataset,
+        "configuration": choice.configuration,
+        "plans": choice.plans,
+        "folds": {str(fold): _training_facts(choice.checkpoint, checkpoint) for fold, checkpoint in found.items()},
+    }
+
+
+def _training_facts(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one fold's training, with file names in place of this machine's paths."""
+    section = checkpoint[checkpoints.SECTION]
+    settings, foundation = dict(section["settings"]), dict(section["foundation"])
+    settings["foundation"] = dict(settings["foundation"])
+    for part in (settings["foundation"], foundation):
+        part["checkpoint"] = part["checkpoint"] and Path(part["checkpoint"]).name
+    return {
+        "checkpoint": name,
+        "epochs_trained": checkpoint["current_epoch"],
+        "foundation": foundation,
+        "settings": settings,
+    }
+
+
+def _write_model(source: Path, folder: Path, found: Found, dataset_json: Mapping[str, Any]) -> None:
+    """Write what nnU-Net's predictor reads."""
+    folder.mkdir(parents=True)
+    for name in ("plans.json", "dataset_fingerprint.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    without_files = {key: value for key, value in dataset_json.items() if key != "dataset"}  # paths of training scans
+    (folder / "dataset.json").write_text(json.dumps(without_files, indent=4) + "\n", encoding="utf-8")
+    for fold, checkpoint in found.items():
+        (folder / f"fold_{fold}").mkdir()
+        stock = {
+            "network_weights": checkpoint["network_weights"],
+            "trainer_name": STOCK_TRAINER,
+            "init_args": {"configuration": checkpoint["init_args"]["configuration"]},
+            "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
+        }
+        torch.save(stock, folder / f"fold_{fold}" / CHECKPOINT)
+
+
+def _zipped(folder: Path) -> Path:
+    """Zip a folder under its own name; weights do not shrink, so nothing is compressed."""
+    file = folder.with_name(f"{folder.name}.zip")
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, path.relative_to(folder.parent))
+    return file
+
+
+@contextmanager
+def _appearing_whole(output: Path) -> Iterator[Path]:
+    """An empty folder beside the output, on the same disk, that is removed afterwards."""
+    temporary = output.absolute().with_name(f".{output.name}.partial")  # a kill's remains are overwritten
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

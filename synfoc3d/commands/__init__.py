@@ -1,0 +1,1 @@
+"""The subcommands: arguments in, one call each; heavy imports happen inside, so that --help is instant."""

@@ -1,0 +1,58 @@
+"""Arguments and helpers that several commands share; light to import."""
+
+import argparse
+from collections.abc import Callable
+from typing import TypeAlias
+
+from synfoc3d.errors import UserError
+
+DEFAULT_TRAINER = "nnUNetTrainerSynFoC"
+
+Run = Callable[[argparse.Namespace], None]
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def command(commands: Commands, name: str, text: str, run: Run) -> argparse.ArgumentParser:
+    """Add a subcommand that calls ``run``."""
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Argument that names a dataset, as in nnU-Net."""
+    parser.add_argument(
+        "-d", dest="dataset", required=True, metavar="ID", help="dataset id or name (501 or Dataset501_X)"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Argument that names the device."""
+    parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda, else mps, else cpu")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Arguments that name a trained model, as in nnU-Net."""
+    add_dataset(parser)
+    parser.add_argument("-c", dest="configuration", required=True, help="2d or 3d_fullres")
+    parser.add_argument("-f", dest="folds", nargs="+", type=fold, default=[0], help="folds, default: 0")
+    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
+    parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+
+
+def fold(text: str) -> int | str:
+    """A number, or nnU-Net's ``all``."""
+    return text if text == "all" else int(text)
+
+
+def device(name: str | None) -> str:
+    """The device asked for, or the best one there is."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if not available[name]:
+        raise UserError(f"-device {name} was asked for, but torch finds none here: use -device cpu.")
+    return name

@@ -1,0 +1,72 @@
+"""train, trainers."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from synfoc3d.commands.common import (
+    DEFAULT_TRAINER,
+    Commands,
+    add_device,
+    command,
+    device,
+)
+from synfoc3d.errors import UserError
+
+
+def _train(commands: Commands) -> None:
+    parser = command(commands, "train", "train inside nnU-Net", _run_train)
+    parser.add_argument("dataset", help="dataset id or name")
+    parser.add_argument("configuration", help="2d or 3d_fullres")
+    parser.add_argument("fold", help="fold of synfoc3d split, from 0")
+    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
+    parser.add_argument("--config", metavar="NAME|FILE", help="preset or YAML file of settings")
+    parser.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
+    parser.add_argument("--val", action="store_true", help="only run the final validation")
+    parser.add_argument("--npz", action="store_true", help="save the conventional student's validation probabilities")
+    add_device(parser)
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    from synfoc3d import config
+    from synfoc3d.training import train
+
+    if args.resume and args.val:
+        raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
+    before = os.environ.get(config.CONFIG_VARIABLE, "")
+    base = args.config or before
+    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    with tempfile.TemporaryDirectory() as folder:
+        if tree:
+            file = Path(folder) / "settings.yaml"
+            file.write_text(config.dump(tree), encoding="utf-8")
+            os.environ[config.CONFIG_VARIABLE] = str(file)
+        try:
+            train(
+                args.dataset, args.configuration, args.fold, args.trainer, args.plans, device(args.device),
+                resume=args.resume, only_validate=args.val, save_probabilities=args.npz,
+            )  # fmt: skip
+        except UserError as error:
+            # the user wrote --config or --set, not the file in between
+            raise UserError(str(error).replace(str(Path(folder) / "settings.yaml"), args.config or "--set")) from None
+        finally:
+            os.environ[config.CONFIG_VARIABLE] = before
+
+
+def _trainers(commands: Commands) -> None:
+    command(commands, "trainers", "the folder for nnUNet_extTrainer, and the trainers in it", _run_trainers)
+
+
+def _run_trainers(args: argparse.Namespace) -> None:
+    from importlib import resources
+
+    folder = Path(str(resources.files("synfoc3d.trainers")))
+    print(f"export nnUNet_extTrainer={folder}")
+    for file in sorted(folder.glob("nnUNetTrainer*.py")):
+        print(f"  {file.stem}")
+
+
+COMMANDS = (_train, _trainers)

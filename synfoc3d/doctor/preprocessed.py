@@ -1,0 +1,135 @@
+"""Checks of one dataset's preprocessed files and of its split."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from synfoc3d.doctor.findings import Finding, some
+from synfoc3d.errors import UserError
+from synfoc3d.splits import SPLITS_FILE, Split, load_splits
+
+CASE_ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # files of a preprocessed case
+
+
+def load_plans(preprocessed: Path) -> dict[str, dict[str, Any]]:
+    """Content of the plans in a dataset's folder, by file name; that of a damaged file is empty."""
+    return {file.stem: _load(file) for file in sorted(preprocessed.glob("*Plans.json"))}
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def check_preprocessed(
+    folder: Path,
+    dataset_id: int,
+    plans: Mapping[str, Mapping[str, Any]],
+    labeled: Collection[str],
+    unlabeled: Collection[str],
+) -> list[Finding]:
+    """Look at plans, preprocessed cases and split of a dataset.
+
+    Args:
+        folder: the dataset's folder in nnUNet_preprocessed.
+        dataset_id: its id.
+        plans: what :func:`load_plans` returned.
+        labeled: cases of imagesTr; empty where the raw data is not there.
+        unlabeled: cases of imagesUn.
+    """
+    findings = []
+    run = f"Run: synfoc3d preprocess -d {dataset_id}"
+    for name, content in plans.items():
+        if not isinstance(content.get("configurations"), dict):
+            mend = f"Delete {folder} and run: synfoc3d preprocess -d {dataset_id}"
+            findings.append(Finding(f"{name}.json", "error", "is damaged: it names no configurations", mend))
+            continue
+        for configuration, identifier in data_folders(content["configurations"]).items():
+            if (folder / identifier).is_dir():
+                mend = f"{run} -c {configuration}" + ("" if name == "nnUNetPlans" else f" -p {name}")
+                findings.append(_check_cases(folder, configuration, identifier, labeled, unlabeled, mend))
+    if not findings:
+        findings.append(Finding("preprocessed", "warning", "no configuration is preprocessed", run))
+    return [*findings, *check_split(folder, dataset_id, {*labeled}, {*unlabeled})]
+
+
+def data_folders(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name of the folder that holds each configuration's data; a configuration may inherit it."""
+    folders = {}
+    for name, settings in configurations.items():
+        while "data_identifier" not in settings and settings.get("inherits_from") in configurations:
+            settings = configurations[settings["inherits_from"]]
+        if "data_identifier" in settings:
+            folders[name] = settings["data_identifier"]
+    return folders
+
+
+def _check_cases(
+    folder: Path, name: str, identifier: str, labeled: Collection[str], unlabeled: Collection[str], mend: str
+) -> Finding:
+    """Compare one configuration's preprocessed cases with the raw ones."""
+    done = preprocessed_cases(folder / identifier)
+    done_unlabeled = preprocessed_cases(folder / f"{identifier}_unlabeled")
+    missing, missing_unlabeled = set(labeled) - done, set(unlabeled) - done_unlabeled
+    details = {"labeled": len(done), "unlabeled": len(done_unlabeled)}
+    details |= {"missing_labeled": len(missing), "missing_unlabeled": len(missing_unlabeled)}
+    if missing or missing_unlabeled:
+        first = min(missing or missing_unlabeled)
+        text = (
+            f"{len(missing)} of {len(labeled)} labelled and {len(missing_unlabeled)} of {len(unlabeled)} unlabelled "
+            f"cases are not preprocessed, for example {first}"
+        )
+        return Finding(f"preprocessed {name}", "warning", text, mend, details)
+    text = f"{len(done)} labelled and {len(done_unlabeled)} unlabelled cases"
+    return Finding(f"preprocessed {name}", "ok", text, details=details)
+
+
+def preprocessed_cases(folder: Path) -> set[str]:
+    """Cases all of whose files are in a folder of preprocessed data."""
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    cases = {name.removesuffix(".pkl") for name in names if name.endswith(".pkl")}
+    return {case for case in cases if all(f"{case}{ending}" in names for ending in CASE_ENDINGS)}
+
+
+# --- split -----------------------------------------------------------------------------------------------------------
+
+
+def check_split(folder: Path, dataset_id: int, labeled: set[str], unlabeled: set[str]) -> list[Finding]:
+    """Look at splits_semi.json: is it there, whole, and does it name cases that exist?
+
+    Args:
+        folder: the dataset's folder in nnUNet_preprocessed.
+        dataset_id: its id.
+        labeled: cases of imagesTr; where it is empty, names are not compared.
+        unlabeled: cases of imagesUn.
+    """
+    anew = f"Run: synfoc3d split -d {dataset_id}"
+    if not (folder / SPLITS_FILE).is_file():
+        return [Finding(SPLITS_FILE, "warning", "does not exist; training needs it", anew)]
+    try:
+        splits = load_splits(folder)
+    except UserError as error:
+        return [Finding(SPLITS_FILE, "error", str(error), anew)]
+    if not splits:
+        return [Finding(SPLITS_FILE, "error", "holds no fold", anew)]
+    unknown = {case for split in splits for case in _unknown(split, labeled, unlabeled)} if labeled else set()
+    if unknown:
+        text = f"names {some(unknown)} that the dataset does not have with the labels needed"
+        return [Finding(SPLITS_FILE, "error", text, anew, {"cases": sorted(unknown)})]
+    bare = [fold for fold, split in enumerate(splits) if not split.unlabeled]
+    if bare:
+        mend = "Import unlabelled scans, or hide labels with: synfoc3d split --num-labeled N"
+        return [Finding(SPLITS_FILE, "warning", f"fold {bare[0]} has no unlabelled case", mend)]
+    numbers = [{key: len(getattr(split, key)) for key in ("labeled", "unlabeled", "val")} for split in splits]
+    first = "{labeled} labelled, {unlabeled} unlabelled, {val} validation".format(**numbers[0])
+    text = f"{len(splits)} fold{'s' if len(splits) > 1 else ''}; fold 0: {first}"
+    return [Finding(SPLITS_FILE, "ok", text, details={"folds": numbers})]
+
+
+def _unknown(split: Split, labeled: set[str], unlabeled: set[str]) -> set[str]:
+    """Cases of a split that have no label where one is needed, or do not exist."""
+    return ({*split.labeled, *split.val} - labeled) | (set(split.unlabeled) - labeled - unlabeled)

@@ -1,0 +1,251 @@
+"""A healthy dataset, and every problem planted in it on its own."""
+
+import json
+
+import numpy as np
+import pytest
+
+from synfoc3d.doctor.dataset import check_dataset
+from synfoc3d.doctor.preprocessed import data_folders
+from synfoc3d.errors import UserError
+from synfoc3d.splits import Split, save_splits
+
+NAME = "Dataset501_Tiny"
+DESCRIPTION = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "A": 1}, "numTraining": 3}
+PLANS = {
+    "image_reader_writer": "SimpleITKIO",
+    "configurations": {"2d": {"data_identifier": "P_2d"}, "3d_fullres": {"data_identifier": "P_3d"}},
+}
+FLIPPED = np.diag([-1.0, 1.0, 1.0, 1.0])
+RAS = np.eye(4)
+
+
+class Healthy:
+    """Three labelled cases and two unlabelled ones, preprocessed (empty files) in 2d and split."""
+
+    def __init__(self, root, write_image, write_label):
+        self.raw, self.preprocessed = root / "raw" / NAME, root / "pre" / NAME
+        self.write_image, self.write_label = write_image, write_label
+        for case in ("a", "b", "c"):
+            write_image(self.raw / "imagesTr" / f"{case}_0000.nii.gz", affine=RAS)
+            write_label(self.raw / "labelsTr" / f"{case}.nii.gz", (0, 1), affine=RAS)
+        for case in ("u", "v"):
+            write_image(self.raw / "imagesUn" / f"{case}_0000.nii.gz", affine=RAS)
+        self.describe()
+        for folder, cases in (("P_2d", "abc"), ("P_2d_unlabeled", "uv")):
+            (self.preprocessed / folder).mkdir(parents=True)
+            for name in (f"{case}{ending}" for case in cases for ending in (".b2nd", "_seg.b2nd", ".pkl")):
+                (self.preprocessed / folder / name).touch()
+        (self.preprocessed / "nnUNetPlans.json").write_text(json.dumps(PLANS))
+        self.split(Split(("a",), ("b", "u", "v"), ("c",)))
+
+    def describe(self, **changes):
+        content = {**DESCRIPTION, "file_ending": ".nii.gz", **changes}
+        (self.raw / "dataset.json").write_text(json.dumps(content))
+
+    def split(self, *splits):
+        save_splits(self.preprocessed, splits)
+
+    def problems(self, dataset="501"):
+        """Findings that are not ok, by name."""
+        return {finding.name: finding for finding in check_dataset(dataset) if finding.level != "ok"}
+
+    def text(self, name, level="error"):
+        """The only problem, of that name and level."""
+        ((found, finding),) = self.problems().items()
+        assert (found, finding.level) == (name, level)
+        return f"{finding.text} -> {finding.mend}"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch, write_image, write_label):
+    """A healthy dataset in nnU-Net's folders."""
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "res"))
+    return Healthy(tmp_path, write_image, write_label)
+
+
+@pytest.mark.parametrize("dataset", ["501", NAME])
+def test_healthy_dataset_has_no_problem(data, dataset):
+    assert data.problems(dataset) == {}
+
+
+def test_counts_are_reported(data):
+    found = {finding.name: finding for finding in check_dataset("501")}
+    assert found["case count"].details == {"labeled": 3, "unlabeled": 2}
+    assert found["orientation"].text == "5 RAS"
+    assert found["preprocessed 2d"].text == "3 labelled and 2 unlabelled cases"
+    assert found["splits_semi.json"].text == "1 fold; fold 0: 1 labelled, 3 unlabelled, 1 validation"
+
+
+def test_unknown_dataset_is_refused(data):
+    with pytest.raises(UserError, match="no dataset with id 777"):
+        check_dataset("777")
+
+
+def test_image_without_label_is_named(data):
+    (data.raw / "labelsTr" / "b.nii.gz").unlink()
+    assert data.text("cases").startswith("1 case (b) in imagesTr without label -> Add the labels, or move")
+
+
+def test_label_without_image_is_named(data):
+    data.write_label(data.raw / "labelsTr" / "x.nii.gz")
+    data.write_label(data.raw / "labelsTr" / "y.nii.gz")
+    assert data.text("cases").startswith("2 cases (x, ...) in labelsTr without image")
+
+
+def test_case_in_both_folders_is_named(data):
+    data.write_image(data.raw / "imagesUn" / "a_0000.nii.gz", affine=RAS)
+    assert "1 case (a) in both imagesTr and imagesUn" in data.problems()["cases"].text
+
+
+def test_wrong_number_of_training_cases_is_named(data):
+    data.describe(numTraining=7)
+    assert data.text("cases", "warning").startswith("dataset.json declares numTraining 7, but imagesTr holds 3 cases")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("{", "is no valid JSON"), ('{"labels": {}}', "lacks channel_names, numTraining, file_ending")],
+)
+def test_damaged_description_is_named(data, content, text):
+    (data.raw / "dataset.json").write_text(content)
+    assert text in data.text("dataset.json")
+
+
+def test_missing_description_is_named(data):
+    (data.raw / "dataset.json").unlink()
+    assert "dataset.json cannot be read (No such file or directory)" in data.text("dataset.json")
+
+
+def test_missing_folder_of_labels_is_named(data):
+    for file in (data.raw / "labelsTr").iterdir():
+        file.unlink()
+    found = data.problems()
+    assert "holds no scan" in found["labelsTr"].text and "3 cases (a, ...)" in found["cases"].text
+
+
+def test_wrong_number_of_channels_is_named(data):
+    data.write_image(data.raw / "imagesUn" / "u_0001.nii.gz", affine=RAS)
+    assert data.text("channels").startswith("1 case (u) with another number of channels than the 1 of dataset.json")
+
+
+def test_foreign_file_ending_is_named(data):
+    data.describe(file_ending=".mha")
+    assert data.text("file ending").startswith("5 cases (a, ...) in other files than .mha")
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [({"whole": [1, 2], "core": [2]}, "regions (whole)"), ({"A": 1, "ignore": 2}, "an ignore label")],
+)
+def test_labels_that_trainers_refuse_are_named(data, labels, text):
+    data.describe(labels={"background": 0, **labels})
+    assert data.text("labels").startswith(f"dataset.json declares {text}, which the trainers do not support")
+
+
+def test_mixed_orientation_is_named(data):
+    data.write_image(data.raw / "imagesUn" / "u_0000.nii.gz", affine=FLIPPED)
+    text = data.text("orientation")
+    assert text.startswith("mixed (4 RAS, 1 LAS), and the reader (SimpleITKIO) does not even them out")
+    assert '"overwrite_image_reader_writer": "NibabelIOWithReorient"' in text and "preprocess again" in text
+
+
+def test_mixed_orientation_is_good_with_the_reorienting_reader(data):
+    data.write_image(data.raw / "imagesUn" / "u_0000.nii.gz", affine=FLIPPED)
+    plans = {**PLANS, "image_reader_writer": "NibabelIOWithReorient"}
+    (data.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert data.problems() == {}
+
+
+def test_before_planning_the_reader_of_the_description_counts(data):
+    data.write_image(data.raw / "imagesUn" / "u_0000.nii.gz", affine=FLIPPED)
+    (data.preprocessed / "nnUNetPlans.json").unlink()
+    assert "orientation" in data.problems()
+    data.describe(overwrite_image_reader_writer="NibabelIOWithReorient")
+    assert "orientation" not in data.problems()
+
+
+def test_damaged_image_is_named(data):
+    (data.raw / "imagesUn" / "u_0000.nii.gz").write_bytes(b"nothing")
+    assert "u_0000.nii.gz cannot be read" in data.text("u")
+
+
+def test_domains_that_do_not_fit_are_named(data):
+    (data.raw / "domains.csv").write_text("case,domain\na,X\n")
+    assert "has no line for case 'b'" in data.text("domains.csv")
+
+
+def test_domains_are_counted(data):
+    (data.raw / "domains.csv").write_text("case,domain\na,X\nb,X\nc,Y\nu,Y\nv,Y\n")
+    found = {finding.name: finding for finding in check_dataset("501")}
+    assert found["domains.csv"].text == "3 Y, 2 X"
+
+
+def test_files_that_the_description_lists_are_cases(data):
+    entries = {case: {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"} for case in "abc"}
+    data.describe(dataset=entries)
+    assert data.problems() == {}
+    (data.raw / "labelsTr" / "b.nii.gz").unlink()
+    assert "1 case (b) in imagesTr without label" in data.text("cases")
+
+
+def test_dataset_that_is_not_preprocessed_is_named(data):
+    data.preprocessed.rename(data.preprocessed.with_name("Dataset502_Other"))
+    assert data.text("preprocessed", "warning").endswith("-> Run: synfoc3d preprocess -d 501")
+
+
+def test_dataset_without_configuration_is_named(data):
+    (data.preprocessed / "P_2d").rename(data.preprocessed / "moved")
+    assert data.text("preprocessed", "warning").startswith("no configuration is preprocessed")
+
+
+def test_damaged_plans_are_named(data):
+    (data.preprocessed / "nnUNetPlans.json").write_text("{")
+    assert data.text("nnUNetPlans.json").startswith("is damaged: it names no configurations")
+
+
+def test_unlabelled_cases_that_are_not_preprocessed_are_named(data):
+    (data.preprocessed / "P_2d_unlabeled" / "v.pkl").unlink()
+    text = data.text("preprocessed 2d", "warning")
+    assert text.startswith("0 of 3 labelled and 1 of 2 unlabelled cases are not preprocessed, for example v")
+    assert text.endswith("Run: synfoc3d preprocess -d 501 -c 2d")
+
+
+def test_labelled_case_that_is_not_preprocessed_is_named(data):
+    (data.preprocessed / "P_2d" / "b_seg.b2nd").unlink()
+    assert data.text("preprocessed 2d", "warning").startswith("1 of 3 labelled and 0 of 2 unlabelled cases")
+
+
+def test_configuration_may_inherit_its_folder():
+    configurations = {"2d": {"data_identifier": "P_2d"}, "mine": {"inherits_from": "2d"}, "none": {}}
+    assert data_folders(configurations) == {"2d": "P_2d", "mine": "P_2d"}
+
+
+def test_dataset_without_raw_files_is_named(data):
+    data.raw.rename(data.raw.with_name("Dataset502_Other"))
+    assert data.text("raw data", "warning").startswith("there is no folder in nnUNet_raw")
+
+
+def test_missing_split_is_named(data):
+    (data.preprocessed / "splits_semi.json").unlink()
+    assert data.text("splits_semi.json", "warning").endswith("training needs it -> Run: synfoc3d split -d 501")
+
+
+@pytest.mark.parametrize(("content", "text"), [("[{}]", "is not of the form"), ("[]", "holds no fold")])
+def test_damaged_split_is_named(data, content, text):
+    (data.preprocessed / "splits_semi.json").write_text(content)
+    assert text in data.text("splits_semi.json")
+
+
+@pytest.mark.parametrize("split", [Split(("u",), ("b",), ()), Split(("a",), ("z",), ()), Split(("a",), ("b",), ("v",))])
+def test_split_with_unknown_cases_is_named(data, split):
+    data.split(split)
+    text = data.text("splits_semi.json")
+    assert text.startswith("names 1 case (") and ") that the dataset does not have with the labels needed" in text
+
+
+def test_fold_without_unlabelled_case_is_named(data):
+    data.split(Split(("a",), ("b",), ("c",)), Split(("a", "b"), (), ("c",)))
+    assert data.text("splits_semi.json", "warning").startswith("fold 1 has no unlabelled case")
