@@ -41,7 +41,7 @@ setup(
     ],
     package_data={"synfoc3d": ["py.typed"], "synfoc3d.configs": ["*.yaml"], "synfoc3d.inference": ["*.jinja"]},
     install_requires=[
-        "torch>=2.4,!=2.9.*",
+        "torch>=2.6,!=2.9.*",
         "torchvision",  # segment-anything imports it without declaring it
         "nnunetv2>=2.8,<2.9",
         "segment-anything>=1.0,<2",

@@ -48,9 +48,10 @@ def load(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise UserError(f"{file} does not exist: train first, or give another checkpoint with -chk.")
-    torch.serialization.add_safe_globals(_numpy_scalars())
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            # mapped, not read: what nobody looks at, such as the state of an optimizer, stays on the disk
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many types for damaged files
         reason = " ".join(str(error).split("\n")[:1]) or type(error).__name__
         raise UserError(f"{file} cannot be read as a checkpoint ({reason}): restore or train it anew.") from None
@@ -59,11 +60,14 @@ def load(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _numpy_scalars() -> list[Any]:
+def _numpy_numbers() -> list[Any]:
     """What nnU-Net's own trainers put into their logs: numbers of numpy, which unpickle without running code."""
-    numpy_core = np._core if hasattr(np, "_core") else np.core  # renamed in numpy 2
-    kinds = ("float16", "float32", "float64", "int32", "int64", "bool")
-    return [numpy_core.multiarray.scalar, np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+    rebuild = np.float64(0).__reduce__()[0]  # numpy's function behind a pickled number; it has no public name
+    return [
+        *((rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # renamed in numpy 2
+        np.dtype,
+        *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
+    ]
 
 
 def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

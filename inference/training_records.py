@@ -1,0 +1,265 @@
+"""How a folder of masks came about: the training behind it, with its curves, settings and versions."""
+
+import ast
+import csv
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from synfoc3d.errors import UserError
+
+PREDICTION_FILE = "synfoc3d_predict.json"
+LOG_FILE = "synfoc3d_log.csv"
+SETTINGS_FILE = "synfoc3d.yaml"
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+FOLD = re.compile(r"fold_(\d+|all)")
+CROSS_VALIDATION = re.compile(r"crossval_results_folds_([\d_]+)")
+VALIDATED_NETWORK = {"validation": "conventional", "validation_foundation": "foundation"}
+# The curves of nnU-Net's own logger and settings of its own trainers, under the names that synfoc3d gives them.
+NNUNET_CURVES = {
+    "train_losses": "loss",
+    "val_losses": "val_loss",
+    "mean_fg_dice": "val_dice_conventional",
+    "ema_fg_dice": "val_dice_smoothed",
+}
+NNUNET_SETTINGS = {
+    "num_epochs": ("epochs",),
+    "num_iterations_per_epoch": ("iterations_per_epoch",),
+    "num_val_iterations_per_epoch": ("val_iterations_per_epoch",),
+    "batch_size": ("batch_size",),
+    "enable_deep_supervision": ("conventional", "deep_supervision"),
+    "initial_lr": ("optimizers", "conventional", "lr"),
+    "weight_decay": ("optimizers", "conventional", "weight_decay"),
+}
+PREDICTION_FACTS = ("model", "folds", "checkpoint", "step_size", "mirroring", "precision", "device", "seconds")
+
+# What damaged or half-written files raise when read: a report says so and goes on.
+READ_ERRORS = (
+    UserError,
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    SyntaxError,
+    yaml.YAMLError,
+    csv.Error,
+)
+
+
+@dataclass
+class Training:
+    """One fold of a training.
+
+    Attributes:
+        folder: the fold's folder.
+        facts: trainer, plans, configuration, dataset and fold, as texts to show.
+        settings: the resolved settings as a nested dict; {} if unknown.
+        versions: of the packages it ran with.
+        curves: one list per logged quantity, all as long as the list ``epoch``; NaN where nothing was known.
+        notes: sentences that say what could not be found or read.
+
+    """
+
+    folder: Path
+    facts: dict[str, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ModelRecord:
+    """All that is known of one model of a comparison.
+
+    Attributes:
+        trainings: its folds; empty if the masks do not say where they come from.
+        prediction: how the masks were made, as texts to show by name.
+        versions: of the packages that predicted; {} if unknown.
+        notes: sentences that say what could not be found or read.
+
+    """
+
+    trainings: list[Training] = field(default_factory=list)
+    prediction: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_record(folders: Sequence[Path]) -> ModelRecord:
+    """Return what the folders of a model's masks and the files around them tell.
+
+    Known are the validation folders of a fold (``<Trainer>__<Plans>__<configuration>/fold_X/validation...``), nnU-Net's
+    ``crossval_results_folds_...``, and folders written by ``synfoc3d predict``. Missing or damaged files never stop a
+    report: `notes` says what is unknown.
+    """
+    record = ModelRecord()
+    trained: dict[Path, Training] = {}
+    for folder in folders:
+        if (folder / PREDICTION_FILE).is_file():
+            found = _from_prediction(folder / PREDICTION_FILE, record)
+        else:
+            found = _from_place(folder.resolve(), record)
+        trained |= {training.folder: training for training in found}
+    record.trainings = list(trained.values())
+    return record
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings as texts by dotted name, such as ``method.tau``."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = "none" if value is None else str(value)
+    return flat
+
+
+def _from_prediction(path: Path, record: ModelRecord) -> list[Training]:
+    """Add to the record what ``synfoc3d predict`` wrote beside its masks, and return the trainings it names."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        folder, folds = Path(said["model_folder"]), [str(fold) for fold in said["folds"]]
+        record.prediction |= {key: _text(said[key]) for key in PREDICTION_FACTS if said.get(key) is not None}
+        versions = {"synfoc3d": said.get("synfoc3d_version"), **said.get("versions", {})}
+        record.versions |= {name: str(version) for name, version in versions.items() if version is not None}
+        trainings = [read_training(folder / f"fold_{fold}") for fold in folds]
+        for fold, training in zip(folds, trainings, strict=True):
+            training.facts |= {
+                key: str(said[key]) for key in ("dataset", "trainer", "plans", "configuration") if key in said
+            }
+            # Kept by the prediction because the training may have been deleted or moved since.
+            training.settings = training.settings or said.get("settings", {}).get(fold) or {}
+        return trainings
+    except READ_ERRORS as error:
+        record.notes.append(f"{path} cannot be read ({_reason(error)}).")
+        return []
+
+
+def _from_place(folder: Path, record: ModelRecord) -> list[Training]:
+    """Return the trainings among whose results a folder of masks lies."""
+    for place in (folder, folder.parent):
+        match = CROSS_VALIDATION.fullmatch(place.name)
+        if match and "__" in place.parent.name:
+            record.prediction |= {"model": "conventional", "source": "cross-validation"}
+            return [read_training(place.parent / f"fold_{fold}") for fold in match[1].split("_")]
+    if FOLD.fullmatch(folder.parent.name) and "__" in folder.parent.parent.name:
+        record.prediction |= {"model": VALIDATED_NETWORK.get(folder.name, folder.name), "source": "final validation"}
+        return [read_training(folder.parent)]
+    record.notes.append(
+        f"{folder} does not tell which training its masks come from: it is neither a validation folder of nnU-Net nor "
+        f"holds {PREDICTION_FILE}."
+    )
+    return []
+
+
+def read_training(folder: Path) -> Training:
+    """Return what the folder of a fold (``<Trainer>__<Plans>__<configuration>/fold_X``) tells of its training."""
+    parts = folder.parent.name.split("__")
+    names = ("trainer", "plans", "configuration") if len(parts) == 3 else ()
+    facts = {"dataset": folder.parent.parent.name, **dict(zip(names, parts, strict=False))}
+    facts["fold"] = folder.name.removeprefix("fold_")
+    training = Training(folder, facts)
+    if not folder.is_dir():
+        training.notes.append(f"The training folder {folder} is not there (any more): no curves.")
+        return training
+    for read in (_read_patch_size, _read_settings, _read_curves):
+        try:
+            read(training)
+        except READ_ERRORS as error:
+            training.notes.append(f"Part of {folder} cannot be read ({_reason(error)}).")
+    return training
+
+
+def _read_patch_size(training: Training) -> None:
+    """Take the patch size from the plans of the training."""
+    path = training.folder.parent / "plans.json"
+    if path.is_file():
+        configurations = json.loads(path.read_text(encoding="utf-8"))["configurations"]
+        size = configurations.get(training.facts.get("configuration"), {}).get("patch_size")
+        if size:
+            training.facts["patch size"] = " x ".join(map(str, size))
+
+
+def _read_settings(training: Training) -> None:
+    """Take settings and versions from synfoc3d.yaml, or for nnU-Net's own trainers from debug.json."""
+    if (training.folder / SETTINGS_FILE).is_file():
+        said = yaml.safe_load((training.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+        training.settings = dict(said["settings"])
+        training.versions = {name: str(version) for name, version in said.get("versions", {}).items()}
+        foundation = said.get("foundation") or {}
+        if foundation.get("checkpoint"):
+            training.facts["foundation weights"] = f"{foundation['checkpoint']} (SHA-256 {foundation.get('sha256')})"
+        return
+    path = training.folder / "debug.json"
+    if not path.is_file():
+        training.notes.append(f"{training.folder} holds neither {SETTINGS_FILE} nor debug.json: settings unknown.")
+        return
+    said = json.loads(path.read_text(encoding="utf-8"))
+    for theirs, ours in NNUNET_SETTINGS.items():
+        if theirs in said:
+            _put(training.settings, ours, ast.literal_eval(said[theirs]))
+    if "torch_version" in said:
+        training.versions["torch"] = said["torch_version"]
+
+
+def _read_curves(training: Training) -> None:
+    """Take the curves from synfoc3d's table, or for nnU-Net's own trainers from the checkpoint."""
+    path = training.folder / LOG_FILE
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        columns = list(rows[0]) if rows else []
+        training.curves = {name: [float(row[name] or math.nan) for row in rows] for name in columns}
+        return
+    checkpoints = [training.folder / name for name in CHECKPOINTS if (training.folder / name).is_file()]
+    if not checkpoints:
+        training.notes.append(f"{training.folder} holds neither {LOG_FILE} nor a checkpoint: no curves.")
+        return
+    training.curves = _nnunet_curves(checkpoints[0])
+
+
+def _nnunet_curves(checkpoint: Path) -> dict[str, list[float]]:
+    """Return the curves that nnU-Net's logger keeps in a checkpoint.
+
+    Raises:
+        UserError: a file that is damaged or holds more than weights, numbers and plain containers.
+        ValueError: one without a log.
+    """
+    from synfoc3d.checkpoint import load
+
+    log = load(checkpoint).get("logging")
+    if log is None:
+        raise ValueError(f"{checkpoint}: holds no log")
+    curves = {ours: [float(value) for value in log[theirs]] for theirs, ours in NNUNET_CURVES.items() if theirs in log}
+    length = min(map(len, curves.values()), default=0)
+    return {"epoch": list(map(float, range(length))), **{name: values[:length] for name, values in curves.items()}}
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set a value in a nested dict."""
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
+
+
+def _text(value: Any) -> str:
+    """Return a value of the prediction's file as a text to show."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's text, or its type if it has none."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return (str(error).splitlines() or [type(error).__name__])[0]
