@@ -50,7 +50,7 @@ setup(
         "SimpleITK>=2.2",
         "nibabel>=5",
         "numpy>=1.24",
-        "scipy>=1.10",
+        "scipy>=1.13",
         "medpy>=0.5",
         "pydantic>=2.5,<3",
         "PyYAML>=6",

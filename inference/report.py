@@ -14,6 +14,7 @@ from synfoc3d import __version__
 from synfoc3d.atomic import atomic_write_text
 from synfoc3d.errors import UserError
 from synfoc3d.inference import report_tables
+from synfoc3d.inference import tables as plain_tables
 from synfoc3d.inference.comparison import Comparison
 from synfoc3d.inference.overlays import (
     CLASS_COLORS,
@@ -109,9 +110,9 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         "baseline": comparison.baseline,
         "columns": [
             {
-                "title": report_tables.TITLES[metric],
-                "unit": report_tables.unit(metric, first),
-                "arrow": "↑" if metric in report_tables.OVERLAPS else "↓",
+                "title": plain_tables.TITLES[metric],
+                "unit": plain_tables.unit(metric, first),
+                "arrow": "↑" if metric in plain_tables.OVERLAPS else "↓",
             }
             for metric in METRICS
         ],
@@ -146,12 +147,12 @@ def _drawings(evaluations: Mapping[str, Evaluation], groups: Sequence[str], valu
     first = next(iter(evaluations.values()))
     drawings = []
     for metric in PLOTTED:
-        factor = report_tables.factor(metric)
+        factor = plain_tables.factor(metric)
         values = {
             group: {name: [factor * v for v in values_of(ev.cases, group, metric)] for name, ev in evaluations.items()}
             for group in groups
         }
-        title, unit = report_tables.TITLES[metric], report_tables.unit(metric, first)
+        title, unit = plain_tables.TITLES[metric], plain_tables.unit(metric, first)
         models = ", ".join(evaluations)
         drawings.append(box_plot(title, unit, values, f"Box plot of {title} of {models}. {what}"))
     return _Figure(drawings, f"{what} {BOX_CAPTION.format(scored=first.convention.scored)}")

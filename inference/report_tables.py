@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from synfoc3d.inference.comparison import SIGNIFICANT, Comparison, Estimate, PairedTest
 from synfoc3d.inference.overlays import case_dice
 from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, METRICS, Evaluation
+from synfoc3d.inference.tables import OVERLAPS, factor
 from synfoc3d.inference.training_records import ModelRecord, flatten
 
-TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
-OVERLAPS = ("dice", "jaccard")  # shown in percent, higher is better; the others are distances, lower is better
 UNKNOWN = "–"
 
 
@@ -61,22 +60,12 @@ class Table:
     groups: list[Group]
 
 
-def unit(metric: str, evaluation: Evaluation) -> str:
-    """Return the unit in which the report shows a metric."""
-    return "%" if metric in OVERLAPS else evaluation.unit
-
-
 def shown(metric: str, value: float, signed: bool = False) -> str:
     """Return a value as the report shows it: overlaps in percent, two decimals."""
     if not math.isfinite(value):
         return UNKNOWN
     text = f"{factor(metric) * value:{'+' if signed else ''}.2f}"
     return text.replace("-", "\u2212")
-
-
-def factor(metric: str) -> float:
-    """Return by what a value is multiplied to be shown."""
-    return 100.0 if metric in OVERLAPS else 1.0
 
 
 def p_text(p: float) -> str:

@@ -177,7 +177,7 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
 
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    rows = list(_tidy_rows(evaluation))
+    rows = list(tidy_rows(evaluation))
     content = {
         **_nnunet_summary(evaluation),
         "synfoc3d_version": __version__,
@@ -215,7 +215,7 @@ def _summarize(domain: str, label: str, values: Sequence[dict[str, float]]) -> S
     )
 
 
-def _tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
+def tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
     """Yield one flat row per case (slice) and class."""
     for case in evaluation.cases:
         for label, metrics in case.metrics.items():

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence, Sized
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, Evaluation, Summary
 
-OVERLAPS = {"dice": "Dice", "jaccard": "Jaccard"}  # shown in percent, as in the literature
-DISTANCES = {"hd95": "95HD", "asd": "ASD"}
+TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
+OVERLAPS = ("dice", "jaccard")  # shown in percent, higher is better; the others are distances, lower is better
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -16,14 +16,14 @@ def format_table(evaluation: Evaluation) -> str:
     averaged. Below stand what empty masks count and how many there are of each kind and class, and how many cases are
     not part of the table.
     """
-    header = ["domain", "class", *(_title(metric, evaluation) for metric in METRICS), "n"]
+    header = ["domain", "class", *(title(metric, evaluation) for metric in METRICS), "n"]
     rows = [[row.domain, row.label, *_cells(row), str(row.n)] for row in evaluation.summaries()]
     counts = [
         [label, *(str(count[kind]) for kind in ("both", "prediction", "reference"))]
         for label, count in evaluation.empty_masks().items()
     ]
     empty = [f"empty masks ({evaluation.convention.scored})", "both", "prediction only", "reference only"]
-    parts = [_align([header, *rows], left=2), evaluation.policy, _align([empty, *counts], left=1)]
+    parts = [align([header, *rows], left=2), evaluation.policy, align([empty, *counts], left=1)]
     if evaluation.unpredicted:
         subject = _count(
             evaluation.unpredicted, "reference without a prediction is", "references without a prediction are"
@@ -74,8 +74,8 @@ def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice"
     for name, evaluation in evaluations.items():
         label = MEAN_OF_CLASSES if len(evaluation.classes) > 1 else next(iter(evaluation.classes))
         means = {row.domain: row.mean[metric] for row in evaluation.summaries() if row.label == label}
-        rows.append([name, *(f"{_factor(metric) * means[column]:.2f}" for column in columns)])
-    return _align([[_title(metric, first), *columns], *rows], left=1)
+        rows.append([name, *(f"{factor(metric) * means[column]:.2f}" for column in columns)])
+    return align([[title(metric, first), *columns], *rows], left=1)
 
 
 def _compared(evaluation: Evaluation) -> set[tuple[str, str, str]]:
@@ -88,24 +88,27 @@ def _count(things: Sized, one: str, several: str) -> str:
     return f"{len(things)} {one if len(things) == 1 else several}"
 
 
-def _title(metric: str, evaluation: Evaluation) -> str:
+def title(metric: str, evaluation: Evaluation) -> str:
     """Return the name of a metric with the unit in which it is shown."""
-    return f"{OVERLAPS[metric]} %" if metric in OVERLAPS else f"{DISTANCES[metric]} {evaluation.unit}"
+    return f"{TITLES[metric]} {unit(metric, evaluation)}"
 
 
-def _factor(metric: str) -> float:
+def unit(metric: str, evaluation: Evaluation) -> str:
+    """Return the unit in which a metric is shown."""
+    return "%" if metric in OVERLAPS else evaluation.unit
+
+
+def factor(metric: str) -> float:
     """Return what a value is multiplied by to be shown."""
     return 100.0 if metric in OVERLAPS else 1.0
 
 
 def _cells(row: Summary) -> list[str]:
     """Return mean and spread of each metric as text."""
-    return [
-        f"{_factor(metric) * row.mean[metric]:.2f} +- {_factor(metric) * row.std[metric]:.2f}" for metric in METRICS
-    ]
+    return [f"{factor(metric) * row.mean[metric]:.2f} +- {factor(metric) * row.std[metric]:.2f}" for metric in METRICS]
 
 
-def _align(rows: Sequence[Sequence[str]], left: int) -> str:
+def align(rows: Sequence[Sequence[str]], left: int) -> str:
     """Return rows of cells as lines of text: the first `left` columns flush left, a rule below row 0."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
