@@ -75,6 +75,8 @@ def predict(
     Masks appear whole or not at all, on each scan's own grid. Beside them lie dataset.json and plans.json, as from
     nnU-Net, and synfoc3d_predict.json, which says how they were made.
 
+    Workers are spawned: call this from a script only under ``if __name__ == "__main__"``.
+
     Args:
         source: folder with nnU-Net's file names (case_0000.nii.gz, ...), or one file of a case; its other channels lie
             beside it.
