@@ -31,6 +31,7 @@ setup(
         "synfoc3d",
         "synfoc3d.commands",
         "synfoc3d.doctor",
+        "synfoc3d.experiment",
         "synfoc3d.networks",
         "synfoc3d.losses",
         "synfoc3d.methods",
@@ -39,7 +40,11 @@ setup(
         "synfoc3d.inference",
         "synfoc3d.configs",
     ],
-    package_data={"synfoc3d": ["py.typed"], "synfoc3d.configs": ["*.yaml"], "synfoc3d.inference": ["*.jinja"]},
+    package_data={
+        "synfoc3d": ["py.typed"],
+        "synfoc3d.configs": ["*.yaml", "experiments/*.yaml"],
+        "synfoc3d.inference": ["*.jinja"],
+    },
     install_requires=[
         "torch>=2.6,!=2.9.*",
         "torchvision",  # segment-anything imports it without declaring it

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from synfoc3d.errors import UserError, did_you_mean
 
 CONFIG_VARIABLE = "SYNFOC3D_CONFIG"
+EXTENDS = "extends"  # key of a settings file that names the one it builds on
 
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -219,17 +220,55 @@ SECTIONS = frozenset({"method", "foundation", "conventional", "optimizers", "aug
 def read_partial(name_or_file: str) -> dict[str, Any]:
     """Read a preset by name or a YAML file by path into a nested dict.
 
+    A file may build on another one: ``extends: paper`` takes the settings of that preset (or of a YAML file, by its
+    path from the folder of the file that says so), which the file's own then replace one by one.
+
     Raises:
-        UserError: no such preset or file, or not a YAML mapping.
+        UserError: no such preset or file, not a YAML mapping, or files that extend each other in a circle.
     """
-    path = Path(name_or_file)
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    return _read_extended(name_or_file, ())
+
+
+def _read_extended(name_or_file: str, extending: tuple[str, ...]) -> dict[str, Any]:
+    """Read a file and what it extends; ``extending`` are the files on the way to it."""
+    if name_or_file in extending:
+        raise UserError(f"The settings extend each other in a circle: {' -> '.join([*extending, name_or_file])}.")
+    tree = _read_tree(name_or_file)
+    base = tree.pop(EXTENDS, None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UserError(f"{name_or_file}: {EXTENDS} must name a preset or a YAML file, but is {base!r}.")
+    if is_settings_file(base):
+        base = os.path.normpath(Path(name_or_file).parent / base)
+    return _merge(_read_extended(base, (*extending, name_or_file)), tree)
+
+
+def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace values of a nested dict one by one; a section without values changes nothing."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(merged.get(key), Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(merged[key], value)
+        elif value is not None or key not in SECTIONS:
+            merged[key] = value
+    return merged
+
+
+def is_settings_file(name_or_file: str) -> bool:
+    """Whether ``--config`` takes this for a file; anything else is the name of a preset."""
+    return Path(name_or_file).suffix.lower() in (".yaml", ".yml")
+
+
+def _read_tree(name_or_file: str) -> dict[str, Any]:
+    """Read the YAML mapping in one preset or file."""
+    if not is_settings_file(name_or_file):
         presets = {p.name.removesuffix(".yaml"): p for p in _preset_files()}
         if name_or_file not in presets:
             raise UserError(f"There is no preset {name_or_file!r}.{did_you_mean(name_or_file, presets)}")
         text = presets[name_or_file].read_text(encoding="utf-8")
-    elif path.is_file():
-        text = _read_text(path)
+    elif Path(name_or_file).is_file():
+        text = _read_text(Path(name_or_file))
     else:
         raise UserError(f"The settings file {name_or_file} does not exist; give a preset's name or a YAML file.")
     try:

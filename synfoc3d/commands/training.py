@@ -1,4 +1,4 @@
-"""train, trainers."""
+"""train, experiment, trainers."""
 
 import argparse
 import os
@@ -56,6 +56,38 @@ def _run_train(args: argparse.Namespace) -> None:
             os.environ[config.CONFIG_VARIABLE] = before
 
 
+def _experiment(commands: Commands) -> None:
+    parser = command(
+        commands, "experiment", "train, predict, evaluate and compare all methods of a plan", _run_experiment
+    )
+    parser.add_argument("plan", metavar="PLAN", help="YAML file, or a plan that comes along: demo, prostate, ...")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="receives everything; same folder to go on")
+    parser.add_argument("-d", dest="dataset", metavar="ID", help="dataset id or name, in place of the plan's")
+    parser.add_argument(
+        "--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="settings of every method",
+    )  # fmt: skip
+    parser.add_argument("-num_parts", type=int, default=1, help="calls that share the runs, default: 1")
+    parser.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands that are still to run")
+    parser.add_argument("--report", action="store_true", help="only report on the runs that are finished")
+    add_device(parser)
+
+
+def _run_experiment(args: argparse.Namespace) -> None:
+    from synfoc3d.experiment.plan import read_plan
+    from synfoc3d.experiment.runs import list_commands, prepare, run_experiment, write_report
+
+    chosen = device(args.device) if args.device else None
+    experiment = prepare(read_plan(args.plan, args.dataset, args.assignments), args.output, chosen)
+    if args.dry_run:
+        print("\n".join(list_commands(experiment, args.num_parts, args.part_id)))
+    elif args.report:
+        print(write_report(experiment))
+    else:
+        print(run_experiment(experiment, args.num_parts, args.part_id))
+
+
 def _trainers(commands: Commands) -> None:
     command(commands, "trainers", "the folder for nnUNet_extTrainer, and the trainers in it", _run_trainers)
 
@@ -69,4 +101,4 @@ def _run_trainers(args: argparse.Namespace) -> None:
         print(f"  {file.stem}")
 
 
-COMMANDS = (_train, _trainers)
+COMMANDS = (_train, _experiment, _trainers)

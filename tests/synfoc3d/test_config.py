@@ -226,6 +226,35 @@ def test_empty_file_is_the_default(tmp_path: Path) -> None:
     assert read_partial(str(file)) == {}
 
 
+def test_file_that_extends_a_preset_changes_single_values(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("extends: paper\nepochs: 3\nfoundation: {lora_rank: 8}\noptimizers:\n", encoding="utf-8")
+    paper, ours = read_partial("paper"), read_partial(str(file))
+    assert ours == paper | {"epochs": 3, "foundation": paper["foundation"] | {"lora_rank": 8}}
+
+
+def test_extended_file_lies_beside_the_one_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "first.yaml").write_text("extends: ../base.yaml\nseed: 1", encoding="utf-8")
+    (tmp_path / "base.yaml").write_text("seed: 0\nepochs: 5", encoding="utf-8")
+    assert read_partial(str(tmp_path / "sub" / "first.yaml")) == {"seed": 1, "epochs": 5}
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        ("my.yaml", r"in a circle: .*my\.yaml -> .*my\.yaml"),
+        ("[paper]", "extends must name a preset or a YAML file, but is \\['paper'\\]"),
+        ("papre", "no preset 'papre'"),
+        ("base.yaml", "base.yaml does not exist"),
+    ],
+)
+def test_wrong_base_is_refused(base: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(f"extends: {base}", encoding="utf-8")
+    with pytest.raises(UserError, match=reason):
+        read_partial(str(tmp_path / "my.yaml"))
+
+
 def test_environment_names_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "my.yaml"
     file.write_text("method: {tau: 0.5}", encoding="utf-8")

@@ -1,0 +1,132 @@
+"""Check the methods of an experiment before hours of training: trainers, settings, networks, weights."""
+
+import contextlib
+import importlib
+import io
+import os
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from synfoc3d.config import Settings, override, read_partial, resolve
+from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.experiment.plan import MethodPlan, Plan, assignments
+from synfoc3d.methods.base import Builder, Method
+from synfoc3d.training import TRAINER_VARIABLE, check_preprocessed, trainers_folder
+
+TRAINER_CLASS = re.compile(r"^class (nnUNetTrainer\w*)\(", re.MULTILINE)
+
+
+def is_stock(trainer: str) -> bool:
+    """Whether a trainer is nnU-Net's own or one of its kind, which reads splits_final.json and no settings.
+
+    Raises:
+        UserError: neither nnU-Net, nor this package, nor a folder in ``nnUNet_extTrainer`` has such a trainer.
+    """
+    stock = _trainers_below(_nnunet_trainers())
+    folders = filter(None, os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep))
+    known = _own_trainers().union(stock, *(_trainers_below(Path(folder)) for folder in folders))
+    if trainer not in known:
+        raise UserError(f"There is no trainer {trainer}.{did_you_mean(trainer, known)}")
+    return trainer in stock or not hasattr(_trainer_class(trainer), "method_class")
+
+
+def check_methods(plan: Plan) -> None:
+    """Check that every method can be trained, and can predict with the networks that are asked for.
+
+    Raises:
+        UserError: an unknown trainer, settings that do not resolve or that the trainer does not read, a network that is
+            not trained, missing weights, or a configuration that is not preprocessed.
+    """
+    for name, method in plan.methods.items():
+        where = f"methods.{name}"
+        if is_stock(method.trainer):
+            if method.config or method.settings:
+                raise UserError(f"{where}: {method.trainer} is no trainer of synfoc3d and reads no config or settings.")
+            _check_models(where, method, {"conventional"})
+        else:
+            method_class = _method_class(method.trainer)
+            settings = resolve_settings(plan, method, where)
+            students = _students(method_class, settings)
+            _check_models(where, method, students)
+            if "foundation" in students:
+                _check_weights(where, settings)
+    for configuration in {method.configuration or plan.configuration for method in plan.methods.values()}:
+        check_preprocessed(str(plan.dataset), configuration, plan.plans)
+
+
+def resolve_settings(plan: Plan, method: MethodPlan, where: str) -> Settings:
+    """Settings with which ``synfoc3d train`` will run this method, but for the seed.
+
+    Args:
+        plan: the experiment.
+        method: one of its methods, with a trainer that reads settings.
+        where: named in the message of an error.
+
+    Raises:
+        UserError: unknown preset or setting, or a value out of range.
+    """
+    tree = read_partial(method.config) if method.config else {}
+    changes = assignments({**plan.settings, **method.settings})
+    return resolve(override(tree, changes), _method_class(method.trainer).Settings, where)
+
+
+def _own_trainers() -> set[str]:
+    return {file.stem for file in trainers_folder().glob("nnUNetTrainer*.py")}
+
+
+def _nnunet_trainers() -> Path:
+    found = find_spec("nnunetv2")
+    assert found is not None and found.submodule_search_locations
+    return Path(found.submodule_search_locations[0]) / "training" / "nnUNetTrainer"
+
+
+@cache
+def _trainers_below(folder: Path) -> frozenset[str]:
+    """Names of trainers in the files below a folder, which are not imported: there are many."""
+    files = folder.rglob("*.py")
+    return frozenset(name for file in files for name in TRAINER_CLASS.findall(file.read_text(encoding="utf-8")))
+
+
+@cache
+def _trainer_class(trainer: str) -> Any:  # noqa: ANN401 - any trainer class of nnU-Net's
+    """Import a trainer that is known."""
+    if trainer in _own_trainers():
+        return getattr(importlib.import_module(f"synfoc3d.trainers.{trainer}"), trainer)
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    with contextlib.redirect_stdout(io.StringIO()):  # the search narrates every module it looks into
+        return recursive_find_trainer_class_by_name(trainer)
+
+
+def _method_class(trainer: str) -> type[Method]:
+    method_class: type[Method] = _trainer_class(trainer).method_class
+    return method_class
+
+
+def _students(method_class: type[Method], settings: Settings) -> set[str]:
+    """Names of the networks that a method trains, found by building it around networks without content."""
+    build = Builder(2, nn.Identity, nn.Identity, lambda *_: None)  # type: ignore[arg-type]
+    return set(method_class(settings.method, build).students())
+
+
+def _check_models(where: str, method: MethodPlan, students: set[str]) -> None:
+    for row, model in method.models.items():
+        needed = {"conventional", "foundation"} if model == "ensemble" else {model}
+        if not needed <= students:
+            raise UserError(
+                f"{where}.models.{row}: {method.trainer} trains only {', '.join(sorted(students))} with these "
+                f"settings, so {model!r} cannot predict."
+            )
+
+
+def _check_weights(where: str, settings: Settings) -> None:
+    name, file = settings.foundation.name, settings.foundation.checkpoint
+    if file is None and name != "compact":
+        raise UserError(f"{where}: {name} needs its published weights; add --set foundation.checkpoint=FILE.")
+    if file is not None and not Path(file).is_file():
+        raise UserError(f"{where}: the weights {file} do not exist; mend foundation.checkpoint.")

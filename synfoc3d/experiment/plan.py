@@ -1,0 +1,330 @@
+"""The plan of an experiment: one typed YAML that names data, splits, methods and seeds of a table of results."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, StrictInt, StringConstraints, ValidationError, field_validator, model_validator
+
+from synfoc3d.config import Section, is_settings_file, override
+from synfoc3d.errors import UserError, did_you_mean
+
+# Names become folders and are joined by two underscores.
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+][A-Za-z0-9+.-]*(_[A-Za-z0-9+.-]+)*$")]
+Model = Literal["conventional", "foundation", "ensemble"]
+Metric = Literal["dice", "jaccard", "hd95", "asd"]
+ONE_RULE = {"fold", "num_labeled", "labeled_ids"}
+BELONGS_TO = {  # which rule of a split reads which further key
+    "labeled_domain": "num_labeled",
+    "choose": "num_labeled",
+    "seed": "num_labeled",
+    "unlabeled_ids": "labeled_ids",
+    "val_ids": "labeled_ids",
+}
+
+
+class SplitPlan(Section):
+    """One column of the table: whose labels are trained on. Exactly one of fold, num_labeled and labeled_ids is given.
+
+    Attributes:
+        name: heading of the column; ``foldK`` by default if an existing fold is named.
+        group: splits of one group are averaged under this heading; None: not averaged.
+        fold: number of an existing fold of splits_semi.json.
+        num_labeled: this many labelled patients (scans, where a patient has one).
+        labeled_domain: domain of the labelled patients; None takes any.
+        choose: ``random`` draws them and keeps a fifth of all patients for validation, as ``synfoc3d split --folds 1``
+            does; ``first`` takes the first in the order of names and keeps none.
+        seed: of the random choice.
+        labeled_ids, unlabeled_ids, val_ids: lists of cases, as for ``synfoc3d split``.
+    """
+
+    name: Name = ""
+    group: Name | None = "mean"
+    fold: Annotated[StrictInt, Field(ge=0)] | None = None
+    num_labeled: Annotated[StrictInt, Field(ge=1)] | None = None
+    labeled_domain: str | None = None
+    choose: Literal["random", "first"] = "random"
+    seed: StrictInt = 0
+    labeled_ids: str | None = None
+    unlabeled_ids: str | None = None
+    val_ids: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_of_fold(cls, given: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
+        if isinstance(given, dict) and "name" not in given:
+            if given.get("fold") is None:
+                raise ValueError("a split needs a name")
+            return {"name": f"fold{given['fold']}", **given}
+        return given
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> SplitPlan:
+        given = {key for key in type(self).model_fields if getattr(self, key) != type(self).model_fields[key].default}
+        rules = sorted(given & ONE_RULE)
+        if len(rules) != 1:
+            raise ValueError(
+                f"split {self.name!r} needs one of fold, num_labeled and labeled_ids, but has {rules or 'none'}"
+            )
+        for key, rule in BELONGS_TO.items():
+            if key in given and rule not in rules:
+                raise ValueError(f"split {self.name!r}: {key!r} belongs to {rule!r}, not to {rules[0]!r}")
+        return self
+
+
+class TestSet(Section):
+    """Cases to test on. Paths are taken from the dataset's folder in nnUNet_raw.
+
+    Attributes:
+        images: folder of images, named as nnU-Net does.
+        labels: folder of reference labels.
+        domains: CSV with the header ``case,domain``; None if the cases have no domains.
+    """
+
+    images: str = "imagesTs"
+    labels: str = "labelsTs"
+    domains: str | None = None
+
+
+class MethodPlan(Section):
+    """One training per split and seed, and the rows of the table that it gives.
+
+    Attributes:
+        trainer: class name, of this package, of nnU-Net or in ``nnUNet_extTrainer``.
+        config: preset or YAML file of settings, which is looked for beside the plan.
+        settings: single settings by dotted key, such as ``method.tau: 0.9``, over ``config`` and the plan's own.
+        configuration: of nnU-Net's plans; None takes the experiment's.
+        models: which network answers, by name of the row; a lone model takes the method's name.
+    """
+
+    trainer: str
+    config: str | None = None
+    settings: dict[str, Any] = {}
+    configuration: str | None = None
+    models: dict[Name, Model] = {}
+
+
+class PredictPlan(Section):
+    """Options of ``synfoc3d predict``; None leaves the step size to it."""
+
+    disable_tta: bool = False
+    fast: bool = False
+    step_size: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class Published(Section):
+    """Published figures to show beside ours: by row, then by split or group, then by metric (percent, mm or pixels)."""
+
+    source: str
+    rows: dict[str, dict[str, dict[Metric, float]]]
+
+
+class Plan(Section):
+    """A whole experiment.
+
+    Attributes:
+        dataset: id or name.
+        configuration: of nnU-Net's plans.
+        plans: identifier of nnU-Net's plans.
+        patient_pattern: tells the patient of a case, as for ``synfoc3d split``.
+        splits: the columns.
+        test: cases to test on; None takes the validation cases of each split.
+        methods: trainings by name.
+        seeds: every method is trained once per split and seed.
+        settings: single settings by dotted key for every method that has settings.
+        predict: options of the predictions.
+        per_slice: score single slices in pixels, as the published tables do, instead of volumes in mm.
+        baseline: row that the others are tested against.
+        published: figures shown beside ours.
+    """
+
+    dataset: str
+    configuration: str = "2d"
+    plans: str = "nnUNetPlans"
+    patient_pattern: str | None = None
+    splits: Annotated[tuple[SplitPlan, ...], Field(min_length=1)]
+    test: TestSet | None = None
+    methods: Annotated[dict[Name, MethodPlan], Field(min_length=1)]
+    seeds: Annotated[tuple[StrictInt, ...], Field(min_length=1)] = (1337,)
+    settings: dict[str, Any] = {}
+    predict: PredictPlan = PredictPlan()
+    per_slice: bool = False
+    baseline: str | None = None
+    published: Published | None = None
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _id_or_name(cls, dataset: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
+        return str(dataset) if type(dataset) is int else dataset
+
+    @field_validator("methods")
+    @classmethod
+    def _name_lone_models(cls, methods: dict[str, MethodPlan]) -> dict[str, MethodPlan]:
+        return {
+            name: method if method.models else method.model_copy(update={"models": {name: "conventional"}})
+            for name, method in methods.items()
+        }
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Plan:
+        columns = [split.name for split in self.splits]
+        _refuse_twice("split", columns)
+        _refuse_twice("row", self.rows)
+        _refuse_twice("seed", self.seeds)
+        if len({split.fold is None for split in self.splits}) > 1:
+            raise ValueError("splits: either all name an existing fold or none does")
+        for split in self.splits:
+            if split.group in columns:
+                raise ValueError(f"the group {split.group!r} of split {split.name!r} is the name of a split")
+        known: list[tuple[str, Iterable[str], Sequence[str]]] = [
+            ("baseline", [self.baseline] if self.baseline else [], self.rows)
+        ]
+        if self.published:
+            known.append(("published.rows", self.published.rows, self.rows))
+            places = [*columns, *self.groups]
+            known += [(f"published.rows.{row}", at, places) for row, at in self.published.rows.items()]
+        for where, names, allowed in known:
+            for name in names:
+                if name not in allowed:
+                    raise ValueError(f"{where}: there is no {name!r}.{did_you_mean(name, allowed)}")
+        return self
+
+    @property
+    def rows(self) -> list[str]:
+        """Names of the rows of the table: the models of all methods."""
+        return [model for method in self.methods.values() for model in method.models]
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """The splits of each group that has more than one."""
+        groups: dict[str, list[str]] = {}
+        for split in self.splits:
+            if split.group is not None:
+                groups.setdefault(split.group, []).append(split.name)
+        return {name: members for name, members in groups.items() if len(members) > 1}
+
+
+def _refuse_twice(kind: str, names: Iterable[Hashable]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"the {kind} {name!r} is named {count} times; names must differ")
+
+
+def assignments(settings: dict[str, Any]) -> list[str]:
+    """Settings by dotted key as arguments of ``--set``."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+
+
+def read_plan(name_or_file: str, dataset: str | None = None, changes: Sequence[str] = ()) -> Plan:
+    """Read the plan of an experiment.
+
+    Args:
+        name_or_file: a preset of ``configs/experiments``, or a YAML file.
+        dataset: id or name of the dataset, in place of the plan's.
+        changes: ``key=value`` for the settings of every method, over the plan's own.
+
+    Raises:
+        UserError: no such plan, no valid YAML, or a plan that makes no sense; the sentence names the place.
+    """
+    if is_settings_file(name_or_file):
+        path = Path(name_or_file)
+        if not path.is_file():
+            raise UserError(f"The plan {path} does not exist; give a YAML file or one of: {', '.join(preset_plans())}.")
+        try:
+            tree, folder = _read_yaml(path.read_text(encoding="utf-8"), name_or_file), path.parent
+        except UnicodeDecodeError:
+            raise UserError(f"The plan {path} is no UTF-8 text: save it as YAML in UTF-8.") from None
+    else:
+        presets = preset_plans()
+        if name_or_file not in presets:
+            raise UserError(f"There is no experiment {name_or_file!r}.{did_you_mean(name_or_file, presets)}")
+        tree, folder = _read_yaml(presets[name_or_file], name_or_file), None
+    if dataset is not None:
+        tree["dataset"] = dataset
+    given = tree.get("settings")
+    if changes and (given is None or isinstance(given, dict)):
+        tree["settings"] = {**(given or {}), **{text.partition("=")[0]: _value(text) for text in changes}}
+    plan = parse_plan(tree, name_or_file)
+    return plan if folder is None else _beside(plan, folder)
+
+
+def parse_plan(tree: dict[str, Any], source: str) -> Plan:
+    """Validate a plan.
+
+    Args:
+        tree: nested mapping.
+        source: named in the message of an error.
+
+    Raises:
+        UserError: an unknown key, a wrong value or names that do not fit together.
+    """
+    try:
+        plan = Plan.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        got = "" if first["type"] in ("value_error", "missing") else f" (got {first['input']!r})"
+        raise UserError(f"{source}: {f'{where}: ' if where else ''}{reason}{got}") from None
+    for where, settings in [
+        ("settings", plan.settings),
+        *((f"methods.{n}", m.settings) for n, m in plan.methods.items()),
+    ]:
+        override({}, assignments(settings))
+        if "seed" in settings:
+            raise UserError(f"{source}: {where}: the seed of each training comes from the plan's seeds; leave it out.")
+    return plan
+
+
+def preset_plans() -> dict[str, str]:
+    """Text of every experiment that comes with the package, by name."""
+    folder = resources.files("synfoc3d.configs") / "experiments"
+    files = sorted(folder.iterdir(), key=lambda file: file.name)
+    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files if f.name.endswith(".yaml")}
+
+
+def _value(assignment: str) -> Any:  # noqa: ANN401 - a YAML scalar or list
+    """Return the value of ``key=value``, read as ``synfoc3d train --set`` reads it."""
+    value: Any = override({}, [assignment])
+    for key in assignment.partition("=")[0].split("."):
+        value = value[key]
+    return value
+
+
+def _beside(plan: Plan, folder: Path) -> Plan:
+    """Look for the settings files of a plan beside it."""
+    methods = {
+        name: method.model_copy(update={"config": str((folder / method.config).absolute())})
+        if method.config and is_settings_file(method.config)
+        else method
+        for name, method in plan.methods.items()
+    }
+    return plan.model_copy(update={"methods": methods})
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that comes twice instead of keeping the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return the mapping of a node."""
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in keys.items():
+            if count > 1:
+                raise yaml.YAMLError(f"{name!r} is there {count} times in one mapping, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(text: str, source: str) -> dict[str, Any]:
+    try:
+        tree = yaml.load(text, Loader=_UniqueKeys)  # a safe loader
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{source} must hold the plan of an experiment, but holds a {type(tree).__name__}.")
+    return tree

@@ -1,0 +1,86 @@
+"""What an experiment finds out about its methods before it trains them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synfoc3d.errors import UserError
+from synfoc3d.experiment.methods import check_methods, is_stock
+from synfoc3d.experiment.plan import parse_plan
+
+SYNFOC = "nnUNetTrainerSynFoC"
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "trainer": ({"trainer": "nnUNetTrainerSynFok"}, "no trainer nnUNetTrainerSynFok. Did you mean '" + SYNFOC),
+    "preset": ({"trainer": SYNFOC, "config": "papre"}, "no preset 'papre'. Did you mean 'paper'"),
+    "setting": ({"trainer": SYNFOC, "settings": {"method.tao": 1}}, "methods.a: .*'tao'. Did you mean 'tau'"),
+    "value": ({"trainer": SYNFOC, "settings": {"method.tau": 7}}, "methods.a: method.tau: .*got 7"),
+    "setting of another method": (
+        {"trainer": "nnUNetTrainerSupervised", "settings": {"method.tau": 0.9}},
+        "methods.a: .*unknown setting 'tau'",
+    ),
+    "settings of a stock trainer": (
+        {"trainer": "nnUNetTrainer", "config": "demo"},
+        "methods.a: nnUNetTrainer is no trainer of synfoc3d and reads no config",
+    ),
+    "foundation of a stock trainer": (
+        {"trainer": "nnUNetTrainer", "models": {"a": "foundation"}},
+        "methods.a.models.a: nnUNetTrainer trains only conventional",
+    ),
+    "ensemble of one network": (
+        {"trainer": SYNFOC, "settings": {"method.base": "foundation"}, "models": {"a": "ensemble"}},
+        "trains only foundation with these settings, so 'ensemble' cannot predict",
+    ),
+    "no weights": ({"trainer": SYNFOC, "config": "paper"}, "medsam_vit_b needs its published weights; add --set"),
+    "missing weights": (
+        {"trainer": SYNFOC, "settings": {"foundation.checkpoint": "/no/sam.pth"}},
+        "the weights /no/sam.pth do not exist",
+    ),
+    "configuration": ({"trainer": SYNFOC, "configuration": "3d_lowres"}, "no configuration '3d_lowres'"),
+}
+
+
+def check(project: Any, method: dict[str, Any]) -> None:
+    with project.active():
+        check_methods(parse_plan({"dataset": 501, "splits": [{"fold": 0}], "methods": {"a": method}}, "plan"))
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_mistake_is_refused(mistake: str, project: Any) -> None:
+    method, message = REFUSED[mistake]
+    with pytest.raises(UserError, match=message):
+        check(project, method)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"trainer": "nnUNetTrainerMeanTeacher", "config": "demo", "settings": {"method.noise": 0.2}},
+        {"trainer": "nnUNetTrainer_5epochs"},
+        {"trainer": SYNFOC, "config": "paper", "settings": {"method.base": "conventional"}},
+        {"trainer": SYNFOC, "config": "demo", "configuration": "3d_fullres", "models": {"a": "ensemble"}},
+    ],
+)
+def test_method_that_can_be_trained(method: dict[str, Any], project: Any) -> None:
+    check(project, method)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "place", "stock"),
+    [
+        ("nnUNetTrainerOurs", "SemiSupervisedTrainer", "synfoc3d.trainers.semi_supervised_trainer", False),
+        ("nnUNetTrainerTheirs", "nnUNetTrainer", "nnunetv2.training.nnUNetTrainer.nnUNetTrainer", True),
+    ],
+)
+def test_trainer_in_a_folder_of_the_user(
+    name: str, base: str, place: str, stock: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = "from synfoc3d.methods.supervised import Supervised\n" if not stock else ""
+    body = "    pass" if stock else "    method_class = Supervised"
+    (tmp_path / f"{name}.py").write_text(f"{method}from {place} import {base}\n\n\nclass {name}({base}):\n{body}\n")
+    monkeypatch.setenv("nnUNet_extTrainer", f"/nowhere:{tmp_path}")
+    assert is_stock(name) == stock
+
+
+def test_trainers_that_come_along() -> None:
+    assert [is_stock(name) for name in (SYNFOC, "nnUNetTrainer", "nnUNetTrainer_5epochs")] == [False, True, True]

@@ -1,0 +1,289 @@
+"""Experiments: the commands of a plan, its parts, resuming, failures, folders of another plan."""
+
+import json
+import shlex
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synfoc3d.errors import UserError
+from synfoc3d.experiment.data import ExperimentData, HeldOutCases
+from synfoc3d.experiment.plan import parse_plan
+from synfoc3d.experiment.runs import (
+    Command,
+    Experiment,
+    execute,
+    list_commands,
+    prepare,
+    run_experiment,
+    write_report,
+)
+from synfoc3d.splits import Split
+
+PLAN: dict[str, Any] = {
+    "dataset": 501,
+    "splits": [{"name": "A", "num_labeled": 2, "labeled_domain": "A"}],
+    "methods": {
+        "low": {"trainer": "nnUNetTrainerSupervised"},
+        "syn": {
+            "trainer": "nnUNetTrainerSynFoC",
+            "config": "demo",
+            "settings": {"method.tau": 0.9},
+            "models": {"found": "foundation", "both": "ensemble"},
+        },
+    },
+    "seeds": [7],
+    "test": {"domains": "d.csv"},
+}
+TEST = HeldOutCases(Path("/ts/images"), Path("/ts/labels"), Path("/ts/d.csv"))
+TRAINED = "Dataset501_X/{trainer}__nnUNetPlans__2d/fold_0"
+
+
+def make(output: Path, device: str | None = None, **changes: Any) -> Experiment:
+    """An experiment on data that is not there."""
+    plan = parse_plan(PLAN | changes, "plan")
+    folds = {split.name: index for index, split in enumerate(plan.splits)}
+    splits = (Split(("a",), ("b",), ()),) * len(folds)
+    data = ExperimentData(output / "pre", splits, folds, dict.fromkeys(folds, TEST), val=False, writes_splits=True)
+    return Experiment(plan, output, "Dataset501_X", data, device)
+
+
+@dataclass
+class Fake:
+    """Stands for the processes: writes what the commands would, fails where asked, and remembers the calls."""
+
+    failing: tuple[str, ...] = ()
+    calls: list[Command] = field(default_factory=list)
+
+    def __call__(self, command: Command) -> int:
+        self.calls.append(command)
+        if any(part in str(command) for part in self.failing):
+            return 1
+        write = {"train": self.train, "evaluate": self.evaluate}.get(command.arguments[0])
+        if write:
+            write(command)
+        return 0
+
+    @property
+    def done(self) -> list[str]:
+        return [command.arguments[0] for command in self.calls]
+
+    def train(self, command: Command) -> None:
+        assert command.results
+        trainer = command.arguments[command.arguments.index("-tr") + 1]
+        folder = command.results / f"Dataset501_X/{trainer}__nnUNetPlans__2d/fold_{command.arguments[3]}"
+        folder.mkdir(parents=True)
+        (folder / "checkpoint_final.pth").touch()
+
+    def evaluate(self, command: Command) -> None:
+        file = Path(command.arguments[command.arguments.index("-o") + 1])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        mean = {"dice": 0.5, "jaccard": 0.4, "hd95": 3.0, "asd": 1.0}
+        summary = [{"domain": "all cases", "label": "x", "mean": mean}]
+        file.write_text(json.dumps({"summary": summary, "convention": {"unit": "mm"}, "failures": {}}))
+
+
+def test_commands_of_a_plan(tmp_path: Path) -> None:
+    t, ts = tmp_path, "-i /ts/images"
+    low, syn = t / "runs/low__A__seed7", t / "runs/syn__A__seed7"
+    sup, foc = "-tr nnUNetTrainerSupervised -p nnUNetPlans", "-tr nnUNetTrainerSynFoC -p nnUNetPlans"
+    which, chk = "-d 501 -c 2d -f 0", "-chk checkpoint_final.pth"
+    score, last = "evaluate -g /ts/labels -p", "--continue_prediction -device cpu"
+    assert list_commands(make(t, "cpu")) == [
+        f"nnUNet_results={low} synfoc3d train 501 2d 0 {sup} --set seed=7 -device cpu",
+        f"nnUNet_results={low} synfoc3d predict {ts} -o {low}/predictions/low {which} {sup} {chk} --model conventional "
+        f"{last}",
+        f"nnUNet_results={low} synfoc3d {score} {low}/predictions/low --domains /ts/d.csv "
+        f"-o {low}/evaluations/low.json",
+        f"nnUNet_results={syn} synfoc3d train 501 2d 0 {foc} --config demo --set method.tau=0.9 seed=7 -device cpu",
+        f"nnUNet_results={syn} synfoc3d predict {ts} -o {syn}/predictions/found {which} {foc} {chk} --model foundation "
+        f"{last}",
+        f"nnUNet_results={syn} synfoc3d {score} {syn}/predictions/found --domains /ts/d.csv "
+        f"-o {syn}/evaluations/found.json",
+        f"nnUNet_results={syn} synfoc3d predict {ts} -o {syn}/predictions/both {which} {foc} {chk} --model ensemble "
+        f"{last}",
+        f"nnUNet_results={syn} synfoc3d {score} {syn}/predictions/both --domains /ts/d.csv "
+        f"-o {syn}/evaluations/both.json",
+        f"synfoc3d compare -g /ts/labels low={low}/predictions/low found={syn}/predictions/found "
+        f"both={syn}/predictions/both -o {t}/report/A__seed7 --domains /ts/d.csv -i /ts/images",
+    ]
+
+
+def test_options_reach_the_commands(tmp_path: Path) -> None:
+    options = {"disable_tta": True, "fast": True, "step_size": 0.75}
+    lines = list_commands(make(tmp_path, predict=options, per_slice=True, baseline="low", settings={"epochs": 3}))
+    assert "--set epochs=3 seed=7" in lines[0]
+    assert "--continue_prediction --disable_tta --fast -step_size 0.75" in lines[1]
+    assert "--per-slice" in lines[2]
+    assert "--per-slice -i /ts/images --baseline low" in lines[-1]
+
+
+def test_method_settings_win_over_those_of_the_plan(tmp_path: Path) -> None:
+    lines = list_commands(make(tmp_path, settings={"method.tau": 0.5, "epochs": 3}))
+    assert "--set method.tau=0.9 epochs=3 seed=7" in lines[3]
+
+
+def test_stock_trainer_gets_no_settings(tmp_path: Path) -> None:
+    methods = {"stock": {"trainer": "nnUNetTrainer_5epochs", "configuration": "3d_fullres"}}
+    lines = list_commands(make(tmp_path, methods=methods, settings={"epochs": 3}))
+    assert lines[0].endswith("train 501 3d_fullres 0 -tr nnUNetTrainer_5epochs -p nnUNetPlans")
+
+
+def test_line_with_spaces_can_be_typed(tmp_path: Path) -> None:
+    command = Command(("evaluate", "-g", "my labels"), tmp_path, tmp_path / "my results")
+    words = shlex.split(str(command))
+    assert words == [f"nnUNet_results={tmp_path}/my results", "synfoc3d", "evaluate", "-g", "my labels"]
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9))
+def test_parts_share_all_runs(splits: int, seeds: int, parts: int) -> None:
+    named = [{"name": f"s{i}", "fold": i} for i in range(splits)]
+    experiment = make(Path("/out"), splits=named, seeds=list(range(seeds)))
+    lines = [line for part in range(parts) for line in list_commands(experiment, parts, part) if "compare" not in line]
+    everything = [line for line in list_commands(experiment) if "compare" not in line]
+    assert Counter(lines) == Counter(everything)
+    assert len(set(lines)) == len(lines)
+
+
+@pytest.mark.parametrize(("parts", "part"), [(2, 2), (2, -1), (0, 0)])
+def test_part_that_does_not_exist_is_refused(parts: int, part: int, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"-part_id must be from 0 to {parts - 1}.*but is {part}"):
+        list_commands(make(tmp_path), parts, part)
+
+
+def test_everything_runs_once_and_ends_with_the_report(tmp_path: Path) -> None:
+    fake = Fake()
+    told = run_experiment(make(tmp_path), run=fake)
+    assert fake.done == ["train", *["predict", "evaluate"], "train", *["predict", "evaluate"] * 2, "compare"]
+    assert "| found | 50.00 |" in told
+    assert (tmp_path / "report" / "summary.csv").is_file()
+
+
+def test_finished_experiment_is_only_reported_again(tmp_path: Path) -> None:
+    run_experiment(make(tmp_path), run=Fake())
+    again = Fake()
+    run_experiment(make(tmp_path), run=again)
+    assert again.done == ["compare"]
+
+
+@pytest.mark.parametrize("checkpoint", ["checkpoint_latest.pth", "checkpoint_best.pth"])
+def test_half_a_training_is_continued(checkpoint: str, tmp_path: Path) -> None:
+    folder = tmp_path / "runs/low__A__seed7" / TRAINED.format(trainer="nnUNetTrainerSupervised")
+    folder.mkdir(parents=True)
+    (folder / checkpoint).touch()
+    first = list_commands(make(tmp_path))[0]
+    assert first.endswith("--set seed=7 --c")
+
+
+def test_predictions_that_are_not_evaluated_are_continued(tmp_path: Path) -> None:
+    run_experiment(make(tmp_path), run=Fake())
+    (tmp_path / "runs/syn__A__seed7/evaluations/both.json").unlink()
+    lines = list_commands(make(tmp_path))
+    assert ["predict" in lines[0], "--continue_prediction" in lines[0], "evaluate" in lines[1]] == [True] * 3
+    assert len(lines) == 3  # and the comparison
+
+
+def test_evaluation_with_failures_is_repeated(tmp_path: Path) -> None:
+    run_experiment(make(tmp_path), run=Fake())
+    (tmp_path / "runs/low__A__seed7/evaluations/low.json").write_text('{"failures": {"case1": "no prediction"}}')
+    assert [shlex.split(line)[2] for line in list_commands(make(tmp_path))] == ["predict", "evaluate", "-g"]
+
+
+def test_deleted_training_repeats_what_was_made_of_it(tmp_path: Path) -> None:
+    run_experiment(make(tmp_path), run=Fake())
+    folder = tmp_path / "runs/low__A__seed7" / TRAINED.format(trainer="nnUNetTrainerSupervised")
+    (folder / "checkpoint_final.pth").unlink()
+    assert len(list_commands(make(tmp_path))) == 4
+
+
+def test_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
+    fake = Fake(failing=("nnUNetTrainerSupervised",))
+    with pytest.raises(UserError) as failure:
+        run_experiment(make(tmp_path), run=fake)
+    assert str(failure.value).splitlines() == [
+        "1 of 2 runs failed; call the command again to repeat these alone, or with --report for a report without them:",
+        f"  low__A__seed7: synfoc3d train ended with status 1; see {tmp_path}/runs/low__A__seed7/log.txt",
+    ]
+    assert fake.done == ["train", "train", *["predict", "evaluate"] * 2]
+
+
+def test_report_without_failed_runs_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        run_experiment(
+            make(tmp_path, baseline="low"), run=Fake(failing=("train 501 2d 0 -tr nnUNetTrainerSupervised",))
+        )
+    compare = Fake()
+    told = write_report(make(tmp_path, baseline="low"), compare)
+    assert "Without these runs, which are not finished:\n- low__A__seed7" in told
+    assert "low=" not in str(compare.calls[0]) and "--baseline" not in str(compare.calls[0])
+
+
+def test_report_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No run in .* is finished yet"):
+        write_report(make(tmp_path), Fake())
+
+
+def test_failed_comparison_leaves_the_summary(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1 of 1 comparisons failed.*\n  A__seed7: synfoc3d compare ended.*log.txt"):
+        run_experiment(make(tmp_path), run=Fake(failing=("compare",)))
+    assert (tmp_path / "report" / "summary.md").is_file()
+
+
+def test_part_names_what_others_have_not_finished(tmp_path: Path) -> None:
+    told = run_experiment(make(tmp_path), 2, 0, Fake())
+    assert told.splitlines()[1:] == ["  syn__A__seed7"]
+    assert "# Results" in run_experiment(make(tmp_path), 2, 1, Fake())
+
+
+def test_command_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNFOC3D_CONFIG", "of the user")
+    good = Command(("--version",), tmp_path / "a" / "log.txt", tmp_path)
+    assert (execute(good), execute(replace(good, arguments=("trian",)))) == (0, 2)
+    log = good.log.read_text()
+    assert f"$ nnUNet_results={tmp_path} synfoc3d --version\nsynfoc3d " in log
+    assert "invalid choice: 'trian'" in log
+
+
+class TestFolder:
+    """A folder keeps its plan; the data are those of the tiny project."""
+
+    def prepare(self, project: Any, output: Path, **changes: Any) -> Experiment:
+        with project.active():
+            return prepare(parse_plan(PLAN | {"splits": [{"fold": 0}], "test": None} | changes, "plan"), output)
+
+    def run(self, project: Any, experiment: Experiment) -> None:
+        with project.active():
+            run_experiment(replace(experiment, dataset="Dataset501_Tiny"), run=lambda _: 1)
+
+    @pytest.fixture
+    def started(self, project: Any, tmp_path: Path) -> Path:
+        experiment = self.prepare(project, tmp_path)
+        with pytest.raises(UserError, match="2 of 2 runs failed"):
+            self.run(project, experiment)
+        return tmp_path
+
+    def test_same_plan_goes_on(self, project: Any, started: Path) -> None:
+        assert len(self.prepare(project, started).runs) == 2
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"splits": [{"fold": 0, "name": "x"}]}, "splits"),
+            ({"seeds": [8]}, "seeds"),
+            ({"settings": {"epochs": 3}}, "settings"),
+            ({"methods": {"low": PLAN["methods"]["low"]}}, "methods.syn"),
+            ({"methods": PLAN["methods"] | {"low": {"trainer": "nnUNetTrainerMeanTeacher"}}}, "methods.low"),
+        ],
+    )
+    def test_another_plan_is_refused(self, changes: dict, named: str, project: Any, started: Path) -> None:
+        with pytest.raises(UserError, match=rf"plan.yaml is the plan of another experiment \(it differs in {named}\)"):
+            self.prepare(project, started, **changes)
+
+    def test_methods_and_seeds_may_be_added(self, project: Any, started: Path) -> None:
+        more = PLAN["methods"] | {"mt": {"trainer": "nnUNetTrainerMeanTeacher"}}
+        assert len(self.prepare(project, started, methods=more, seeds=[7, 8]).runs) == 6

@@ -1,0 +1,125 @@
+"""The presets of published experiments: each resolves, and holds the published numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from synfoc3d.config import read_partial, resolve
+from synfoc3d.experiment.methods import is_stock, resolve_settings
+from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
+from synfoc3d.methods.synfoc import SynFoCSettings
+
+EXPERIMENTS = sorted(preset_plans())
+GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "experiments.md").read_text(encoding="utf-8")
+# steps t_max, images per step, range of brightness and contrast: SynFoC (CVPR 2025), implementation details
+PUBLISHED = {
+    "prostate": (60_000, 4, (0.1, 2.0)),
+    "fundus": (30_000, 4, (0.5, 1.5)),
+    "mnms": (60_000, 2, (0.1, 2.0)),
+    "busi": (30_000, 4, (0.1, 2.0)),
+}
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_hyper_parameters(preset: str) -> None:
+    steps, batch_size, strength = PUBLISHED[preset]
+    settings = resolve(read_partial(preset), SynFoCSettings, preset)
+    assert (settings.epochs * settings.iterations_per_epoch, settings.batch_size) == (steps, batch_size)
+    assert settings.augmentation.brightness == settings.augmentation.contrast == strength
+
+
+@pytest.mark.parametrize("preset", [*PUBLISHED, "acdc"])
+def test_presets_share_the_published_networks_and_optimizers(preset: str) -> None:
+    ours, paper = (resolve(read_partial(name), SynFoCSettings) for name in (preset, "paper"))
+    assert (ours.foundation, ours.conventional, ours.optimizers) == (
+        paper.foundation,
+        paper.conventional,
+        paper.optimizers,
+    )
+    assert (paper.foundation.image_size, paper.optimizers.conventional.lr, paper.optimizers.foundation.lr) == (
+        512, 0.03, 1.2e-4,
+    )  # fmt: skip
+
+
+def settings_of(experiment: str) -> dict[str, Any]:
+    plan = read_plan(experiment)
+    return {
+        name: resolve_settings(plan, method, name)
+        for name, method in plan.methods.items()
+        if not is_stock(method.trainer)
+    }
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_settings_of_every_method_resolve(experiment: str) -> None:
+    assert settings_of(experiment).keys() == read_plan(experiment).methods.keys()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_published_figures_are_possible(experiment: str) -> None:
+    published = read_plan(experiment).published
+    figures = [at for row in published.rows.values() for at in row.values()] if published else []
+    assert all(0 < at["dice"] <= 100 for at in figures)
+    assert all(at["jaccard"] < at["dice"] for at in figures if "jaccard" in at)
+
+
+def test_averages_of_the_published_sites_are_those_of_the_table() -> None:
+    plan = read_plan("prostate")
+    assert plan.published
+    sites = [split.name for split in plan.splits]
+    means = {row: at for row, at in plan.published.rows.items() if sites[0] in at}
+    assert len(means) == 6
+    for row, at in means.items():
+        assert sum(at[site]["dice"] for site in sites) / len(sites) == pytest.approx(at["mean"]["dice"], abs=0.011), row
+
+
+def test_components_of_table_7() -> None:
+    settings = settings_of("prostate")
+    switches = {
+        name: (s.method.base, s.method.ensemble, s.method.consistency)
+        for name, s in settings.items()
+        if name != "SupOnly"
+    }
+    assert switches["SMC"] == ("both", "smc", "none")
+    assert switches["CR"] == ("both", "own", "cr")
+    assert switches["CDCR"] == ("both", "own", "cdcr")
+    assert switches["SynFoC"] == ("both", "smc", "cdcr")
+    assert [switches[f"base_{name}"][0] for name in ("U-Net", "MedSAM")] == ["conventional", "foundation"]
+
+
+def test_ensembles_of_table_8() -> None:
+    methods = [settings.method for settings in settings_of("prostate_ensembles").values()]
+    assert [method.ensemble for method in methods] == ["constant", "cps", "linear", "self", "mutual", "smc"]
+    assert {method.consistency for method in methods} == {"none"}
+
+
+def test_thresholds() -> None:
+    assert [settings.method.tau for settings in settings_of("prostate_tau").values()] == [0.85, 0.9, 0.95, 0.98, 0.99]
+
+
+def test_optimizers() -> None:
+    kinds = [settings.optimizers for settings in settings_of("prostate_optimizers").values()]
+    assert [(o.conventional.name, o.foundation.name) for o in kinds] == [
+        ("sgd", "sgd"), ("adamw", "adamw"), ("adamw", "sgd"), ("sgd", "adamw"),
+    ]  # fmt: skip
+    assert {o.foundation.lr for o in kinds} == {1.2e-4}
+
+
+def test_experiments_on_the_same_data_share_their_splits() -> None:
+    plans = [read_plan(name) for name in EXPERIMENTS if name.startswith("prostate")]
+    assert len({plan.splits for plan in plans}) == 1
+
+
+def test_plan_in_the_guide_is_valid() -> None:
+    example = GUIDE.split("```yaml\n")[1].split("```")[0]
+    assert parse_plan(yaml.safe_load(example), "the guide").rows[0] == "supervised"
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "demo"])
+def test_guide_counts_the_trainings(experiment: str) -> None:
+    plan = read_plan(experiment)
+    trainings = len(plan.methods) * len(plan.splits) * len(plan.seeds)
+    row = next(line for line in GUIDE.splitlines() if line.startswith(f"| `{experiment}` |"))
+    assert row.endswith(f"| {trainings} |")
