@@ -41,7 +41,7 @@ setup(
         "synfoc3d.configs",
     ],
     package_data={
-        "synfoc3d": ["py.typed"],
+        "synfoc3d": ["py.typed", "weights/*"],
         "synfoc3d.configs": ["*.yaml", "experiments/*.yaml"],
         "synfoc3d.inference": ["*.jinja"],
     },

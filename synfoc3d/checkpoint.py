@@ -14,6 +14,7 @@ from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import load_trainable_state
+from synfoc3d.networks.registry import RANDOM
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 
 SECTION = "synfoc3d"  # our part of nnU-Net's checkpoint
@@ -155,19 +156,28 @@ def rebuild_foundation(
     state = network_state(checkpoint, name)
     part = section_of(checkpoint)
     settings = FoundationSettings.model_validate(part["settings"]["foundation"])
-    network, identity = build_foundation(settings, num_classes)
+    changes: dict[str, Any] = {"lora": None}  # where the training started from; it has gone on since
+    if base_in_checkpoint(part["foundation"]):
+        adapted = any(".attn.qkv.a_q." in key for key in state)
+        changes |= {"checkpoint": RANDOM, "full_finetune": not adapted}  # no file needed: all of it is overwritten
+    network, identity = build_foundation(settings.model_copy(update=changes), num_classes)
     check_base(identity, part["foundation"])
-    load_trainable_state(network, state, include_base=identity["sha256"] is None)
+    load_trainable_state(network, state, include_base=base_in_checkpoint(part["foundation"]))
     return network.eval()
 
 
+def base_in_checkpoint(identity: Mapping[str, Any]) -> bool:
+    """Whether a training's checkpoint holds its base itself: random weights, or those embedded in the package."""
+    return identity.get("in_checkpoint", identity["sha256"] is None)  # checkpoints of 0.1 have only the latter
+
+
 def check_base(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
-    """Refuse a frozen base whose file is no longer the one that was trained with.
+    """Refuse a frozen base whose file is no longer the one that was trained with, unless the checkpoint holds the base.
 
     Raises:
         UserError: the SHA-256 differs.
     """
-    if now["sha256"] != then["sha256"]:
+    if not base_in_checkpoint(then) and now["sha256"] != then["sha256"]:
         raise UserError(
             f"{now['checkpoint']} has SHA-256 {now['sha256']}, but the training used {then['sha256']}: "
             "restore that file."

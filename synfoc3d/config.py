@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.networks.registry import RANDOM
 
 CONFIG_VARIABLE = "SYNFOC3D_CONFIG"
 EXTENDS = "extends"  # key of a settings file that names the one it builds on
@@ -51,7 +52,10 @@ class FoundationSettings(Section):
 
     Attributes:
         name: which network: ``compact`` or a ViT with the weights it is known for.
-        checkpoint: file of the frozen base's weights; None only for ``compact``, which then starts random.
+        checkpoint: file of the base's weights; ``random`` for none; None takes the published file from the folder
+            ``checkpoints`` of SYNFOC3D_HOME, and for ``compact`` the one inside this package, if it is there.
+        lora: file of adapters, prompt encoder and mask decoder, as the released code of SAMed and SynFoC writes it; the
+            student starts from it.
         image_size: side S of the square image the network sees, in pixels; None takes the network's default.
         lora_rank: rank of the adapters on q and v; 0 freezes the image encoder.
         full_finetune: train every parameter, without adapters; None does so where no pre-trained weights are loaded.
@@ -64,6 +68,7 @@ class FoundationSettings(Section):
 
     name: Literal["compact", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"] = "compact"
     checkpoint: str | None = None
+    lora: str | None = None
     image_size: Annotated[int, Field(ge=32, multiple_of=16)] | None = None
     lora_rank: Annotated[int, Field(ge=0)] = 4
     full_finetune: bool | None = None
@@ -72,11 +77,11 @@ class FoundationSettings(Section):
     channels: tuple[int, int, int] | None = None
     intensity: Literal["case", "patch"] | tuple[float, float] = "case"
 
-    @field_validator("checkpoint")
+    @field_validator("checkpoint", "lora")
     @classmethod
-    def _from_anywhere(cls, checkpoint: str | None) -> str | None:
+    def _from_anywhere(cls, file: str | None) -> str | None:
         """Keep the absolute path, so that a later command finds the file from any folder."""
-        return checkpoint and str(Path(checkpoint).expanduser().absolute())
+        return file if file is None or file == RANDOM else str(Path(file).expanduser().absolute())
 
 
 class ConventionalSettings(Section):

@@ -74,7 +74,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             raise UserError(
                 "dataset.json declares regions or an ignore label, which these trainers do not support yet."
             )
-        self.foundation_identity: dict[str, Any] = {"name": None, "checkpoint": None, "sha256": None}
+        self.foundation_identity: dict[str, Any] = {
+            "name": None,
+            "checkpoint": None,
+            "sha256": None,
+            "in_checkpoint": True,
+        }
         self.resume_random_state: Mapping[str, Any] | None = None
         self.last_save = time()
         self.apply_settings(config.from_environment(self.method_class.Settings))
@@ -370,11 +375,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        no_base_file = self.foundation_identity["sha256"] is None  # then the random base is part of the checkpoint
+        with_base = self.foundation_identity["in_checkpoint"]
         section = {
             "settings": self.settings.model_dump(mode="json"),
             "foundation": self.foundation_identity,
-            "students": {name: trainable_state(s, no_base_file) for name, s in self.students.items()},
+            "students": {name: trainable_state(s, with_base) for name, s in self.students.items()},
             "method": self._method_state(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
             "random": checkpoints.random_state(),
@@ -396,7 +401,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def _frozen_keys(self) -> set[str]:
         """Entries of the method's state that belong to the frozen base, the teachers' shared copies included."""
-        if self.foundation_identity["sha256"] is None:
+        if self.foundation_identity["in_checkpoint"]:
             return set()
         frozen = {id(p) for s in self.students.values() for p in s.parameters() if not p.requires_grad}
         return {name for name, p in self.method.named_parameters(remove_duplicate=False) if id(p) in frozen}

@@ -1,26 +1,37 @@
 """Checks of the files with pre-trained foundation weights: which are there, with their hashes, and are they whole."""
 
-import hashlib
 import os
 import zipfile
 from pathlib import Path
 
 from synfoc3d.doctor.findings import Finding
+from synfoc3d.networks.registry import (
+    HOME_VARIABLE,
+    checkpoint_folder,
+    embedded_weights,
+    file_hash,
+    hash_problem,
+    home_folder,
+    network_of_file,
+)
 
-HOME_VARIABLE = "SYNFOC3D_HOME"
 ENDINGS = (".pth", ".pt")
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # torch's format since 1.6, and the one before
-CHUNK = 2**20  # bytes read at a time
 
 
 def check_weights() -> list[Finding]:
-    """Look at the weight files in the folder ``checkpoints`` of SYNFOC3D_HOME (default: ``~/.synfoc3d``)."""
-    value = os.environ.get(HOME_VARIABLE)
-    home = Path(value) if value else Path.home() / ".synfoc3d"
+    """Look at the embedded weights and at those in the folder ``checkpoints`` of SYNFOC3D_HOME or ``~/.synfoc3d``."""
+    value, home = os.environ.get(HOME_VARIABLE), home_folder()
     if value and not home.is_dir():
-        mend = f"Run: mkdir -p {home / 'checkpoints'}, or unset {HOME_VARIABLE}"
-        return [Finding(HOME_VARIABLE, "error", f"{value} is no folder", mend)]
-    return check_weight_folder(home / "checkpoints")
+        mend = f"Run: mkdir -p {checkpoint_folder()}, or unset {HOME_VARIABLE}"
+        return [check_embedded_weights(), Finding(HOME_VARIABLE, "error", f"{value} is no folder", mend)]
+    return [check_embedded_weights(), *check_weight_folder(checkpoint_folder())]
+
+
+def check_embedded_weights() -> Finding:
+    """Look at the compact network's weights inside this package; an installation without them works, too."""
+    file = embedded_weights()
+    return check_weight_file(file) if file else Finding("compact", "ok", "no weights in this package: starts random")
 
 
 def check_weight_folder(folder: Path) -> list[Finding]:
@@ -31,16 +42,22 @@ def check_weight_folder(folder: Path) -> list[Finding]:
 
 
 def check_weight_file(file: Path) -> Finding:
-    """Look at one weight file: size, SHA-256, and whether it is a whole torch file; nothing in it is run."""
+    """Look at one weight file: size, SHA-256, whether it is a published one and whole; nothing in it is run."""
     try:
-        problem, size, digest = torch_file_problem(file), file.stat().st_size, sha256(file)
+        problem, size, digest = torch_file_problem(file), file.stat().st_size, file_hash(file)
+        known = network_of_file(file.name, digest)
+        changed = hash_problem(known, file, digest) if known and not problem else None
     except OSError as error:
         return Finding(file.name, "error", f"{file} cannot be read ({error.strerror})", "Change its permissions.")
-    details = {"path": str(file), "bytes": size, "sha256": digest}
+    details = {"path": str(file), "bytes": size, "sha256": digest, "network": known.name if known else None}
     text = f"{size / 1e6:.1f} MB, SHA-256 {digest}"
     if problem:
-        return Finding(file.name, "error", f"{file} {problem} ({text})", "Get it again from its authors.", details)
-    return Finding(file.name, "ok", text, details=details)
+        source = f" from {known.source}" if known else " from its authors"
+        return Finding(file.name, "error", f"{file} {problem} ({text})", f"Get it again{source}.", details)
+    if known and changed:
+        mend = f"Get it again from {known.source}, unless it was saved anew on purpose."
+        return Finding(file.name, "warning", f"{file} {changed}", mend, details)
+    return Finding(file.name, "ok", f"{known.name}, {text}" if known else text, details=details)
 
 
 def torch_file_problem(file: Path) -> str | None:
@@ -61,12 +78,3 @@ def torch_file_problem(file: Path) -> str | None:
     if not start:
         return "is empty"
     return None if start.startswith(PICKLE_START) else f"is no torch file, it starts with {start!r}"
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits, read in parts."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while part := stream.read(CHUNK):
-            digest.update(part)
-    return digest.hexdigest()

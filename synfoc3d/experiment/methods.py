@@ -16,6 +16,7 @@ from synfoc3d.config import Settings, override, read_partial, resolve
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.experiment.plan import MethodPlan, Plan, assignments
 from synfoc3d.methods.base import Builder, Method
+from synfoc3d.networks.registry import find_checkpoint
 from synfoc3d.training import TRAINER_VARIABLE, check_preprocessed, trainers_folder
 
 TRAINER_CLASS = re.compile(r"^class (nnUNetTrainer\w*)\(", re.MULTILINE)
@@ -125,8 +126,9 @@ def _check_models(where: str, method: MethodPlan, students: set[str]) -> None:
 
 
 def _check_weights(where: str, settings: Settings) -> None:
-    name, file = settings.foundation.name, settings.foundation.checkpoint
-    if file is None and name != "compact":
-        raise UserError(f"{where}: {name} needs its published weights; add --set foundation.checkpoint=FILE.")
-    if file is not None and not Path(file).is_file():
+    try:
+        file = find_checkpoint(settings.foundation.name, settings.foundation.checkpoint)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    if file is not None and not file.is_file():
         raise UserError(f"{where}: the weights {file} do not exist; mend foundation.checkpoint.")

@@ -1,6 +1,5 @@
 """Load SAM and MedSAM weight files into a foundation network of any image size."""
 
-import hashlib
 import pickle
 import re
 import zipfile
@@ -10,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from synfoc3d.errors import UserError
+from synfoc3d.networks.registry import file_hash
 from synfoc3d.networks.sam import ARCHITECTURES, PATCH_SIZE, FoundationNetwork
 
 RANDOM_PARTS = ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head")
@@ -17,6 +17,9 @@ RANDOM_PARTS = ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head
 
 IGNORED_KEYS = ("pixel_mean", "pixel_std")
 """Image statistics some files hold: the network sees images in [0, 1] without them."""
+
+PARALLEL_PREFIX = "module."
+"""What torch's data-parallel wrappers put before every name."""
 
 POSITION_TABLE = "image_encoder.pos_embed"
 PATCH_WEIGHT = "image_encoder.patch_embed.proj.weight"
@@ -34,7 +37,8 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
 
     Args:
         network: what ``build_sam`` returned.
-        path: a ``.pth`` file with the state dict of segment-anything's ``Sam``, plain or under the key "model".
+        path: a ``.pth`` file with the state dict of segment-anything's ``Sam``, plain or as MedSAM's training code
+            writes it: under the key "model", each name behind "module.".
 
     Returns:
         The SHA-256 of the file, 64 hexadecimal digits.
@@ -43,13 +47,13 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
         UserError: missing, damaged, unsafe or foreign file, or weights of another architecture.
     """
     path = Path(path)
-    state = _read_state(path)
+    state = read_state(path)
     _check_architecture(network, state, path)
     weights = _fit(network, state, path)
     target = network.state_dict()
     for name, weight in weights.items():
         target[name].copy_(weight)
-    return _sha256(path)
+    return file_hash(path)
 
 
 def resize_position_table(table: torch.Tensor, size: int) -> torch.Tensor:
@@ -64,14 +68,23 @@ def resize_relative_table(table: torch.Tensor, length: int) -> torch.Tensor:
     return F.interpolate(table.float().T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
-def _read_state(path: Path) -> State:
-    """Read the state dict of a file, without the keys that are of no use here."""
+def read_state(path: Path) -> State:
+    """Read the state dict of a file on the CPU, without running code that lies in it.
+
+    Args:
+        path: a torch file with a state dict, plain or under the key "model", saved on any device. The prefix "module."
+            of parallel training and image statistics are left out of the names.
+
+    Raises:
+        UserError: missing, damaged or unsafe file, or no state dict.
+    """
     content = _read_file(path)
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(_is_weight(*item) for item in content.items()):
         raise UserError(f"{path} holds no state dict of weights; give a SAM or MedSAM weight file.")
-    return {name: value for name, value in content.items() if name not in IGNORED_KEYS}
+    state = {name.removeprefix(PARALLEL_PREFIX): value for name, value in content.items()}
+    return {name: value for name, value in state.items() if name not in IGNORED_KEYS}
 
 
 def _is_weight(name: object, value: object) -> bool:
@@ -84,17 +97,22 @@ def _read_file(path: Path) -> object:
         raise UserError(f"The foundation checkpoint {path} does not exist or is no file; check the path.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):  # whole, so it is the content that torch refuses
+    except PermissionError as error:
+        raise UserError(f"{path} may not be read by this user; change its permissions.") from error
+    except Exception as error:  # many types, depending on where a file is cut or damaged
+        if isinstance(error, pickle.UnpicklingError) and _is_whole_zip(path):  # so torch refuses its content
             raise UserError(
                 f"{path} holds Python objects besides weights and was not loaded, as it could run code; "
                 "give a plain state dict."
             ) from error
         raise _damaged(path) from error
-    except PermissionError as error:
-        raise UserError(f"{path} may not be read by this user; change its permissions.") from error
-    except (RuntimeError, OSError, EOFError, ValueError, LookupError) as error:  # depends on where a file is cut
-        raise _damaged(path) from error
+
+
+def _is_whole_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def _damaged(path: Path) -> UserError:
@@ -103,8 +121,8 @@ def _damaged(path: Path) -> UserError:
 
 def _check_architecture(network: FoundationNetwork, state: State, path: Path) -> None:
     """Refuse weights that are visibly of another architecture, and name it."""
-    if PATCH_WEIGHT not in state:
-        return  # not a SAM file at all: the missing keys will tell
+    if PATCH_WEIGHT not in state or not state[PATCH_WEIGHT].ndim:
+        return  # not a SAM file at all: the missing keys and other shapes will tell
     embed_dim = state[PATCH_WEIGHT].shape[0]
     depth = len({match[1] for name in state if (match := re.match(r"image_encoder\.blocks\.(\d+)\.", name))})
     wanted = network.architecture
@@ -121,8 +139,8 @@ def _check_architecture(network: FoundationNetwork, state: State, path: Path) ->
 def _fit(network: FoundationNetwork, state: State, path: Path) -> State:
     """Return the weights to copy, by name, each with the shape the network wants."""
     target = {name: tensor for name, tensor in network.state_dict().items() if not _is_random(name)}
-    _refuse_keys("lacks", [name for name in target if name not in state], path)
-    _refuse_keys("has unknown", [name for name in state if name not in target and not _is_random(name)], path)
+    refuse_keys("lacks", [name for name in target if name not in state], path)
+    refuse_keys("has unknown", [name for name in state if name not in target and not _is_random(name)], path)
     relative_tables = _global_relative_tables(network)
     fitted = {}
     for name, tensor in target.items():
@@ -145,23 +163,15 @@ def _is_random(name: str) -> bool:
     return any(part in name for part in RANDOM_PARTS)
 
 
-def _refuse_keys(problem: str, names: list[str], path: Path) -> None:
-    """Raise a UserError that shows the first of the names, if there are any."""
+def refuse_keys(problem: str, names: list[str], path: Path, kind: str = "a SAM or MedSAM weight file") -> None:
+    """Raise a UserError that shows the first of the names, if there are any, and asks for a file of a kind."""
     if not names:
         return
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    raise UserError(f"{path} {problem} weights: {shown}; give a SAM or MedSAM weight file.")
+    raise UserError(f"{path} {problem} weights: {shown}; give {kind}.")
 
 
 def _global_relative_tables(network: FoundationNetwork) -> set[str]:
     """Name the relative position tables whose length depends on the image size."""
     blocks = network.architecture.global_attn_indexes
     return {f"image_encoder.blocks.{index}.attn.rel_pos_{axis}" for index in blocks for axis in "hw"}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

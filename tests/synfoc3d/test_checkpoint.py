@@ -189,7 +189,7 @@ def trained(settings: FoundationSettings, file: Path) -> torch.Tensor:
         for parameter in network.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter) * parameter.requires_grad)
     part = {
-        "students": {"foundation": trainable_state(network, include_base=identity["sha256"] is None)},
+        "students": {"foundation": trainable_state(network, include_base=identity["in_checkpoint"])},
         "settings": {"foundation": settings.model_dump(mode="json")},
         "foundation": identity,
     }
@@ -228,6 +228,43 @@ def test_missing_base_is_refused(adapted: Path) -> None:
     (adapted / "base.pth").unlink()
     with pytest.raises(UserError, match=r"base\.pth"):
         rebuild_foundation(load(adapted / "a.pth"), 3)
+
+
+@pytest.fixture
+def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file embedded.pth, as if it lay inside the package, and a.pth, a training on top of it."""
+    file = tmp_path / "embedded.pth"
+    torch.save(build_sam("compact", 64, 2).state_dict(), file)
+    for place in ("registry", "build"):
+        monkeypatch.setattr(f"synfoc3d.networks.{place}.embedded_weights", lambda: file)
+    return file
+
+
+@pytest.mark.parametrize("now", ["the same", "others", "none"])
+def test_embedded_base_may_change_with_the_package(
+    embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
+) -> None:
+    expected = trained(FoundationSettings(image_size=64), tmp_path / "a.pth")
+    if now == "others":
+        torch.save(build_sam("compact", 64, 2).state_dict(), embedded)
+    if now == "none":
+        monkeypatch.setattr("synfoc3d.networks.registry.embedded_weights", lambda: None)
+    torch.testing.assert_close(rebuild_foundation(load(tmp_path / "a.pth"), 3)(picture()), expected)
+
+
+def test_random_base_stays_so_when_weights_are_embedded_later(embedded: Path, tmp_path: Path) -> None:
+    expected = trained(FoundationSettings(image_size=64, checkpoint="random"), tmp_path / "a.pth")
+    checkpoint = load(tmp_path / "a.pth")
+    part = checkpoint["synfoc3d"]
+    part["settings"]["foundation"]["checkpoint"] = None  # as trainings before wrote it
+    del part["foundation"]["in_checkpoint"]
+    torch.testing.assert_close(rebuild_foundation(checkpoint, 3)(picture()), expected)
+
+
+def test_lora_file_of_the_start_is_not_needed_again(adapted: Path) -> None:
+    checkpoint = load(adapted / "a.pth")
+    checkpoint["synfoc3d"]["settings"]["foundation"]["lora"] = "/gone/epoch_159.pth"
+    assert rebuild_foundation(checkpoint, 3)(picture()).isfinite().all()
 
 
 def test_other_number_of_classes_is_refused(adapted: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 from synfoc3d import config
 from synfoc3d.config import MethodSettings, Settings, differences, override, read_partial, resolve
 from synfoc3d.errors import UserError
+from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
 
@@ -18,7 +19,7 @@ PRESETS = sorted(
     for entry in resources.files("synfoc3d.configs").iterdir()
     if entry.name.endswith(".yaml")
 )
-METHODS = (SynFoCSettings, MeanTeacherSettings, MethodSettings)
+METHODS = (SynFoCSettings, MeanTeacherSettings, FineTuningSettings, MethodSettings)
 
 
 def fits(preset: str) -> list[type[MethodSettings]]:

@@ -94,7 +94,7 @@ def test_resolved_settings_and_versions_are_written(folder):
     document = yaml.safe_load((folder / "synfoc3d.yaml").read_text())
     assert document["trainer"] == "nnUNetTrainerSynFoC"
     assert document["settings"]["epochs"] == 2 and document["settings"]["method"]["tau"] == 0.95
-    assert document["foundation"] == {"name": "compact", "checkpoint": None, "sha256": None}
+    assert document["foundation"] == {"name": "compact", "checkpoint": None, "sha256": None, "in_checkpoint": True}
     assert document["versions"]["torch"] == torch.__version__.split("+")[0]
 
 

@@ -6,7 +6,8 @@ import zipfile
 import pytest
 import torch
 
-from synfoc3d.doctor.weights import check_weight_file, check_weight_folder, check_weights
+from synfoc3d.doctor.weights import check_embedded_weights, check_weight_file, check_weight_folder, check_weights
+from synfoc3d.networks.registry import KNOWN, KnownNetwork
 
 
 @pytest.fixture
@@ -16,11 +17,61 @@ def whole(tmp_path):
     return tmp_path / "medsam.pth"
 
 
+@pytest.fixture(autouse=True)
+def embedded(monkeypatch):
+    """Return a function that puts a file in the place of the embedded weights; at first there are none."""
+
+    def put(file):
+        monkeypatch.setattr("synfoc3d.doctor.weights.embedded_weights", lambda: file)
+
+    put(None)
+    return put
+
+
 def test_whole_file_is_listed_with_its_hash(whole):
     finding = check_weight_file(whole)
     digest = hashlib.sha256(whole.read_bytes()).hexdigest()
     assert (finding.level, finding.name) == ("ok", "medsam.pth") and digest in finding.text
-    assert finding.details == {"path": str(whole), "bytes": whole.stat().st_size, "sha256": digest}
+    assert finding.details == {
+        "path": str(whole), "bytes": whole.stat().st_size, "sha256": digest, "network": None
+    }  # fmt: skip
+
+
+@pytest.fixture
+def published(whole, monkeypatch):
+    """A file that is known, with the hash it has."""
+    digest = hashlib.md5(whole.read_bytes()).hexdigest()
+    monkeypatch.setitem(KNOWN, "x", KnownNetwork("x", "vit_b", whole.name, "there", "MIT", "0..1", "md5", digest))
+    return whole
+
+
+def test_published_file_is_named(published):
+    finding = check_weight_file(published)
+    assert finding.level == "ok" and finding.text.startswith("x, 0.0 MB, SHA-256 ")
+    assert finding.details["network"] == "x"
+
+
+def test_published_file_that_was_changed_is_a_warning(published):
+    torch.save({"weight": torch.ones(3000)}, published)
+    finding = check_weight_file(published)
+    assert finding.level == "warning" and f"{published} is not medsam.pth as published: its md5 is " in finding.text
+    assert finding.mend == "Get it again from there, unless it was saved anew on purpose."
+
+
+def test_published_file_that_broke_off_is_an_error_with_its_source(published):
+    published.write_bytes(published.read_bytes()[:-1])
+    finding = check_weight_file(published)
+    assert finding.level == "error" and finding.mend == "Get it again from there."
+
+
+def test_embedded_weights_are_listed(published, embedded):
+    embedded(published)
+    assert check_embedded_weights() == check_weight_file(published)
+
+
+def test_package_without_embedded_weights_is_no_problem():
+    finding = check_embedded_weights()
+    assert (finding.name, finding.level) == ("compact", "ok") and finding.text.endswith("starts random")
 
 
 def test_old_format_is_whole(tmp_path):
@@ -75,16 +126,16 @@ def test_home_may_be_chosen(whole, monkeypatch):
     (whole.parent / "checkpoints").mkdir()
     whole.rename(whole.parent / "checkpoints" / "medsam.pth")
     monkeypatch.setenv("SYNFOC3D_HOME", str(whole.parent))
-    assert [finding.name for finding in check_weights()] == ["medsam.pth"]
+    assert [finding.name for finding in check_weights()] == ["compact", "medsam.pth"]
 
 
 def test_home_that_does_not_exist_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SYNFOC3D_HOME", str(tmp_path / "no"))
-    (finding,) = check_weights()
+    _, finding = check_weights()
     assert finding.level == "error" and finding.text == f"{tmp_path / 'no'} is no folder"
 
 
 def test_default_home_is_in_the_users(tmp_path, monkeypatch):
     monkeypatch.delenv("SYNFOC3D_HOME", raising=False)
     monkeypatch.setattr("synfoc3d.doctor.weights.Path.home", lambda: tmp_path)
-    assert f"none in {tmp_path / '.synfoc3d' / 'checkpoints'}" in check_weights()[0].text
+    assert f"none in {tmp_path / '.synfoc3d' / 'checkpoints'}" in check_weights()[1].text

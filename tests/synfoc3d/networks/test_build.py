@@ -1,6 +1,7 @@
 """From settings to the foundation network."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.build import architecture_of, build_foundation, trains_fully
-from synfoc3d.networks.sam import build_sam
+from synfoc3d.networks.sam import ARCHITECTURES, build_sam
 
 SMALL: dict[str, Any] = {"image_size": 64}
 
@@ -40,14 +41,17 @@ def test_architecture_of_a_name(name: Any, architecture: str) -> None:
 
 @pytest.mark.parametrize(
     ("checkpoint", "full_finetune", "expected"),
-    [(None, None, True), ("a.pth", None, False), (None, False, False), ("a.pth", True, True)],
+    [("random", None, True), ("a.pth", None, False), ("random", False, False), ("a.pth", True, True)],
 )
 def test_what_trains_fully(checkpoint: str | None, full_finetune: bool | None, expected: bool) -> None:
     assert trains_fully(FoundationSettings(checkpoint=checkpoint, full_finetune=full_finetune)) is expected
 
 
 @pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"])
-def test_published_network_without_weights_is_refused(name: Any) -> None:
+def test_published_network_without_weights_is_refused(
+    name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNFOC3D_HOME", str(tmp_path))
     with pytest.raises(UserError, match=f"{name} needs its published weights.*foundation.checkpoint"):
         build_foundation(FoundationSettings(name=name), 2)
 
@@ -70,9 +74,67 @@ def test_default_image_size_is_the_architectures() -> None:
 
 
 def test_random_network_trains_fully() -> None:
-    foundation, identity = build_foundation(FoundationSettings(**SMALL), 2)
+    foundation, identity = build_foundation(FoundationSettings(checkpoint="random", **SMALL), 2)
     assert all(p.requires_grad for p in foundation.parameters())
-    assert identity == {"name": "compact", "checkpoint": None, "sha256": None}
+    assert identity == {"name": "compact", "checkpoint": None, "sha256": None, "in_checkpoint": True}
+
+
+@pytest.fixture
+def embedded(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with weights, as if it lay inside the package."""
+    for place in ("registry", "build"):
+        monkeypatch.setattr(f"synfoc3d.networks.{place}.embedded_weights", lambda: weights)
+    return weights
+
+
+def test_embedded_weights_are_frozen_and_adapted(embedded: Path) -> None:
+    foundation, identity = build_foundation(FoundationSettings(**SMALL), 2)
+    parameters = dict(foundation.get_submodule("network.image_encoder").named_parameters())
+    assert torch.equal(parameters["pos_embed"], torch.load(embedded)["image_encoder.pos_embed"])
+    assert not parameters["pos_embed"].requires_grad and parameters["blocks.0.attn.qkv.a_q.weight"].requires_grad
+    assert (identity["checkpoint"], identity["in_checkpoint"]) == (str(embedded), True)
+
+
+def test_without_embedded_weights_the_compact_network_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synfoc3d.networks.registry.embedded_weights", lambda: None)
+    foundation, identity = build_foundation(FoundationSettings(**SMALL), 2)
+    assert identity["checkpoint"] is None and all(p.requires_grad for p in foundation.parameters())
+
+
+def test_embedded_weights_can_be_left_aside(embedded: Path) -> None:
+    foundation, identity = build_foundation(FoundationSettings(checkpoint="random", **SMALL), 2)
+    assert identity["checkpoint"] is None and all(p.requires_grad for p in foundation.parameters())
+
+
+@pytest.fixture
+def small_vit_b(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ViT-B of the compact network's size, so that a test takes no second."""
+    monkeypatch.setitem(ARCHITECTURES, "vit_b", ARCHITECTURES["compact"])
+
+
+@pytest.mark.usefixtures("small_vit_b")
+def test_published_file_is_taken_from_the_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNFOC3D_HOME", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    file = shutil.copy(weights, tmp_path / "checkpoints" / "medsam_vit_b.pth")
+    _, identity = build_foundation(FoundationSettings(name="medsam_vit_b", **SMALL), 2)
+    assert identity["checkpoint"] == str(file)
+
+
+@pytest.mark.usefixtures("small_vit_b")
+def test_file_that_is_not_the_published_one_is_used_with_a_warning(
+    weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, identity = build_foundation(FoundationSettings(name="sam_vit_b", checkpoint=str(weights), **SMALL), 2)
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{weights} is not sam_vit_b_01ec64.pth as published: its sha256 is {identity['sha256']}")
+
+
+def test_file_without_published_hash_needs_no_warning(weights: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build_foundation(FoundationSettings(checkpoint=str(weights), **SMALL), 2)
+    assert not caplog.messages
 
 
 def test_given_weights_are_frozen_and_adapted(weights: Path) -> None:
@@ -86,7 +148,7 @@ def test_given_weights_are_frozen_and_adapted(weights: Path) -> None:
 def test_given_weights_are_identified(weights: Path) -> None:
     _, identity = build_foundation(FoundationSettings(checkpoint=str(weights), **SMALL), 2)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert identity == {"name": "compact", "checkpoint": str(weights), "sha256": sha256}
+    assert identity == {"name": "compact", "checkpoint": str(weights), "sha256": sha256, "in_checkpoint": False}
 
 
 def test_rank_0_freezes_the_encoder(weights: Path) -> None:

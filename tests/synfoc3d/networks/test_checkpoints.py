@@ -1,17 +1,27 @@
 """Loading SAM files: what is copied, what is resized, what stays random, what is refused."""
 
+import contextlib
 import hashlib
+import io
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from segment_anything import sam_model_registry
 from segment_anything.build_sam import _build_sam
 
 from synfoc3d.errors import UserError
-from synfoc3d.networks.checkpoints import load_checkpoint, resize_position_table, resize_relative_table
+from synfoc3d.networks.checkpoints import (
+    load_checkpoint,
+    read_state,
+    resize_position_table,
+    resize_relative_table,
+)
 from synfoc3d.networks.sam import ARCHITECTURES, Architecture, FoundationNetwork, build_sam
 
 TINY = Architecture(embed_dim=24, depth=3, num_heads=2, global_attn_indexes=(1,))
@@ -140,20 +150,115 @@ def test_state_below_the_key_model_and_image_statistics_are_accepted(
     assert torch.equal(network.state_dict()[name], sam_state[name])
 
 
-@pytest.mark.parametrize(("name", "global_blocks"), [("vit_b", {2, 5, 8, 11}), ("vit_l", {5, 11, 17, 23})])
-def test_real_architectures_fit_their_files(name: str, global_blocks: set[int], tmp_path: Path) -> None:
+def test_training_checkpoint_of_medsam_is_accepted(
+    network: FoundationNetwork, sam_state: State, tmp_path: Path
+) -> None:
+    weights = {f"module.{name}": tensor for name, tensor in sam_state.items()}  # as parallel training names them
+    content = {"model": weights, "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}, "epoch": 3}
+    load_checkpoint(network, save(content, tmp_path / "medsam_model_best.pth"))
+    name = "image_encoder.neck.0.weight"
+    assert torch.equal(network.state_dict()[name], sam_state[name])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_file_saved_on_a_gpu_is_read_without_one(
+    network: FoundationNetwork, sam_state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    monkeypatch.setattr("torch.serialization.location_tag", lambda _: "cuda:0")  # what a file of a GPU says
+    torch.save(sam_state, tmp_path / "gpu.pth", _use_new_zipfile_serialization=zipped)
+    monkeypatch.undo()
+    load_checkpoint(network, tmp_path / "gpu.pth")
+    assert network.image_encoder.pos_embed.device.type == "cpu"
+
+
+def test_half_precision_file_is_read_in_full_precision(
+    network: FoundationNetwork, sam_state: State, tmp_path: Path
+) -> None:
+    load_checkpoint(network, save({name: tensor.half() for name, tensor in sam_state.items()}, tmp_path / "half.pth"))
+    name = "image_encoder.pos_embed"
+    assert network.state_dict()[name].dtype == torch.float32
+    reference = resize_position_table(sam_state[name], 32)
+    torch.testing.assert_close(network.state_dict()[name], reference, atol=2e-3, rtol=0)
+
+
+# --- the real architectures, as segment-anything's own builders make them ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vit_b_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of ViT-B saved as upstream saves it, every weight there: 375 MB."""
+    torch.manual_seed(0)
+    state = sam_model_registry["vit_b"](checkpoint=None).state_dict()
+    for name, tensor in state.items():
+        if "pos" in name:
+            tensor.normal_(std=0.1)  # built as zeros
+    path = tmp_path_factory.mktemp("vit_b") / "sam_vit_b_01ec64.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize("size", [512, 448])
+def test_vit_b_loads_at_other_sizes(vit_b_file: Path, size: int) -> None:
+    network = build_sam("vit_b", size, 3)
+    load_checkpoint(network, vit_b_file)
+    assert network.image_encoder.pos_embed.shape == (1, size // 16, size // 16, 768)
+    assert network.image_encoder.pos_embed.std() > 0.03  # no longer zeros
+
+
+def test_encoder_of_vit_b_equals_segment_anythings(vit_b_file: Path) -> None:
+    network = build_sam("vit_b", 1024, 3).eval()
+    load_checkpoint(network, vit_b_file)
+    sam = sam_model_registry["vit_b"](checkpoint=str(vit_b_file)).eval()
+    image = torch.rand(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(network.image_encoder(image), sam.image_encoder(image), atol=1e-5, rtol=0)
+
+
+def structure_true_file(name: str, path: Path) -> tuple[Path, State]:
+    """A file with the names and shapes of a real one, but one stored number per tensor: small however large it is."""
     with torch.device("meta"):
-        state = sam_model_registry[name]().state_dict()
-    # One stored number per tensor, repeated over its true shape: a small file with the structure of the real one.
+        state = sam_model_registry[name](checkpoint=None).state_dict()
     numbered = {key: torch.tensor(float(i)).expand(tensor.shape) for i, (key, tensor) in enumerate(state.items())}
+    return save(numbered, path / f"{name}.pth"), numbered
+
+
+def empty_network(name: str, size: int) -> FoundationNetwork:
+    """A network without memory behind its weights: copying into it checks names and shapes."""
     with torch.device("meta"):
-        network = build_sam(name, 512, 3)
-    network.to_empty(device="cpu").requires_grad_(False)
-    load_checkpoint(network, save(numbered, tmp_path / "sam.pth"))
+        return build_sam(name, size, 3)
+
+
+GLOBAL_BLOCKS = {"vit_b": [2, 5, 8, 11], "vit_l": [5, 11, 17, 23], "vit_h": [7, 15, 23, 31]}
+
+
+@pytest.mark.parametrize("name", GLOBAL_BLOCKS)
+def test_real_architectures_take_every_weight_of_their_files(name: str, tmp_path: Path) -> None:
+    path, numbered = structure_true_file(name, tmp_path)
+    network = empty_network(name, 512).to_empty(device="cpu").half().requires_grad_(False)  # 1.3 GB for ViT-H
+    load_checkpoint(network, path)
     loaded = network.state_dict()
+    firsts = {key: loaded[key].flatten()[[0, -1]] for key in loaded if not is_random(key)}
+    assert all((first == numbered[key].flatten()[0]).all() for key, first in firsts.items())
+
+
+@pytest.mark.parametrize("name", GLOBAL_BLOCKS)
+@pytest.mark.parametrize("size", [1024, 512, 448])
+def test_real_files_fit_at_every_size(name: str, size: int, tmp_path: Path) -> None:
+    network = empty_network(name, size)
+    load_checkpoint(network, structure_true_file(name, tmp_path)[0])
     lengths = [block.attn.rel_pos_h.shape[0] for block in network.image_encoder.blocks]
-    assert {index for index, length in enumerate(lengths) if length == 63} == global_blocks
-    assert all((loaded[key] == numbered[key].flatten()[0]).all() for key in loaded if not is_random(key))
+    in_windows = [27] * len(lengths)
+    expected = [size // 8 - 1 if i in GLOBAL_BLOCKS[name] else length for i, length in enumerate(in_windows)]
+    assert lengths == expected
+
+
+@pytest.mark.parametrize(("given", "wanted"), [("vit_b", "vit_l"), ("vit_l", "vit_h"), ("vit_h", "vit_b")])
+def test_real_file_of_another_architecture_is_named(given: str, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"seems to be {given} \(\d+ channels, \d+ blocks\), but the network has \d+"):
+        load_checkpoint(empty_network(wanted, 512), structure_true_file(given, tmp_path)[0])
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_missing_file_is_refused(network: FoundationNetwork, tmp_path: Path) -> None:
@@ -204,6 +309,36 @@ class RunsCode:
 def test_file_that_could_run_code_is_refused(network: FoundationNetwork, sam_state: State, tmp_path: Path) -> None:
     path = save({**sam_state, "extra": RunsCode()}, tmp_path / "unsafe.pth")
     with pytest.raises(UserError, match=r"unsafe.pth holds Python objects besides weights"):
+        load_checkpoint(network, path)
+
+
+def test_old_file_that_could_run_code_is_refused(network: FoundationNetwork, sam_state: State, tmp_path: Path) -> None:
+    torch.save({**sam_state, "extra": RunsCode()}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"old.pth is damaged or no torch file"):
+        load_checkpoint(network, tmp_path / "old.pth")
+
+
+@settings(max_examples=100)
+@given(data=st.data(), zipped=st.booleans())
+def test_any_damage_is_refused_in_a_sentence_or_harmless(data: st.DataObject, zipped: bool) -> None:
+    stream = io.BytesIO()
+    torch.save({"a": torch.ones(3), "b": torch.ones(2, 2)}, stream, _use_new_zipfile_serialization=zipped)
+    content = bytearray(stream.getvalue())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bent.pth"
+        path.write_bytes(content)
+        with contextlib.suppress(UserError):
+            read_state(path)
+
+
+def test_damaged_file_with_foreign_objects_is_refused(network: FoundationNetwork, tmp_path: Path) -> None:
+    path = save({"extra": RunsCode()}, tmp_path / "disks.pth")
+    content = bytearray(path.read_bytes())
+    content[0], content[-26] = 0, 7  # the signature, and the number of disks that the archive would span
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"disks.pth is damaged or no torch file"):
         load_checkpoint(network, path)
 
 

@@ -1,0 +1,58 @@
+"""Plain fine-tuning of the foundation network: labelled cases only, no partner network, no teacher."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+from torch import nn
+
+from synfoc3d.config import MethodSettings
+from synfoc3d.in_plane import depth, in_plane_size, resize_in_plane
+from synfoc3d.losses.segmentation import cross_entropy, dice_loss
+from synfoc3d.methods.base import Batch, Builder, Method, Progress, StepResult
+from synfoc3d.methods.window import draw_window
+from synfoc3d.networks.slicewise import to_unit
+
+
+class FineTuningSettings(MethodSettings):
+    """Settings of :class:`FineTuning`.
+
+    Attributes:
+        dice_weight: share of the Dice loss; the rest is cross-entropy.
+        warmup: the learning rate rises linearly over so many first steps, up to its schedule; 0 starts with all of it.
+        window: the network sees only so many adjacent slices of each patch, drawn anew each step; 0 is all.
+    """
+
+    dice_weight: Annotated[float, Field(ge=0, le=1)] = 0.8
+    warmup: Annotated[int, Field(ge=0)] = 250
+    window: Annotated[int, Field(ge=0)] = 0
+
+
+class FineTuning(Method):
+    """L = 0.2 CE + 0.8 Dice on the low-resolution logits ("Customized Segment Anything Model", SAMed, 2023).
+
+    What of the network trains is not the method's choice: LoRA adapters and decoder make it SAMed, every parameter
+    makes it full fine-tuning. SAMed smooths its Dice by 1e-5, this package by 1e-10 everywhere.
+    """
+
+    Settings = FineTuningSettings
+    uses_unlabeled = False
+
+    def __init__(self, settings: FineTuningSettings, build: Builder) -> None:
+        super().__init__(settings, build)
+        self.settings = settings
+        self.foundation = build.foundation()
+
+    def students(self) -> Mapping[str, nn.Module]:
+        """The one network."""
+        return {"foundation": self.foundation}
+
+    def training_step(self, batch: Batch, progress: Progress) -> StepResult:
+        """Weighted sum of cross-entropy and Dice on the labelled images (scalar)."""
+        labeled = batch.labeled
+        window = draw_window(len(labeled.image), depth(labeled.image), self.settings.window)
+        logits = self.foundation(window.cut(to_unit(labeled.image, labeled.value_range)))
+        target = resize_in_plane(window.cut(labeled.target), in_plane_size(logits), "nearest")
+        entropy, dice = cross_entropy(logits, target), dice_loss(logits, target)
+        loss = (1 - self.settings.dice_weight) * entropy + self.settings.dice_weight * dice
+        return StepResult(loss, {"loss_ce": entropy.detach(), "loss_dice": dice.detach()})
