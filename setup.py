@@ -35,6 +35,7 @@ setup(
         "synfoc3d.networks",
         "synfoc3d.losses",
         "synfoc3d.methods",
+        "synfoc3d.pretraining",
         "synfoc3d.preprocessing",
         "synfoc3d.trainers",
         "synfoc3d.inference",

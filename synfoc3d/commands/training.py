@@ -1,4 +1,4 @@
-"""train, experiment, trainers."""
+"""train, experiment, pretrain, trainers."""
 
 import argparse
 import os
@@ -88,6 +88,30 @@ def _run_experiment(args: argparse.Namespace) -> None:
         print(run_experiment(experiment, args.num_parts, args.part_id))
 
 
+def _pretrain(commands: Commands) -> None:
+    parser = command(
+        commands, "pretrain", "pre-train the compact foundation network on generated images", _run_pretrain
+    )
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for weights, record and curves")
+    parser.add_argument("--config", metavar="NAME|FILE", help="YAML file of settings, default: pretrain")
+    parser.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--from", dest="start", type=Path, metavar="WEIGHTS", help="start from these weights")
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop after so long, before all steps are done")
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
+    add_device(parser)
+
+
+def _run_pretrain(args: argparse.Namespace) -> None:
+    from synfoc3d import config
+    from synfoc3d.pretraining.loop import pretrain
+
+    # a continued run has its settings in its checkpoint
+    base = args.config or ("" if args.resume else "pretrain")
+    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    weights = pretrain(args.output, tree, device(args.device), args.start, args.minutes, args.resume)
+    print(f"Written to {weights}\nUse it with --set foundation.checkpoint={weights}")
+
+
 def _trainers(commands: Commands) -> None:
     command(commands, "trainers", "the folder for nnUNet_extTrainer, and the trainers in it", _run_trainers)
 
@@ -101,4 +125,4 @@ def _run_trainers(args: argparse.Namespace) -> None:
         print(f"  {file.stem}")
 
 
-COMMANDS = (_train, _experiment, _trainers)
+COMMANDS = (_train, _experiment, _pretrain, _trainers)

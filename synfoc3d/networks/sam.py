@@ -118,14 +118,40 @@ class FoundationNetwork(nn.Module):
         sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
         # The prompt embeddings have batch size 1, so the decoder broadcasts them over all images in one call.
         logits, _ = self.mask_decoder.predict_masks(
-            image_embeddings=self._embed(images),
+            image_embeddings=self.embed(images),
             image_pe=self._position_encoding(images.device.type),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
         )
         return logits
 
-    def _embed(self, images: torch.Tensor) -> torch.Tensor:
+    def decode(self, embeddings: torch.Tensor, sparse: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode image embeddings, each with prompts of its own, as far as the masks and the features behind them.
+
+        segment-anything's decoder takes one image with many prompts, or many images with the same prompts; pre-training
+        needs as many images as prompts. Its modules and the order of its steps are the same.
+
+        Args:
+            embeddings: (M, decoder_width, S/16, S/16), as from :meth:`embed`.
+            sparse: (M, T, decoder_width) embedded points or boxes; None is no prompt, as in :meth:`forward`.
+
+        Returns:
+            Logits (M, K, S/4, S/4), and the upscaled features (M, decoder_width/8, S/4, S/4) whose products with the
+            mask tokens the logits are.
+        """
+        count = len(embeddings)
+        decoder = self.mask_decoder
+        no_prompt, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
+        prompts = no_prompt.expand(count, -1, -1) if sparse is None else sparse
+        tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(count, -1, -1)
+        position = self._position_encoding(embeddings.device.type).expand(count, -1, -1, -1)
+        source = embeddings + dense
+        tokens, source_tokens = decoder.transformer(source, position, torch.cat([tokens, prompts], dim=1))
+        features = decoder.output_upscaling(source_tokens.transpose(1, 2).reshape(source.shape))
+        weights = [mlp(tokens[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)]
+        return torch.einsum("mkc,mchw->mkhw", torch.stack(weights, dim=1), features), features
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Encode (N, 3, S, S) images to (N, decoder_width, S/16, S/16), the blocks recomputed if so chosen."""
         encoder = self.image_encoder
         if not (self.checkpointing and torch.is_grad_enabled()):

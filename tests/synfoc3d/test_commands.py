@@ -141,3 +141,13 @@ def test_masks_open_in_nibabel_with_an_integer_type(trained, tmp_path):
     scan = trained.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz"
     trained.command("predict", "-i", scan, "-o", tmp_path / "m.nii.gz", *MODEL, "--fast", "-device", "cpu")
     assert nibabel.load(tmp_path / "m.nii.gz").get_data_dtype() == np.uint8
+
+
+def test_pretrain_is_continued_with_its_own_settings(tmp_path, capsys):
+    tiny = ["image_size=32", "batch_size=2", "validation_batches=1", "warmup_steps=1", "precision=float32"]
+    arguments = ["pretrain", "-o", str(tmp_path / "run"), "-device", "cpu"]
+    main([*arguments, "--set", "steps=2", "validate_every=2", *tiny])
+    assert (tmp_path / "run" / "compact.pth").is_file() and "foundation.checkpoint=" in capsys.readouterr().out
+    main([*arguments, "--c", "--set", "steps=4"])
+    steps = [row.split(",")[0] for row in (tmp_path / "run" / "curves.csv").read_text().split()[1:]]
+    assert steps == ["0", "2", "4"]

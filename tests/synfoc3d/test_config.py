@@ -17,7 +17,7 @@ from synfoc3d.methods.synfoc import SynFoCSettings
 PRESETS = sorted(
     entry.name.removesuffix(".yaml")
     for entry in resources.files("synfoc3d.configs").iterdir()
-    if entry.name.endswith(".yaml")
+    if entry.name.endswith(".yaml") and entry.name != "pretrain.yaml"  # settings of another tree, tested with it
 )
 METHODS = (SynFoCSettings, MeanTeacherSettings, FineTuningSettings, MethodSettings)
 

@@ -31,7 +31,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"trainer": SYNFOC, "settings": {"method.base": "foundation"}, "models": {"a": "ensemble"}},
         "trains only foundation with these settings, so 'ensemble' cannot predict",
     ),
-    "no weights": ({"trainer": SYNFOC, "config": "paper"}, "medsam_vit_b needs its published weights: get medsam_vit_b.pth"),
+    "no weights": ({"trainer": SYNFOC, "config": "paper"}, "medsam_vit_b needs its published weights: get medsam_vit"),
     "missing weights": (
         {"trainer": SYNFOC, "settings": {"foundation.checkpoint": "/no/sam.pth"}},
         "the weights /no/sam.pth do not exist",

@@ -1,0 +1,1 @@
+"""Pre-training of the compact foundation network on generated images only."""

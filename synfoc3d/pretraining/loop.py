@@ -1,0 +1,119 @@
+"""``synfoc3d pretrain``: train the compact foundation network on generated images."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from synfoc3d.errors import UserError
+from synfoc3d.precision import autocast
+from synfoc3d.pretraining.batches import draw_pairs, generator_of
+from synfoc3d.pretraining.objectives import Losses, compute_losses
+from synfoc3d.pretraining.record import write_curves, write_record, write_weights
+from synfoc3d.pretraining.settings import resolve_pretraining
+from synfoc3d.pretraining.state import PretrainingState, load_state
+from synfoc3d.pretraining.validation import Validation, named
+
+CHECKPOINT = "checkpoint_latest.pth"
+PROMPT_STREAM = 7
+"""Added to the seed of the prompts, so that they do not repeat the random numbers of the images."""
+
+
+def pretrain(
+    folder: Path,
+    given: Mapping[str, Any],
+    device: str = "cpu",
+    start: Path | None = None,
+    minutes: float | None = None,
+    resume: bool = False,
+) -> Path:
+    """Pre-train until the steps are done or the time is up, and write weights, record and curves.
+
+    Every step's images and prompts follow from seed and step alone, so that a continued run is the uninterrupted one.
+
+    Args:
+        folder: gets ``checkpoint_latest.pth``, ``compact.pth``, ``record.json``, ``curves.csv`` and ``curves.png``.
+        given: partial tree of ``PretrainSettings``.
+        device: ``cpu``, ``cuda`` or ``mps``.
+        start: weights to start from; None starts from random ones.
+        minutes: stop after this time in this process, before all steps are done.
+        resume: continue the run in the folder.
+
+    Returns:
+        The weights file.
+
+    Raises:
+        UserError: wrong settings, nothing to continue, or a folder that holds a run already.
+    """
+    state = _open(folder, given, device, start, resume)
+    deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+    validation = Validation(state.settings)
+    if not state.rows:
+        _validate(state, validation, [])
+    with tqdm(total=state.settings.steps, initial=state.step, unit="step", desc="pretrain") as bar:
+        _train(state, validation, folder, deadline, bar)
+    state.save(folder / CHECKPOINT)
+    write_curves(state, folder)
+    weights = write_weights(state, folder)
+    write_record(state, folder, weights)
+    return weights
+
+
+def _open(folder: Path, given: Mapping[str, Any], device: str, start: Path | None, resume: bool) -> PretrainingState:
+    """Start a run or continue the one in the folder."""
+    file = folder / CHECKPOINT
+    if resume:
+        if start is not None:
+            raise UserError(f"--c continues with the weights in {file}, so --from {start} cannot be given with it.")
+        return load_state(file, given, device)
+    if file.exists():
+        raise UserError(f"{folder} holds a pre-training already: continue it with --c, or give another folder.")
+    settings = resolve_pretraining(given)
+    folder.mkdir(parents=True, exist_ok=True)
+    return PretrainingState(settings, device, start)
+
+
+def _train(state: PretrainingState, validation: Validation, folder: Path, deadline: float, bar: "tqdm[Any]") -> None:
+    """Take steps; validate at fixed steps and at the end, and save after validations."""
+    settings = state.settings
+    saved, before, since_validation = time.monotonic(), time.monotonic(), []
+    while state.step < settings.steps and time.monotonic() < deadline:
+        since_validation.append(_step(state))
+        now = time.monotonic()
+        state.seconds, before = state.seconds + now - before, now
+        bar.update()
+        last = state.step == settings.steps or now >= deadline
+        if not last and state.step % settings.validate_every:
+            continue
+        _validate(state, validation, since_validation)
+        since_validation = []
+        bar.set_postfix(val_loss=f"{state.rows[-1]['val_loss']:.3f}")
+        # only here, where no running means would be lost
+        if time.monotonic() - saved >= 60 * settings.save_every_minutes:
+            state.save(folder / CHECKPOINT)
+            write_curves(state, folder)
+            saved = time.monotonic()
+        before = time.monotonic()
+
+
+def _step(state: PretrainingState) -> Losses:
+    """One step on new images; the detached losses."""
+    settings, network = state.settings, state.network
+    pairs = draw_pairs(settings, settings.seed, state.step)
+    prompts = generator_of(settings.seed + PROMPT_STREAM, state.step)
+    with autocast(settings.precision, next(network.parameters()).device.type):
+        losses = compute_losses(network, pairs, settings.objective, prompts)
+    state.update(losses.total(settings.objective))
+    return Losses(*(part.detach() for part in losses))
+
+
+def _validate(state: PretrainingState, validation: Validation, since_last: list[Losses]) -> None:
+    """Append a row to the curves: training means since the last row, and the validation of the average."""
+    row: dict[str, float] = {"step": state.step, "seconds": state.seconds}
+    if since_last:
+        means = Losses(*(torch.stack(column).mean() for column in zip(*since_last, strict=True)))
+        row |= named(means, state.settings, "train_")
+    state.rows.append(row | validation(state.average))

@@ -1,0 +1,153 @@
+"""The typed settings of a pre-training; ``configs/pretrain.yaml`` is a partial copy of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from synfoc3d.config import NonNegative, Positive, Precision, Section
+from synfoc3d.errors import UserError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Radii = tuple[Positive, Positive]
+
+
+class ShapeSettings(Section):
+    """The generated anatomy. Lengths are in units of half the image side.
+
+    Attributes:
+        organs: structures that lie in the body, in every anatomy.
+        compartments: large structures behind them.
+        clutter: small unlabelled things that differ from image to image.
+        body_radius: range of the body's mean radius; beyond about 1.3 it fills the image.
+        compartment_radius: range of the compartments' mean radius.
+        organ_radius: range of the organs' mean radius.
+        clutter_radius: range of the clutter's mean radius.
+        nested: share of organs that lie in the one before, which leaves a ring of that.
+        touching: share of organs that lie against the one before.
+        absent_organs: share of organs that an anatomy lacks.
+        empty_slices: share of images without any organ.
+        variation: standard deviation of relative sizes between two bodies of one anatomy; positions and angles follow.
+        deformation: standard deviation of the smooth displacement.
+    """
+
+    organs: AtLeastOne = 8
+    compartments: Count = 3
+    clutter: Count = 6
+    body_radius: Radii = (0.7, 1.5)
+    compartment_radius: Radii = (0.2, 0.7)
+    organ_radius: Radii = (0.06, 0.4)
+    clutter_radius: Radii = (0.02, 0.15)
+    nested: Share = 0.35
+    touching: Share = 0.35
+    absent_organs: Share = 0.3
+    empty_slices: Share = 0.03
+    variation: NonNegative = 0.12
+    deformation: NonNegative = 0.05
+
+
+class RenderingSettings(Section):
+    """How label maps become images; ranges are uniform.
+
+    Attributes:
+        same_scanner: share of sibling pairs rendered with nearly the same tissue intensities.
+        equal_tissues: share of tissues that are as bright as another one.
+        dark_outside: share of images that are black around the body.
+        texture: range of the standard deviation of a tissue's texture.
+        blur: range of the Gaussian's standard deviation, in pixels of a 128-pixel image.
+        coarseness: range of the number of pixels that one acquired pixel spans.
+        bias: range of the standard deviation of the logarithm of the bias field.
+        noise: range of the standard deviation of the noise.
+        gamma: range of the exponent, on a logarithmic scale.
+    """
+
+    same_scanner: Share = 0.5
+    equal_tissues: Share = 0.2
+    dark_outside: Share = 0.5
+    texture: tuple[NonNegative, NonNegative] = (0.0, 0.12)
+    blur: tuple[NonNegative, NonNegative] = (0.3, 1.6)
+    coarseness: tuple[Positive, Positive] = (1.0, 3.0)
+    bias: tuple[NonNegative, NonNegative] = (0.0, 0.3)
+    noise: tuple[NonNegative, NonNegative] = (0.0, 0.1)
+    gamma: Radii = (0.7, 1.4)
+
+
+class ObjectiveSettings(Section):
+    """What the network must do.
+
+    Attributes:
+        prompts_per_image: structures that are asked for by prompts, per image.
+        boxes: share of steps that prompt with boxes; the others with points.
+        box_jitter: standard deviation of a box's sides, as a share of the box.
+        temperature: of the similarities of the dense objective.
+        prompted: weight of the prompted loss.
+        dense: weight of the prompt-free loss.
+    """
+
+    prompts_per_image: AtLeastOne = 2
+    boxes: Share = 0.7
+    box_jitter: NonNegative = 0.05
+    temperature: Positive = 0.1
+    prompted: NonNegative = 1.0
+    dense: NonNegative = 1.0
+
+
+class PretrainSettings(Section):
+    """Everything a pre-training reads.
+
+    Attributes:
+        steps: number of training steps.
+        batch_size: anatomies per step; each gives two images.
+        image_size: side of the images in pixels.
+        lr: learning rate of AdamW after the warm-up.
+        weight_decay: of AdamW.
+        warmup_steps: linear warm-up from 0.
+        ema_decay: of the average of the weights, which is what is validated and shipped.
+        seed: of weights and images; validation images come from seed + 1.
+        precision: ``auto`` is mixed precision where the device is faster in it, float32 elsewhere.
+        validation_batches: fixed batches of the validation loss.
+        validate_every: steps between validations.
+        save_every_minutes: between checkpoints.
+    """
+
+    steps: AtLeastOne = 20000
+    batch_size: AtLeastOne = 8
+    image_size: Annotated[int, Field(ge=32, multiple_of=16)] = 128
+    lr: Positive = 1e-3
+    weight_decay: NonNegative = 0.05
+    warmup_steps: Count = 200
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    seed: int = 1337
+    precision: Precision = "auto"
+    validation_batches: AtLeastOne = 8
+    validate_every: AtLeastOne = 200
+    save_every_minutes: NonNegative = 3.0
+    shapes: ShapeSettings = ShapeSettings()
+    rendering: RenderingSettings = RenderingSettings()
+    objective: ObjectiveSettings = ObjectiveSettings()
+
+
+def resolve_pretraining(given: Mapping[str, Any], source: str = "the settings") -> PretrainSettings:
+    """Validate a partial tree and fill in the defaults.
+
+    Args:
+        given: nested mapping of settings.
+        source: file or preset named in the message of an error.
+
+    Raises:
+        UserError: for an unknown key, a wrong type or a value out of range; the sentence names the key.
+    """
+    sections = {name for name, field in PretrainSettings.model_fields.items() if isinstance(field.default, Section)}
+    tree = {key: {} if value is None and key in sections else value for key, value in given.items()}
+    try:
+        return PretrainSettings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        got = "" if "unknown setting" in reason else f" (got {first['input']!r})"
+        raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{got}") from None

@@ -1,0 +1,47 @@
+"""Settings of a pre-training."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import synfoc3d.pretraining
+from synfoc3d.config import Section, read_partial
+from synfoc3d.errors import UserError
+from synfoc3d.pretraining.settings import PretrainSettings, resolve_pretraining
+
+
+def test_preset_resolves():
+    assert resolve_pretraining(read_partial("pretrain"), "pretrain").image_size == 128
+
+
+def test_unknown_setting_is_refused_with_a_suggestion():
+    with pytest.raises(UserError, match="the settings: objective: unknown setting 'temprature'.*temperature"):
+        resolve_pretraining({"objective": {"temprature": 1}})
+
+
+@pytest.mark.parametrize(
+    ("given", "where"), [({"image_size": 100}, "image_size"), ({"shapes": {"nested": 2}}, "shapes.nested")]
+)
+def test_values_out_of_range_name_the_key_and_the_value(given, where):
+    with pytest.raises(UserError, match=rf"^my.yaml: {where}: .*\(got (100|2)\)"):
+        resolve_pretraining(given, "my.yaml")
+
+
+def test_empty_section_keeps_its_defaults():
+    assert resolve_pretraining({"shapes": None}) == PretrainSettings()
+
+
+def keys(section: type[Section]):
+    for name, field in section.model_fields.items():
+        yield name
+        if isinstance(field.default, Section):
+            yield from keys(type(field.default))
+
+
+def test_every_setting_is_read():
+    """No setting without an effect: each name is an attribute that the code of the package reads."""
+    files = Path(synfoc3d.pretraining.__file__).parent.glob("*.py")
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert set(keys(PretrainSettings)) <= read
