@@ -2,7 +2,7 @@
 
 import torch
 
-from synfoc3d.methods.fine_tuning import FineTuning
+from synfoc3d.methods.fine_tuning import FineTuning, FineTuningSettings
 from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
 
 
@@ -24,7 +24,9 @@ class FineTuningTrainer(SemiSupervisedTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """The base's, at this step's learning rates."""
-        warmup = self.settings.method.warmup
+        settings = self.settings.method
+        assert isinstance(settings, FineTuningSettings)
+        warmup = settings.warmup
         share = min(1.0, (self.step + 1) / warmup) if warmup else 1.0
         for name, optimizer in self.optimizers.items():
             _set_learning_rate(optimizer, share * self.scheduled[name])

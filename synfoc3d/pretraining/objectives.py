@@ -5,6 +5,7 @@ from typing import NamedTuple
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from synfoc3d.in_plane import in_plane_size
 from synfoc3d.networks.sam import FoundationNetwork
 from synfoc3d.pretraining.batches import Pairs
 from synfoc3d.pretraining.prompts import draw_prompts, embed_prompts
@@ -68,7 +69,7 @@ def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
         logits: (M, s, s).
         masks: (M, S, S) bool, S a multiple of s.
     """
-    target = F.adaptive_avg_pool2d(masks.float(), logits.shape[-2:])
+    target = F.adaptive_avg_pool2d(masks.float(), in_plane_size(logits))
     probability = logits.sigmoid()
     overlap = (probability * target).sum((1, 2))
     size = probability.square().sum((1, 2)) + target.square().sum((1, 2))

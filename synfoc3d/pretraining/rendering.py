@@ -27,7 +27,8 @@ def draw_intensities(batch: int, tissues: int, settings: RenderingSettings, gene
 
 def sibling_intensities(table: Tensor, settings: RenderingSettings, generator: Generator) -> Tensor:
     """Intensities (B, T) of the siblings: nearly the same for images of the same scanner, new ones for the others."""
-    fresh = draw_intensities(*table.shape, settings, generator)
+    batch, tissues = table.shape
+    fresh = draw_intensities(batch, tissues, settings, generator)
     similar = (table + 0.04 * torch.randn(table.shape, generator=generator)).clamp(0, 1)
     same = torch.rand(len(table), 1, generator=generator) < settings.same_scanner
     return torch.where(same, similar, fresh)
