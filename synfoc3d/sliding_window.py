@@ -23,7 +23,7 @@ Tile = tuple[slice, slice]  # rows and columns of a tile
 SliceNetwork = Callable[[Tensor, Tile], Tensor]  # (b, C, h, w) of one tile -> (b, K, h, w)
 OnProgress = Callable[[float], None]  # told the share of the work done since the last call, in (0, 1]
 
-SLICES_AT_ONCE = {"cuda": 16, "mps": 8, "cpu": 2}  # more is not faster, and on a CPU leaves its caches
+SLICES_AT_ONCE = {"cuda": 16, "mps": 8, "cpu": 1}  # on a CPU more is slower: it leaves the caches
 
 
 def no_progress(share: float) -> None:
