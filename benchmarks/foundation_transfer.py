@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synfoc3d.config import OptimizerSettings
-from synfoc3d.in_plane import resize_in_plane
+from synfoc3d.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.networks.checkpoints import RANDOM_PARTS, load_checkpoint
 from synfoc3d.networks.lora import prepare_for_training
@@ -145,7 +145,7 @@ def _answer(network: FoundationNetwork, images: Tensor, boxes: Tensor) -> Tensor
     sparse, _ = network.prompt_encoder(points=None, boxes=boxes, masks=None)
     with autocast("auto", "cpu"):
         logits, _ = network.decode(network.embed(images), sparse)
-    return resize_in_plane(logits[:, MASK_CHANNEL].float(), tuple(images.shape[-2:]), "bilinear") > 0
+    return resize_in_plane(logits[:, MASK_CHANNEL].float(), in_plane_size(images), "bilinear") > 0
 
 
 def _filled(boxes: Tensor, size: int) -> Tensor:
@@ -194,7 +194,7 @@ def _train(
         view, target = _transform(images[chosen], labels[chosen], generator)
         with autocast("auto", "cpu"):
             logits = model(view)
-        loss = segmentation_loss(logits, resize_in_plane(target, tuple(logits.shape[-2:]), "nearest"))
+        loss = segmentation_loss(logits, resize_in_plane(target, in_plane_size(logits), "nearest"))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -220,7 +220,7 @@ def _validate(network: SlicewiseFoundation, data: Data) -> list[list[float]]:
     for case in data.validation:
         with autocast("auto", "cpu"):
             logits = network(case.images)
-        prediction = resize_in_plane(logits.float(), tuple(case.labels.shape[-2:]), "bilinear").argmax(1)
+        prediction = resize_in_plane(logits.float(), in_plane_size(case.labels), "bilinear").argmax(1)
         values = range(1, len(data.structures) + 1)
         rows.append([dice(prediction == v, case.labels == v) if (case.labels == v).any() else np.nan for v in values])
     return rows

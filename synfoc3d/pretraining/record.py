@@ -30,7 +30,8 @@ PANELS = {
 def write_curves(state: PretrainingState, folder: Path) -> None:
     """Write ``curves.csv``, one row per validation, and ``curves.png``."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(state.rows[-1]), lineterminator="\n")
+    columns = max(state.rows, key=len)  # the row before the first step has no training losses
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: round(value, 5) for key, value in row.items()} for row in state.rows)
     atomic_write_text(folder / "curves.csv", text.getvalue())
@@ -38,7 +39,8 @@ def write_curves(state: PretrainingState, folder: Path) -> None:
         for panel, (name, title) in zip(axes[0], PANELS.items(), strict=True):
             for prefix, label in (("train_", "training"), ("val_", "validation")):
                 points = [(row["step"], row[prefix + name]) for row in state.rows if prefix + name in row]
-                panel.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 3 else None)
+                steps, losses = [step for step, _ in points], [loss for _, loss in points]
+                panel.plot(steps, losses, label=label, marker="." if len(points) < 3 else None)
             panel.set(title=title, xlabel="step")
         axes[0][0].legend()
 

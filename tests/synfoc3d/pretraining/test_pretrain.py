@@ -109,6 +109,11 @@ def test_stops_when_the_time_is_up(tmp_path):
     assert 1 <= record(tmp_path)["steps"] < 10_000
 
 
+def test_no_time_at_all_leaves_the_first_validation(tmp_path):
+    pretrain(tmp_path, TINY, minutes=0)
+    assert [row["step"] for row in rows(tmp_path)] == ["0"]
+
+
 def test_more_steps_can_be_asked_for_when_continuing(tmp_path):
     pretrain(tmp_path, TINY | {"steps": 2})
     pretrain(tmp_path, {"steps": 4}, resume=True)
