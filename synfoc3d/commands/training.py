@@ -95,7 +95,9 @@ def _pretrain(commands: Commands) -> None:
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for weights, record and curves")
     parser.add_argument("--config", metavar="NAME|FILE", help="YAML file of settings, default: pretrain")
     parser.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--from", dest="start", type=Path, metavar="WEIGHTS", help="start from these weights")
+    parser.add_argument(
+        "--from", dest="start", metavar="WEIGHTS", help="start from this file, or from compact: this package's weights"
+    )
     parser.add_argument("--minutes", type=float, metavar="M", help="stop after so long, before all steps are done")
     parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
     add_device(parser)
@@ -103,12 +105,14 @@ def _pretrain(commands: Commands) -> None:
 
 def _run_pretrain(args: argparse.Namespace) -> None:
     from synfoc3d import config
+    from synfoc3d.networks.registry import find_checkpoint
     from synfoc3d.pretraining.loop import pretrain
 
     # a continued run has its settings in its checkpoint
     base = args.config or ("" if args.resume else "pretrain")
     tree = config.override(config.read_partial(base) if base else {}, args.assignments)
-    weights = pretrain(args.output, tree, device(args.device), args.start, args.minutes, args.resume)
+    start = args.start and find_checkpoint("compact", None if args.start == "compact" else args.start)
+    weights = pretrain(args.output, tree, device(args.device), start, args.minutes, args.resume)
     print(f"Written to {weights}\nUse it with --set foundation.checkpoint={weights}")
 
 

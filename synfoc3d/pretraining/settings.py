@@ -124,8 +124,8 @@ class PretrainSettings(Section):
     seed: int = 1337
     precision: Precision = "auto"
     validation_batches: AtLeastOne = 8
-    validate_every: AtLeastOne = 200
-    save_every_minutes: NonNegative = 3.0
+    validate_every: AtLeastOne = 100
+    save_every_minutes: NonNegative = 1.0
     shapes: ShapeSettings = ShapeSettings()
     rendering: RenderingSettings = RenderingSettings()
     objective: ObjectiveSettings = ObjectiveSettings()

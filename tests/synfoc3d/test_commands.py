@@ -1,5 +1,6 @@
 """From arguments to calls, and from outcomes to exit status."""
 
+import json
 import shutil
 
 import nibabel
@@ -8,6 +9,7 @@ import pytest
 
 from synfoc3d.cli import main
 from synfoc3d.inference import predict as prediction
+from synfoc3d.networks.registry import embedded_weights, file_hash
 
 MODEL = ["-d", "501", "-c", "2d"]
 
@@ -151,3 +153,18 @@ def test_pretrain_is_continued_with_its_own_settings(tmp_path, capsys):
     main([*arguments, "--c", "--set", "steps=4"])
     steps = [row.split(",")[0] for row in (tmp_path / "run" / "curves.csv").read_text().split()[1:]]
     assert steps == ["0", "2", "4"]
+
+
+def test_pretrain_goes_on_from_the_weights_of_the_package(tmp_path):
+    tiny = ["image_size=32", "batch_size=2", "validation_batches=1", "validate_every=1", "precision=float32"]
+    settings = ["steps=1", "lr=1e-9", *tiny]
+    for start, folder in (("compact", "continued"), (str(tmp_path / "continued" / "compact.pth"), "again")):
+        main(["pretrain", "-o", str(tmp_path / folder), "--from", start, "-device", "cpu", "--set", *settings])
+    records = [json.loads((tmp_path / folder / "record.json").read_text()) for folder in ("continued", "again")]
+    assert [record["started_from"] for record in records] == [file_hash(embedded_weights()), records[0]["sha256"]]
+
+
+def test_pretrain_from_a_missing_file(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main(["pretrain", "-o", str(tmp_path), "--from", str(tmp_path / "gone.pth"), "-device", "cpu"])
+    assert "gone.pth" in capsys.readouterr().err

@@ -17,7 +17,8 @@ from synfoc3d.methods.synfoc import SynFoCSettings
 PRESETS = sorted(
     entry.name.removesuffix(".yaml")
     for entry in resources.files("synfoc3d.configs").iterdir()
-    if entry.name.endswith(".yaml") and entry.name != "pretrain.yaml"  # settings of another tree, tested with it
+    # those of the pre-training are settings of another tree, tested with it
+    if entry.name.endswith(".yaml") and not entry.name.startswith("pretrain")
 )
 METHODS = (SynFoCSettings, MeanTeacherSettings, FineTuningSettings, MethodSettings)
 

@@ -11,8 +11,9 @@ from synfoc3d.errors import UserError
 from synfoc3d.pretraining.settings import PretrainSettings, resolve_pretraining
 
 
-def test_preset_resolves():
-    assert resolve_pretraining(read_partial("pretrain"), "pretrain").image_size == 128
+@pytest.mark.parametrize(("preset", "size"), [("pretrain", 128), ("pretrain_finer", 256)])
+def test_presets_resolve(preset, size):
+    assert resolve_pretraining(read_partial(preset), preset).image_size == size
 
 
 def test_unknown_setting_is_refused_with_a_suggestion():
