@@ -142,5 +142,5 @@ def _read_finite(path: Path) -> Scan:
     if scan.values.dtype.kind == "f":
         broken = scan.values.size - int(np.isfinite(scan.values).sum())
         if broken:
-            raise UserError(f"{path} holds {broken} voxels that are NaN or infinite; replace them by numbers.")
+            raise UserError(f"{path} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")
     return scan

@@ -77,12 +77,12 @@ def prepare_case(files: Sequence[Path], info: ModelInfo) -> PreparedCase:
     channels = determine_num_input_channels(info.plans, configuration, info.dataset_json)
     names = ", ".join(map(str, files))
     if len(image) != channels:
-        raise UserError(f"{names}: {len(image)} channels, but the model was trained with {channels}; give all of them.")
+        raise UserError(f"{names}: {len(image)} channels, but the model was trained with {channels}; give as many.")
     if not image.size:
         raise UserError(f"{names} holds no voxels, its shape (z, y, x) is {image.shape[1:]}; replace or remove it.")
     broken = image.size - int(np.isfinite(image).sum())
     if broken:
-        raise UserError(f"{names} holds {broken} voxels that are NaN or infinite; replace them by numbers.")
+        raise UserError(f"{names} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")
     if len(configuration.patch_size) == 3 and image.shape[1] == 1:
         raise UserError(f"{names} is a single slice, but {info.configuration} needs a volume; use a 2d model.")
     preprocessor = configuration.preprocessor_class(verbose=False)

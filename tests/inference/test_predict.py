@@ -257,7 +257,7 @@ def test_missing_channel_is_named(refusal, two_channels, tmp_path):
     (tmp_path / "scans").mkdir()
     shutil.copy(two_channels.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz", tmp_path / "scans")
     message = refusal(tmp_path / "scans", choice(), place=two_channels)
-    assert "Btrain002_0000.nii.gz: 1 channels, but the model was trained with 2; give all of them." in message
+    assert "Btrain002_0000.nii.gz: 1 channels, but the model was trained with 2; give as many." in message
 
 
 # --- wrong choices --------------------------------------------------------------------------------

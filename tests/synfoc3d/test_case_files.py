@@ -78,7 +78,7 @@ def test_voxels_that_are_no_numbers_are_refused(refusal, scan, value):
         values[0, :2, 0] = value
         return values
 
-    assert refusal(rewrite(scan, spoil)) == f"{scan} holds 2 voxels that are NaN or infinite; replace them by numbers."
+    assert refusal(rewrite(scan, spoil)) == f"{scan} holds NaN or infinite values (2 of its voxels); replace them by numbers."
 
 
 def test_scan_without_voxels_is_refused(refusal, scan):
