@@ -69,7 +69,7 @@ def test_preprocessing_is_nnunets(scan, info, configuration):
 
 
 def test_too_many_channels_are_refused(refusal, scan):
-    assert "2 channels, but the model was trained with 1; give all of them." in refusal(scan, scan)
+    assert "2 channels, but the model was trained with 1; give as many." in refusal(scan, scan)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -78,7 +78,8 @@ def test_voxels_that_are_no_numbers_are_refused(refusal, scan, value):
         values[0, :2, 0] = value
         return values
 
-    assert refusal(rewrite(scan, spoil)) == f"{scan} holds NaN or infinite values (2 of its voxels); replace them by numbers."
+    message = f"{scan} holds NaN or infinite values (2 of its voxels); replace them by numbers."
+    assert refusal(rewrite(scan, spoil)) == message
 
 
 def test_scan_without_voxels_is_refused(refusal, scan):
