@@ -7,6 +7,8 @@ from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAI
 
 TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
 OVERLAPS = ("dice", "jaccard")  # shown in percent, higher is better; the others are distances, lower is better
+NAMED_AT_MOST = 10
+"""Cases without a prediction that are named below a table; all are in the JSON file."""
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -28,7 +30,8 @@ def format_table(evaluation: Evaluation) -> str:
         subject = _count(
             evaluation.unpredicted, "reference without a prediction is", "references without a prediction are"
         )
-        parts.append(f"{subject} not part of the table.")
+        more = ", and more" if len(evaluation.unpredicted) > NAMED_AT_MOST else ""
+        parts.append(f"{subject} not part of the table: {', '.join(evaluation.unpredicted[:NAMED_AT_MOST])}{more}.")
     if evaluation.failures:
         subject = _count(
             evaluation.failures, "case could not be evaluated and is", "cases could not be evaluated and are"

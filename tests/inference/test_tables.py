@@ -74,8 +74,13 @@ def test_empty_masks_are_counted_per_class():
 
 def test_cases_left_out_are_counted_below():
     text = format_table(replace(SYNFOC, unpredicted=("x", "y"), failures={"z": "z.nii cannot be read."}))
-    assert part(text, 3) == "2 references without a prediction are not part of the table."
+    assert part(text, 3) == "2 references without a prediction are not part of the table: x, y."
     assert part(text, 4) == "1 case could not be evaluated and is not part of the table."
+
+
+def test_of_many_cases_without_prediction_the_first_are_named():
+    text = format_table(replace(SYNFOC, unpredicted=tuple(f"c{k}" for k in range(11))))
+    assert part(text, 3).endswith("table: c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, and more.")
 
 
 def test_without_cases_left_out_the_counts_are_last():
