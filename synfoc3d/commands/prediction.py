@@ -69,7 +69,7 @@ def _rank(commands: Commands) -> None:
     parser.add_argument("-i", dest="source", type=Path, help="folder of images, default: the dataset's imagesUn")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for rank.csv and rank.png")
     add_model(parser)
-    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain, default: the dataset's")
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="cases in rank.png, default: 8")
     parser.add_argument("-npp", type=int, default=min(3, os.cpu_count() or 1), help="preprocessing processes")
     parser.add_argument("--disable_progress_bar", action="store_true")
@@ -77,14 +77,19 @@ def _rank(commands: Commands) -> None:
 
 
 def _run_rank(args: argparse.Namespace) -> None:
+    from synfoc3d.domains import DOMAINS_FILE
     from synfoc3d.folders import find_dataset, nnunet_folder
     from synfoc3d.inference.models import ModelChoice
     from synfoc3d.inference.rank import rank
 
     choice = ModelChoice(args.dataset, args.configuration, tuple(args.folds), args.trainer, args.plans, args.checkpoint)
-    source = args.source or nnunet_folder("nnUNet_raw") / find_dataset(args.dataset) / "imagesUn"
+    source, domains = args.source, args.domains
+    if source is None:
+        dataset = nnunet_folder("nnUNet_raw") / find_dataset(args.dataset)
+        source, own = dataset / "imagesUn", dataset / DOMAINS_FILE
+        domains = domains or (own if own.is_file() else None)
     cases = rank(
-        source, args.output, choice, device(args.device), args.domains, args.npp, args.pictures,
+        source, args.output, choice, device(args.device), domains, args.npp, args.pictures,
         not args.disable_progress_bar,
     )  # fmt: skip
     print("rank  alpha  self  mutual  case")

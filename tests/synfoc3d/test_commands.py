@@ -1,5 +1,6 @@
 """From arguments to calls, and from outcomes to exit status."""
 
+import csv
 import json
 import shutil
 
@@ -123,6 +124,8 @@ def test_rank_looks_at_the_unlabelled_scans_of_the_dataset(trained, tmp_path, ca
     trained.command("rank", "-o", tmp_path, *MODEL, "-npp", "0", "-device", "cpu", "--disable_progress_bar")
     said = capsys.readouterr().out
     assert "Btrain002" in said and "Btrain003" in said and "Annotate from the top." in said
+    with (tmp_path / "rank.csv").open(newline="") as file:
+        assert {row["domain"] for row in csv.DictReader(file)} == {"B"}  # from the dataset's domains.csv
 
 
 def test_export_says_how_to_use_the_model(trained, tmp_path, capsys):
