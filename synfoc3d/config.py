@@ -246,15 +246,15 @@ def _read_extended(name_or_file: str, extending: tuple[str, ...]) -> dict[str, A
         raise UserError(f"{name_or_file}: {EXTENDS} must name a preset or a YAML file, but is {base!r}.")
     if is_settings_file(base):
         base = os.path.normpath(Path(name_or_file).parent / base)
-    return _merge(_read_extended(base, (*extending, name_or_file)), tree)
+    return merge(_read_extended(base, (*extending, name_or_file)), tree)
 
 
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace values of a nested dict one by one; a section without values changes nothing."""
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a nested dict with its values replaced one by one; a section without values changes nothing."""
     merged = dict(base)
     for key, value in changes.items():
         if isinstance(merged.get(key), Mapping) and isinstance(value, Mapping):
-            merged[key] = _merge(merged[key], value)
+            merged[key] = merge(merged[key], value)
         elif value is not None or key not in SECTIONS:
             merged[key] = value
     return merged

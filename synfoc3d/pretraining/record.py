@@ -1,7 +1,6 @@
 """What a pre-training leaves behind: weights, curves and a record of how they came about."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -15,6 +14,7 @@ from synfoc3d.atomic import atomic_write_text
 from synfoc3d.checkpoint import save_atomic
 from synfoc3d.config import versions
 from synfoc3d.figures import figure_file
+from synfoc3d.networks.registry import file_hash
 from synfoc3d.precision import resolve_precision
 from synfoc3d.pretraining.state import ARCHITECTURE, PretrainingState
 
@@ -62,7 +62,7 @@ def describe(state: PretrainingState, weights: Path) -> dict[str, Any]:
     settings, device = state.settings, next(state.network.parameters()).device
     return {
         "weights": weights.name,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": file_hash(weights),
         "bytes": weights.stat().st_size,
         "architecture": ARCHITECTURE,
         "parameters": sum(parameter.numel() for parameter in state.network.parameters()),

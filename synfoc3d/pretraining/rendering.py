@@ -10,7 +10,7 @@ from synfoc3d.networks.slicewise import PERCENTILES
 from synfoc3d.pretraining.settings import RenderingSettings
 from synfoc3d.pretraining.shapes import Bodies
 
-BLUR_REACH = 5  # pixels to either side: three standard deviations of the widest usual blur
+BLUR_REACH = 5  # pixels to either side: three standard deviations of the widest blur of 128 pixels; cut beyond
 TEXTURE_GRIDS = (1, 2, 4, 8)  # pixels per grain
 
 

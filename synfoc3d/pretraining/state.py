@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from synfoc3d.checkpoint import save_atomic
-from synfoc3d.config import differences
+from synfoc3d.config import differences, merge
 from synfoc3d.errors import UserError
 from synfoc3d.networks.checkpoints import load_checkpoint
 from synfoc3d.networks.sam import FoundationNetwork, build_sam
@@ -101,7 +101,7 @@ def load_state(file: Path, given: Mapping[str, Any], device: str) -> Pretraining
     """
     content = _read(file)
     saved = resolve_pretraining(content["settings"], str(file))
-    settings = resolve_pretraining(_merged(content["settings"], given))
+    settings = resolve_pretraining(merge(content["settings"], given))
     changed = [key for key in differences(settings, saved) if key != "steps"]
     if changed:
         raise UserError(
@@ -128,12 +128,3 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"settings", "average", "optimizer"} <= set(content):
         raise UserError(f"{file} is no checkpoint of a pre-training: give the folder of one with -o.")
     return content
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested dict with the values of ``changes`` in place of its own."""
-    merged = dict(base)
-    for key, value in changes.items():
-        inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
-    return merged
