@@ -28,7 +28,19 @@ def _has_matrix_units() -> bool:
     return bool(supported and supported())
 
 
-def autocast(precision: Precision, device_type: str) -> AbstractContextManager[Any]:
-    """Context of mixed precision; does nothing for float32."""
+def autocast(precision: Precision, device_type: str, keep_casts: bool = False) -> AbstractContextManager[Any]:
+    """Context of mixed precision; does nothing for float32.
+
+    Torch can keep the low-precision copy of a weight from one pass of a network to the next. Up to torch 2.10 a copy
+    made without gradient is then used in a pass with gradient too, and the weight gets none. So nothing is kept, unless
+    no gradient is wanted at all.
+
+    Args:
+        precision: the setting.
+        device_type: ``cuda``, ``mps`` or ``cpu``.
+        keep_casts: keep the copies until the context ends; for prediction only.
+    """
     name = resolve_precision(precision, device_type)
-    return nullcontext() if name == "float32" else torch.autocast(device_type, getattr(torch, name))
+    if name == "float32":
+        return nullcontext()
+    return torch.autocast(device_type, getattr(torch, name), cache_enabled=keep_casts)

@@ -88,7 +88,7 @@ class CasePredictor:
         """
         network = network.to(self.device).eval()
         patch = self.configuration.patch_size
-        with autocast(self.precision, self.device.type):
+        with autocast(self.precision, self.device.type, keep_casts=True):
             if len(patch) == 3:
                 return self._volumes.predict(network, image, on_progress)
             window = SliceWindow(tuple(patch), self.step_size, self.mirror_axes, torch.half)
@@ -114,7 +114,7 @@ class CasePredictor:
         axes = tuple(axis - 1 for axis in self.mirror_axes if axis > 0) if volumetric else self.mirror_axes
         window = SliceWindow(tuple(self.configuration.patch_size[-2:]), self.step_size, axes, torch.float32)
         probabilities = _SliceProbabilities(network, image, window, volumetric)
-        with autocast(self.precision, self.device.type):
+        with autocast(self.precision, self.device.type, keep_casts=True):
             return segment_slices(probabilities, image, window, self.num_classes, self.device, on_progress)
 
 

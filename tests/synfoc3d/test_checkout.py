@@ -48,7 +48,7 @@ def test_experiment_of_one_step_runs_in_the_checkout(project, tmp_path):
     with project.active("checkout_results") as patch:
         patch.setenv("nnUNet_def_n_proc", "1")
         done = synfoc3d("experiment", plan, "-o", tmp_path / "out", "-device", "cpu")
-    assert done.returncode == 0, done.stdout + done.stderr + "".join(
-        log.read_text() for log in tmp_path.glob("out/**/log.txt")
+    assert done.returncode == 0, (
+        done.stdout + done.stderr + "".join(log.read_text() for log in tmp_path.glob("out/**/log.txt"))
     )
     assert (tmp_path / "out" / "report" / "summary.md").is_file(), os.listdir(tmp_path / "out" / "report")

@@ -41,3 +41,18 @@ def test_torch_without_the_question_computes_in_full_precision(monkeypatch: pyte
 def test_autocast_computes_in_the_format(name: Any, dtype: torch.dtype) -> None:
     with autocast(name, "cpu"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_autocast_keeps_casts_only_where_asked(keep: bool) -> None:
+    with autocast("bfloat16", "cpu", keep_casts=keep):
+        assert torch.is_autocast_cache_enabled() is keep
+
+
+def test_a_pass_without_gradient_does_not_take_it_from_the_next() -> None:
+    layer = torch.nn.Conv2d(1, 1, 3)
+    with autocast("bfloat16", "cpu"):
+        with torch.no_grad():
+            layer(torch.ones(1, 1, 4, 4))
+        layer(torch.ones(1, 1, 4, 4)).sum().backward()
+    assert layer.weight.grad is not None
