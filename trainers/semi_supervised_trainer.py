@@ -287,8 +287,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total = self.num_epochs * self.num_iterations_per_epoch
+        views = self.make_batch(batch)  # in full precision: a blur with weights of 8 bits shifts the gray values
         with autocast(self.settings.precision, self.device.type):
-            loss, logs = self.method.training_step(self.make_batch(batch), Progress(self.step, total))
+            loss, logs = self.method.training_step(views, Progress(self.step, total))
         if self.grad_scaler is None:
             loss.backward()
         else:

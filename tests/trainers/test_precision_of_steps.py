@@ -44,3 +44,24 @@ def test_every_convolution_of_every_student_gets_a_gradient(stepped):
 def test_no_cast_is_kept_when_a_pass_with_gradient_starts(stepped):
     _, kept = stepped
     assert kept and not any(kept)
+
+
+def test_views_are_made_in_full_precision(project):
+    seen = []
+
+    def remember(batch, progress):
+        seen.append(batch.unlabeled.strong)
+        return training_step(batch, progress)
+
+    with project.active("precision"):
+        trainer = project.trainer(precision="bfloat16")
+        trainer.initialize()
+        training_step = trainer.method.training_step
+        trainer.method.training_step = remember
+        raw = next(trainer.get_dataloaders()[0])
+        trainer.on_train_epoch_start()
+        state = torch.get_rng_state()
+        trainer.train_step(raw)
+        torch.set_rng_state(state)
+        expected = trainer.make_batch(raw).unlabeled.strong
+    assert torch.equal(seen[0], expected)
