@@ -332,7 +332,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         image, pyramid, value_range = self._to_device(batch, "")
         with autocast(self.settings.precision, self.device.type):
             outputs = {
-                name: on_net_grid(student, image, value_range)
+                name: on_net_grid(student, image, resolve_range(student.intensity, value_range, image))
                 if isinstance(student, SlicewiseFoundation)
                 else student(image)
                 for name, student in self.students.items()
