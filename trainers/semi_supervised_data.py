@@ -3,7 +3,8 @@
 import json
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,15 @@ class UnlabeledCases(nnUNetBaseDataset):
 class PairedLoader(SlimDataLoaderBase):
     """Draws a labelled and, where asked, an unlabelled batch in one worker, so that both share one budget of workers.
 
+    Every batch has random numbers of its own, seeded by its number in the run. So a batch depends neither on how many
+    workers there are nor on whether the training was continued in between.
+
     Args:
         labeled: nnU-Net's loader of labelled patches.
         unlabeled: the same for unlabelled patches, or None.
         ranges: (C, 2) intensity range of every case.
-        seed: each worker seeds all its random numbers from this and its own number.
+        seed: of the run and of this stream.
+        first: number of the first batch, counted from 0 in the whole run.
     """
 
     def __init__(
@@ -117,25 +122,30 @@ class PairedLoader(SlimDataLoaderBase):
         labeled: nnUNetDataLoader,
         unlabeled: nnUNetDataLoader | None,
         ranges: Mapping[str, np.ndarray],
-        seed: int,
+        *,
+        seed: Sequence[int],
+        first: int = 0,
     ) -> None:
-        super().__init__(None, labeled.batch_size)
+        super().__init__(None, labeled.batch_size, number_of_threads_in_multithreaded=1)
         self.labeled, self.unlabeled = labeled, unlabeled
         self.ranges = ranges
-        self.seed = seed
+        self.seed = tuple(seed)
+        self.number = first
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called once in each worker process, before its first batch."""
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)  # a forked process hangs in the first parallel region if its parent had one
-        seed_everything(int(np.random.SeedSequence([self.seed, thread_id]).generate_state(1)[0]))
+        self.number += thread_id
 
     def generate_train_batch(self) -> dict[str, Any]:
         """``data``, ``target``, ``value_range`` and, with an unlabelled stream, the same with ``unlabeled_`` before."""
-        batch = self.labeled.generate_train_batch()
+        with random_numbers_of(*self.seed, self.number):
+            batch = self.labeled.generate_train_batch()
+            other = self.unlabeled.generate_train_batch() if self.unlabeled is not None else None
+        self.number += self.number_of_threads_in_multithreaded
         batch["value_range"] = self._ranges(batch.pop("keys"))
-        if self.unlabeled is not None:
-            other = self.unlabeled.generate_train_batch()
+        if other is not None:
             batch["unlabeled_data"], batch["unlabeled_target"] = other["data"], other["target"]
             batch["unlabeled_value_range"] = self._ranges(other["keys"])
         return batch
@@ -151,20 +161,35 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+@contextmanager
+def random_numbers_of(*key: int) -> Iterator[None]:
+    """Seed python's, numpy's and torch's random numbers on the CPU from a key; afterwards they go on where they were.
+
+    Args:
+        key: whole numbers from 0; every other key gives other numbers.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU, too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
 def start_workers(loader: PairedLoader, processes: int, pin_memory: bool) -> Any:  # noqa: ANN401 - either augmenter
-    """Run a loader in so many worker processes (0: in this one); the order of batches is reproducible."""
+    """Run a loader in so many worker processes (0: in this one); they take turns, in the order of the batches."""
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)
+    loader.number_of_threads_in_multithreaded = processes
     workers = MultiThreadedAugmenter(
-        loader,
-        None,
-        processes,
-        num_cached_per_queue=2,
-        seeds=list(range(processes)),
-        pin_memory=pin_memory,
-        wait_time=0.002,
+        loader, None, processes, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002
     )
-    next(workers)  # start them now, while this process holds little memory
+    workers.restart()  # start them now, while this process holds little memory
     return workers
 
 

@@ -231,12 +231,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             unlabeled = loader(cases, initial_patch, weak_transforms(nnunet, False), 0.0)
         train = loader(labeled, initial_patch, labeled_transforms, self.oversample_foreground_percent)
         online = loader(val, patch, self.get_validation_transforms(scales), self.oversample_foreground_percent)
-        processes = get_allowed_n_proc_DA()
-        pin = self.device.type == "cuda"
-        seed = self.settings.seed + 1000 * self.current_epoch  # a continued run does not see the same patches again
+        processes, pin, seed = get_allowed_n_proc_DA(), self.device.type == "cuda", self.settings.seed
+        first, first_val = (
+            self.current_epoch * steps for steps in (self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
+        )
         return (
-            start_workers(PairedLoader(train, unlabeled, ranges, seed), processes, pin),
-            start_workers(PairedLoader(online, None, ranges, seed + 1), min(processes, 1), pin),
+            start_workers(PairedLoader(train, unlabeled, ranges, seed=(seed, 0), first=first), processes, pin),
+            start_workers(PairedLoader(online, None, ranges, seed=(seed, 1), first=first_val), min(processes, 1), pin),
         )
 
     def make_batch(self, raw: Mapping[str, Any]) -> Batch:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 
 import blosc2
 import numpy as np
@@ -16,7 +17,14 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
 from synfoc3d.errors import UserError
-from synfoc3d.trainers.semi_supervised_data import UNKNOWN, UnlabeledCases, case_ranges, open_image, weak_transforms
+from synfoc3d.trainers.semi_supervised_data import (
+    UNKNOWN,
+    UnlabeledCases,
+    case_ranges,
+    open_image,
+    random_numbers_of,
+    weak_transforms,
+)
 
 
 @pytest.fixture
@@ -47,18 +55,28 @@ def kinds(transforms):
     return [type(transform) for transform in transforms.transforms]
 
 
-def draw_batches(project, processes, count=3, seed=1337):
-    """Batches of the training stream, in order, drawn by so many workers; and the number of workers."""
+def draw_batches(project, processes, count=3, epoch=0):
+    """Batches of the training stream from an epoch of 2 on, drawn by so many workers; and the number of workers."""
     with project.active() as patch:
-        trainer = project.trainer(seed=seed)
+        trainer = project.trainer()
         trainer.initialize()
+        trainer.current_epoch = epoch
         patch.setenv("nnUNet_n_proc_DA", str(processes))
         train, val = trainer.get_dataloaders()
         batches = [next(train) for _ in range(count)]
-        workers = len(train._processes), len(val._processes)
-        train._finish()
-        val._finish()
-    return batches, workers
+        workers = [len(getattr(stream, "_processes", [])) for stream in (train, val)]
+        for stream in (train, val):
+            getattr(stream, "_finish", lambda: None)()
+    return batches, tuple(workers)
+
+
+def same_batches(first, second):
+    keys = ("data", "unlabeled_data", "unlabeled_target", "value_range", "unlabeled_value_range")
+    return all(
+        torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key]))
+        for a, b in zip(first, second, strict=True)
+        for key in keys
+    )
 
 
 @pytest.fixture(scope="session")
@@ -146,9 +164,34 @@ def test_batch_holds_both_streams(two_draws):
 
 
 def test_workers_draw_the_same_batches_in_the_same_order(two_draws):
-    for first, second in zip(two_draws[0][0], two_draws[1][0], strict=True):
-        for key in ("data", "unlabeled_data", "unlabeled_target", "value_range", "unlabeled_value_range"):
-            assert torch.equal(torch.as_tensor(first[key]), torch.as_tensor(second[key]))
+    assert same_batches(two_draws[0][0], two_draws[1][0])
+
+
+@pytest.mark.parametrize("processes", [0, 1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(two_draws, project, processes):
+    assert same_batches(two_draws[0][0], draw_batches(project, processes)[0])
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_continued_run_sees_the_batches_of_the_uninterrupted_one(two_draws, project, processes):
+    assert same_batches(two_draws[0][0][2:], draw_batches(project, processes, count=1, epoch=1)[0])
+
+
+def test_drawing_a_batch_leaves_the_random_numbers_of_the_run_alone():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    with random_numbers_of(1, 2):
+        torch.rand(()), np.random.rand(), random.random()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1]) and random.getstate() == before[2]
+
+
+def test_keys_of_random_numbers_give_different_and_repeatable_ones():
+    def draw(*key):
+        with random_numbers_of(*key):
+            return torch.rand(()).item(), np.random.rand(), random.random()
+
+    draws = [draw(1, 2), draw(1, 3), draw(2, 2), draw(2, 1)]
+    assert len(set(draws)) == 4 and draw(1, 2) == draws[0]
 
 
 def test_workers_draw_different_batches(two_draws):
