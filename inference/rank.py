@@ -1,6 +1,6 @@
 """Which unlabelled scans are the two networks least sure of: those are worth an annotator's time first.
 
-The measure is SynFoC's self-mutual confidence (CVPR 2025, Sec. 3.2) of whole cases: how far the conventional student
+The measure is SynFoC's self-mutual confidence (CVPR 2025, Sec. 3.3) of whole cases: how far the conventional student
 agrees with its teacher (self), and how far the conventional teacher agrees with the foundation teacher (mutual).
 """
 

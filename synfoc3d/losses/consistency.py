@@ -1,4 +1,4 @@
-"""Consensus-divergence consistency regularisation of two students (SynFoC, Sec. 3.3, Eq. 8-10)."""
+"""Consensus-divergence consistency regularization of two students (SynFoC, Sec. 3.4, Eq. 8-10)."""
 
 from typing import Literal, NamedTuple
 

@@ -8,7 +8,7 @@ STAIRS = 200
 
 
 def unsupervised_weight(step: int, total: int, form: LambdaForm = "stairs") -> float:
-    """lambda(t) of SynFoC's total loss (Eq. 11), from exp(-5) at the start towards 1.
+    """lambda(t) of SynFoC's total loss (Sec. 3.2, Eq. 2), from exp(-5) at the start towards 1.
 
     Args:
         step: t, training steps done before this one.

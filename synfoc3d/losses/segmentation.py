@@ -1,4 +1,4 @@
-"""Cross-entropy and Dice on logits, with a weight per position (SynFoC, Sec. 3.2 and supplementary Eq. 1-2)."""
+"""Cross-entropy and Dice on logits, with a weight per position (SynFoC, Sec. 3.3, Eq. 7, and supplementary Eq. 1-2)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Self-mutual confidence: how far the conventional teacher can be trusted (SynFoC, Sec. 3.2, Eq. 4-6)."""
+"""Self-mutual confidence: how far the conventional teacher can be trusted (SynFoC, Sec. 3.3, Eq. 4-6)."""
 
 from collections.abc import Sequence
 from typing import Literal

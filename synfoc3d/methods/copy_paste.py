@@ -1,4 +1,4 @@
-"""Boxes that paste labelled into unlabelled patches (SynFoC, Sec. 3.1)."""
+"""Boxes that paste labeled into unlabeled patches (SynFoC, Sec. 3.1, Eq. 1)."""
 
 import math
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, step: int, decay: flo
     """Move a teacher towards its student: ``teacher = a teacher + (1 - a) student``, a = ``ema_decay_at(step, decay)``.
 
     Averages exactly the parameters that train in the student, also those that never receive a gradient. Buffers and
-    frozen parameters are left alone (SynFoC, CVPR 2025, section 3 and released code).
+    frozen parameters are left alone (SynFoC, CVPR 2025, Sec. 3.1 and 3.3, and released code).
 
     Args:
         teacher: what ``make_teacher`` returned for this student.
