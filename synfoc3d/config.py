@@ -106,6 +106,7 @@ class OptimizerSettings(Section):
         momentum: of ``sgd``.
         nesterov: of ``sgd``.
         schedule: ``poly`` is nnU-Net's (1 - epoch / epochs) ** 0.9.
+        gradient_norm: gradients of the network are scaled down to this L2 norm where theirs is larger; None never.
     """
 
     name: Literal["sgd", "adam", "adamw"]
@@ -114,6 +115,7 @@ class OptimizerSettings(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     schedule: Literal["constant", "poly"] = "constant"
+    gradient_norm: Positive | None = 12.0
 
 
 class Optimizers(Section):

@@ -43,8 +43,6 @@ from synfoc3d.trainers.semi_supervised_data import (
 from synfoc3d.trainers.semi_supervised_log import EpochLog, epoch_means
 from synfoc3d.trainers.semi_supervised_validation import validate_foundation
 
-GRADIENT_NORM = 12.0  # nnU-Net's clipping, for each network on its own
-
 
 class SemiSupervisedTrainer(nnUNetTrainer):
     """Base of every synfoc3d trainer; a subclass names its :class:`~synfoc3d.methods.base.Method`.
@@ -307,7 +305,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def _optimize(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(student.parameters(), GRADIENT_NORM)
+        largest = self._optimizer_settings(student).gradient_norm
+        if largest is not None:
+            nn.utils.clip_grad_norm_(student.parameters(), largest)
         if self.grad_scaler is None:
             optimizer.step()
         else:

@@ -38,6 +38,7 @@ def test_presets_share_the_published_networks_and_optimizers(preset: str) -> Non
         paper.conventional,
         paper.optimizers,
     )
+    assert (paper.optimizers.conventional.gradient_norm, paper.optimizers.foundation.gradient_norm) == (None, None)
     assert (paper.foundation.image_size, paper.optimizers.conventional.lr, paper.optimizers.foundation.lr) == (
         512, 0.03, 1.2e-4,
     )  # fmt: skip
