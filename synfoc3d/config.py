@@ -25,6 +25,7 @@ EXTENDS = "extends"  # key of a settings file that names the one it builds on
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Schedule = Literal["constant", "poly", "poly_step"]
 Interval = tuple[NonNegative, NonNegative]
 
 
@@ -105,7 +106,9 @@ class OptimizerSettings(Section):
         weight_decay: decoupled for ``adamw``, otherwise an L2 penalty.
         momentum: of ``sgd``.
         nesterov: of ``sgd``.
-        schedule: ``poly`` is nnU-Net's (1 - epoch / epochs) ** 0.9.
+        schedule: how the learning rate falls: ``poly`` with every epoch, as in nnU-Net, ``poly_step`` with every step,
+            as in SAMed; see :func:`synfoc3d.optimizers.learning_rate`.
+        warmup: steps in which the learning rate first rises.
         gradient_norm: gradients of the network are scaled down to this L2 norm where theirs is larger; None never.
     """
 
@@ -114,7 +117,8 @@ class OptimizerSettings(Section):
     weight_decay: NonNegative = 0.0
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
-    schedule: Literal["constant", "poly"] = "constant"
+    schedule: Schedule = "constant"
+    warmup: Annotated[int, Field(ge=0)] = 0
     gradient_norm: Positive | None = 12.0
 
 
@@ -349,6 +353,18 @@ def from_environment(method: type[MethodSettings]) -> Settings:
     if not source:
         return resolve({}, method)
     return resolve(read_partial(source), method, source)
+
+
+def from_checkpoint(saved: Mapping[str, Any], method: type[MethodSettings]) -> Settings:
+    """Settings as a checkpoint keeps them, those of version 0.1 included.
+
+    Raises:
+        UserError: see :func:`resolve`.
+    """
+    tree = _deep_copy(saved)
+    if "warmup" in tree["method"] and "warmup" not in method.model_fields:  # it was a setting of one method only
+        tree["optimizers"]["foundation"]["warmup"] = tree["method"].pop("warmup")
+    return resolve(tree, method, "the checkpoint's settings")
 
 
 def dump(tree: Mapping[str, Any]) -> str:

@@ -2,11 +2,14 @@
 
 from synfoc3d import config
 from synfoc3d.errors import UserError
-from synfoc3d.trainers.fine_tuning_trainer import FineTuningTrainer
+from synfoc3d.methods.fine_tuning import FineTuning
+from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
 
 
-class nnUNetTrainerFoundationFull(FineTuningTrainer):
+class nnUNetTrainerFoundationFull(SemiSupervisedTrainer):
     """Fine-tunes every parameter of the foundation network, without adapters."""
+
+    method_class = FineTuning
 
     def apply_settings(self, settings: config.Settings) -> None:
         """The base's, with ``foundation.full_finetune`` on where it was left open.

@@ -1,7 +1,10 @@
 """Trainer for nnU-Net: SAMed."""
 
-from synfoc3d.trainers.fine_tuning_trainer import FineTuningTrainer
+from synfoc3d.methods.fine_tuning import FineTuning
+from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
 
 
-class nnUNetTrainerSAMed(FineTuningTrainer):
+class nnUNetTrainerSAMed(SemiSupervisedTrainer):
     """Fine-tunes LoRA adapters, prompt encoder and mask decoder of the foundation network, as ``foundation`` says."""
+
+    method_class = FineTuning

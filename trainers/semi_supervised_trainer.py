@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.collate_outputs import collate_outputs
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -28,7 +27,7 @@ from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Progress, Unl
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
-from synfoc3d.optimizers import make_optimizer
+from synfoc3d.optimizers import learning_rate, make_optimizer
 from synfoc3d.precision import autocast, resolve_precision
 from synfoc3d.prediction import on_net_grid
 from synfoc3d.splits import Split, read_splits
@@ -110,7 +109,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         seed_everything(self.settings.seed)
         super().initialize()
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, PolyLRScheduler]:
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, _NoSchedule]:
         """Build the method around nnU-Net's network, and one optimizer per student; returns the first one's."""
         waiting: list[nn.Module] = [self.network]  # the first conventional network is the one nnU-Net built
 
@@ -123,11 +122,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.method = self.method_class(self.settings.method, build).to(self.device)
         self.students = dict(self.method.students())
         self.optimizers = {name: self._optimizer(student) for name, student in self.students.items()}
-        self.schedulers = {
-            name: PolyLRScheduler(optimizer, optimizer.param_groups[0]["lr"], self.num_epochs)
-            for name, optimizer in self.optimizers.items()
-            if self._optimizer_settings(self.students[name]).schedule == "poly"
-        }
         first = next(iter(self.optimizers.values()))
         return first, _NoSchedule()
 
@@ -274,15 +268,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.resume_random_state = None
 
     def on_train_epoch_start(self) -> None:
-        """nnU-Net's, with every network in train mode and every schedule at this epoch."""
-        for scheduler in self.schedulers.values():
-            scheduler.step(self.current_epoch)
+        """nnU-Net's, with every network in train mode and every learning rate at this epoch."""
+        self.step = self.current_epoch * self.num_iterations_per_epoch
+        self._set_learning_rates()
         super().on_train_epoch_start()
         self.method.train()
-        self.step = self.current_epoch * self.num_iterations_per_epoch
 
     def train_step(self, batch: dict) -> dict:
         """One step of every student; returns plain numbers to log."""
+        self._set_learning_rates()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total = self.num_epochs * self.num_iterations_per_epoch
@@ -301,6 +295,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.step += 1
         values = torch.stack([loss.detach(), *(v.to(loss.device) for v in logs.values())]).float().cpu().tolist()
         return dict(zip(("loss", *logs), values, strict=True))
+
+    def _set_learning_rates(self) -> None:
+        for name, optimizer in self.optimizers.items():
+            settings = self._optimizer_settings(self.students[name])
+            rate = learning_rate(
+                settings, step=self.step, steps_per_epoch=self.num_iterations_per_epoch, epochs=self.num_epochs
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def _optimize(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
         if self.grad_scaler is not None:
@@ -423,7 +426,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             checkpoint = checkpoints.load(Path(checkpoint))
         section = checkpoints.section_of(checkpoint)
         if not self.was_initialized:
-            saved = config.resolve(section["settings"], self.method_class.Settings, "the checkpoint's settings")
+            saved = config.from_checkpoint(section["settings"], self.method_class.Settings)
             config.refuse_difference(given=self.settings, saved=saved)
             self.apply_settings(saved)
             self.initialize()
@@ -454,7 +457,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
 
 class _NoSchedule:
-    """Stands in nnU-Net's slot for one scheduler; the students' own are stepped in on_train_epoch_start."""
+    """Stands in nnU-Net's slot for one scheduler; learning rates are set at every step."""
 
     def step(self, epoch: int) -> None:
         """Do nothing."""

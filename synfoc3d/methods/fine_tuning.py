@@ -19,12 +19,10 @@ class FineTuningSettings(MethodSettings):
 
     Attributes:
         dice_weight: share of the Dice loss; the rest is cross-entropy.
-        warmup: the learning rate rises linearly over so many first steps, up to its schedule; 0 starts with all of it.
         window: the network sees only so many adjacent slices of each patch, drawn anew each step; 0 is all.
     """
 
     dice_weight: Annotated[float, Field(ge=0, le=1)] = 0.8
-    warmup: Annotated[int, Field(ge=0)] = 250
     window: Annotated[int, Field(ge=0)] = 0
 
 

@@ -30,7 +30,7 @@ def fine_tuned(project, base_file):
 
     def train(name):
         if name not in done:
-            file = project.settings(foundation={"image_size": 32, "checkpoint": str(base_file)}, method={"warmup": 3})
+            file = project.settings(foundation={"image_size": 32, "checkpoint": str(base_file)})
             project.command("train", "501", "2d", "0", "-tr", name, "--config", file, "-device", "cpu", results="tuned")
             done[name] = project.results("tuned", name)
         return done[name]
@@ -92,43 +92,41 @@ def learning_rates(project, monkeypatch):
     original = SemiSupervisedTrainer.train_step
 
     def observed(self, batch):
+        result = original(self, batch)
         rates.append(self.optimizer.param_groups[0]["lr"])
-        return original(self, batch)
+        return result
 
     monkeypatch.setattr(SemiSupervisedTrainer, "train_step", observed)
 
-    def train(warmup, schedule="constant"):
-        optimizers = {"foundation": {"name": "adamw", "lr": 0.01, "schedule": schedule}}
-        project.train("warm", SAMED, iterations_per_epoch=3, method={"warmup": warmup}, optimizers=optimizers)
+    def train(**optimizer):
+        optimizers = {"foundation": {"name": "adamw", "lr": 0.01} | optimizer}
+        project.train("warm", SAMED, iterations_per_epoch=3, optimizers=optimizers)
         return rates
 
     return train
 
 
-def test_learning_rate_rises_linearly_up_to_its_value(learning_rates):
-    assert learning_rates(5) == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.01, 0.01])
+def test_every_step_has_its_learning_rate(learning_rates):
+    decayed = [0.01 * (1 - done / 6) ** 0.9 for done in (0, 1, 2)]
+    assert learning_rates(warmup=2, schedule="poly_step") == pytest.approx([0.005, 0.005, 0.01, *decayed])
 
 
-def test_learning_rate_rises_up_to_its_schedule(learning_rates):
-    decayed = 0.01 * 0.5**0.9
-    assert learning_rates(4, "poly") == pytest.approx([0.0025, 0.005, 0.0075, decayed, decayed, decayed])
-
-
-def test_without_warm_up_the_schedule_alone_counts(learning_rates):
-    assert learning_rates(0) == [0.01] * 6
+def test_epochs_have_the_learning_rate_of_nnunet(learning_rates):
+    assert learning_rates(schedule="poly") == pytest.approx([0.01] * 3 + [0.01 * 0.5**0.9] * 3)
 
 
 def test_continued_training_goes_on_with_the_warm_up(project, quick):
+    optimizers = {"foundation": {"name": "adamw", "lr": 0.01, "warmup": 8}}
     with project.active("tuned_resume") as patch:
         quick(patch)
-        first = project.trainer(SAMED, epochs=2, iterations_per_epoch=2, method={"warmup": 8})
+        first = project.trainer(SAMED, epochs=2, iterations_per_epoch=2, optimizers=optimizers)
         first.initialize()
         first.save_checkpoint(str(project.root / "half.pth"))
         again = project.trainer(SAMED, resume=True)
         again.load_checkpoint(str(project.root / "half.pth"))
         again.on_train_epoch_start()
-    assert (again.current_epoch, again.step, again.settings.method.warmup) == (1, 2, 8)
-    assert again.scheduled == {"foundation": 1e-4}
+    assert (again.current_epoch, again.step) == (1, 2)
+    assert again.optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 2 / 8)
 
 
 def test_full_trainer_refuses_to_freeze(project):
