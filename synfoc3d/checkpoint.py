@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.config import FoundationSettings
+from synfoc3d.config import FoundationSettings, MethodSettings, Settings, resolve
 from synfoc3d.errors import UserError
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import load_trainable_state
@@ -88,6 +88,35 @@ def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 def students_of(checkpoint: Mapping[str, Any]) -> frozenset[str]:
     """Names of the networks that were trained; nnU-Net's own trainers train a conventional one."""
     return frozenset(checkpoint[SECTION]["students"]) if SECTION in checkpoint else frozenset({"conventional"})
+
+
+def saved_settings(section: Mapping[str, Any], method: type[MethodSettings]) -> Settings:
+    """Settings of the training that wrote a checkpoint, also where version 0.1 kept them under other names.
+
+    Args:
+        section: our part of the checkpoint.
+        method: class of the method's settings.
+
+    Raises:
+        UserError: they do not fit the method.
+    """
+    tree = dict(section["settings"])
+    given = dict(tree["method"])
+    if "warmup" not in method.model_fields:
+        warmup = given.pop("warmup", None)  # of the only trainers that had one, with a foundation network
+        if warmup is not None:
+            foundation = dict(tree["optimizers"]["foundation"]) | {"warmup": warmup}
+            tree["optimizers"] = dict(tree["optimizers"]) | {"foundation": foundation}
+    alone = given.pop("base", "both")
+    if alone != "both":
+        if "network" not in method.model_fields:
+            raise UserError(
+                f"A training of the {alone} network alone belongs to nnUNetTrainerSynFoCBase now: change the beginning "
+                "of its folder's name to nnUNetTrainerSynFoCBase__ and continue with -tr nnUNetTrainerSynFoCBase."
+            )
+        given = {key: value for key, value in given.items() if key in method.model_fields} | {"network": alone}
+    tree["method"] = given
+    return resolve(tree, method, "the checkpoint's settings")
 
 
 def random_state() -> dict[str, Any]:

@@ -355,18 +355,6 @@ def from_environment(method: type[MethodSettings]) -> Settings:
     return resolve(read_partial(source), method, source)
 
 
-def from_checkpoint(saved: Mapping[str, Any], method: type[MethodSettings]) -> Settings:
-    """Settings as a checkpoint keeps them, those of version 0.1 included.
-
-    Raises:
-        UserError: see :func:`resolve`.
-    """
-    tree = _deep_copy(saved)
-    if "warmup" in tree["method"] and "warmup" not in method.model_fields:  # it was a setting of one method only
-        tree["optimizers"]["foundation"]["warmup"] = tree["method"].pop("warmup")
-    return resolve(tree, method, "the checkpoint's settings")
-
-
 def dump(tree: Mapping[str, Any]) -> str:
     """Render a partial tree as YAML text."""
     return yaml.safe_dump(dict(tree), sort_keys=False)

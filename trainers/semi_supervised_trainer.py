@@ -426,7 +426,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             checkpoint = checkpoints.load(Path(checkpoint))
         section = checkpoints.section_of(checkpoint)
         if not self.was_initialized:
-            saved = config.from_checkpoint(section["settings"], self.method_class.Settings)
+            saved = checkpoints.saved_settings(section, self.method_class.Settings)
             config.refuse_difference(given=self.settings, saved=saved)
             self.apply_settings(saved)
             self.initialize()

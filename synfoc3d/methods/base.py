@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from synfoc3d.config import MethodSettings
-from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.slicewise import SlicewiseFoundation, to_unit
 from synfoc3d.networks.teacher import make_teacher
 
 
@@ -30,6 +31,11 @@ class Labeled:
     pyramid: list[Tensor]
     value_range: Tensor
 
+    @cached_property
+    def unit(self) -> Tensor:
+        """The image in [0, 1] for a foundation network, same shape."""
+        return to_unit(self.image, self.value_range)
+
 
 @dataclass(frozen=True)
 class Unlabeled:
@@ -47,6 +53,16 @@ class Unlabeled:
     value_range: Tensor
     hidden: Tensor
 
+    @cached_property
+    def weak_unit(self) -> Tensor:
+        """The weak view in [0, 1] for a foundation network, same shape."""
+        return to_unit(self.weak, self.value_range)
+
+    @cached_property
+    def strong_unit(self) -> Tensor:
+        """The strong view in [0, 1] for a foundation network, same shape."""
+        return to_unit(self.strong, self.value_range)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -54,6 +70,11 @@ class Batch:
 
     labeled: Labeled
     unlabeled: Unlabeled | None = None
+
+    def pair(self) -> tuple[Labeled, Unlabeled]:
+        """Both halves, for methods that ask for unlabeled patches."""
+        assert self.unlabeled is not None, "a method that uses unlabeled patches must not set uses_unlabeled to False"
+        return self.labeled, self.unlabeled
 
 
 class Progress(NamedTuple):

@@ -11,7 +11,6 @@ from synfoc3d.in_plane import depth, in_plane_size, resize_in_plane
 from synfoc3d.losses.segmentation import cross_entropy, dice_loss
 from synfoc3d.methods.base import Batch, Builder, Method, Progress, StepResult
 from synfoc3d.methods.window import draw_window
-from synfoc3d.networks.slicewise import to_unit
 
 
 class FineTuningSettings(MethodSettings):
@@ -49,7 +48,7 @@ class FineTuning(Method):
         """Weighted sum of cross-entropy and Dice on the labelled images (scalar)."""
         labeled = batch.labeled
         window = draw_window(len(labeled.image), depth(labeled.image), self.settings.window)
-        logits = self.foundation(window.cut(to_unit(labeled.image, labeled.value_range)))
+        logits = self.foundation(window.cut(labeled.unit))
         target = resize_in_plane(window.cut(labeled.target), in_plane_size(logits), "nearest")
         entropy, dice = cross_entropy(logits, target), dice_loss(logits, target)
         loss = (1 - self.settings.dice_weight) * entropy + self.settings.dice_weight * dice

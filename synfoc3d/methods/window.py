@@ -21,6 +21,10 @@ class Window(NamedTuple):
         axis = x.ndim - 4  # of one sample
         return torch.stack([sample.narrow(axis, z, self.size) for sample, z in zip(x, self.starts, strict=True)])
 
+    def within(self, cut: Window) -> Window:
+        """This window of a tensor of which ``cut``, this window itself or all slices, was kept already."""
+        return Window() if cut.starts else self
+
     def put(self, x: Tensor, part: Tensor) -> Tensor:
         """A copy of x (B, C, D, H, W) whose window holds ``part`` (B, C, size, H, W); inverse of :meth:`cut`."""
         if not self.starts:

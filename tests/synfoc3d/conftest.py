@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods import synfoc as synfoc_module
+from synfoc3d.methods import synfoc_base as base_module
 from synfoc3d.methods.base import Batch, Builder, Labeled, Unlabeled, full_resolution
 from synfoc3d.methods.synfoc import SynFoC, SynFoCSettings
+from synfoc3d.methods.synfoc_base import SynFoCBase, SynFoCBaseSettings
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 
@@ -135,21 +137,40 @@ def make_synfoc() -> Callable[..., SynFoC]:
 
     def make(case: Case, builder: dict[str, Any] | None = None, **settings: Any) -> SynFoC:
         torch.manual_seed(0)
-        method = SynFoC(SynFoCSettings(**settings), _builder(case, **(builder or {})))
-        random = torch.Generator().manual_seed(1)
-        with torch.no_grad():
-            for student in method.students().values():
-                for parameter in student.parameters():
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=random) * parameter.requires_grad)
-        return method
+        return _leave_teachers(SynFoC(SynFoCSettings(**settings), _builder(case, **(builder or {}))))
 
     return make
 
 
+@pytest.fixture(scope="session")
+def make_base() -> Callable[..., SynFoCBase]:
+    """A function (case, **method settings) -> SynFoCBase whose student left its teacher a little."""
+
+    def make(case: Case, **settings: Any) -> SynFoCBase:
+        torch.manual_seed(0)
+        return _leave_teachers(SynFoCBase(SynFoCBaseSettings(**settings), _builder(case)))
+
+    return make
+
+
+def _leave_teachers(method: Any) -> Any:
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for student in method.students().values():
+            for parameter in student.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=random) * parameter.requires_grad)
+    return method
+
+
 @pytest.fixture
 def use_box(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], None]:
-    """A function that makes SynFoC paste the given box (B, [D,] H, W)."""
-    return lambda box: monkeypatch.setattr(synfoc_module, "draw_boxes", lambda *_: box)
+    """A function that makes SynFoC and its base paste the given box (B, [D,] H, W)."""
+
+    def use(box: Tensor) -> None:
+        for module in (synfoc_module, base_module):
+            monkeypatch.setattr(module, "draw_boxes", lambda *_: box)
+
+    return use
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from synfoc3d import cli, config
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
+from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 from synfoc3d.pretraining import settings as pretraining
 
 CHECKOUT = Path(__file__).parents[2]
@@ -20,7 +21,8 @@ PAGES = [*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").rglob("*.md")]
 REFERENCE = CHECKOUT / "docs" / "reference"
 SETTINGS = {
     "## Top level": config.Settings,
-    "### SynFoC": SynFoCSettings,
+    "### SynFoC (`nnUNetTrainerSynFoC`)": SynFoCSettings,
+    "### SynFoC's base": SynFoCBaseSettings,
     "### Mean teacher": MeanTeacherSettings,
     "### `nnUNetTrainerSAMed`": FineTuningSettings,
     "## `foundation`": config.FoundationSettings,

@@ -10,6 +10,7 @@ from synfoc3d.config import read_partial, resolve
 from synfoc3d.experiment.methods import is_stock, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
 from synfoc3d.methods.synfoc import SynFoCSettings
+from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 
 EXPERIMENTS = sorted(preset_plans())
 GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "experiments.md").read_text(encoding="utf-8")
@@ -76,18 +77,16 @@ def test_averages_of_the_published_sites_are_those_of_the_table() -> None:
         assert sum(at[site]["dice"] for site in sites) / len(sites) == pytest.approx(at["mean"]["dice"], abs=0.011), row
 
 
+TABLE_7 = {"SMC": ("smc", "none"), "CR": ("own", "cr"), "CDCR": ("own", "cdcr"), "SynFoC": ("smc", "cdcr")}
+
+
 def test_components_of_table_7() -> None:
     settings = settings_of("prostate")
-    switches = {
-        name: (s.method.base, s.method.ensemble, s.method.consistency)
-        for name, s in settings.items()
-        if name != "SupOnly"
-    }
-    assert switches["SMC"] == ("both", "smc", "none")
-    assert switches["CR"] == ("both", "own", "cr")
-    assert switches["CDCR"] == ("both", "own", "cdcr")
-    assert switches["SynFoC"] == ("both", "smc", "cdcr")
-    assert [switches[f"base_{name}"][0] for name in ("U-Net", "MedSAM")] == ["conventional", "foundation"]
+    both = {name: (settings[name].method.ensemble, settings[name].method.consistency) for name in TABLE_7}
+    assert both == TABLE_7
+    bases = {name: settings[f"base_{name}"].method for name in ("U-Net", "MedSAM")}
+    assert all(isinstance(method, SynFoCBaseSettings) for method in bases.values())
+    assert {name: method.network for name, method in bases.items()} == {"U-Net": "conventional", "MedSAM": "foundation"}
 
 
 def test_ensembles_of_table_8() -> None:

@@ -12,8 +12,8 @@ TRAININGS = {
     "supervised": ("nnUNetTrainerSupervised", {}, {"conventional"}),
     "upper bound": ("nnUNetTrainerFullySupervised", {}, {"conventional"}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}, {"conventional"}),
-    "foundation alone": ("nnUNetTrainerSynFoC", {"base": "foundation"}, {"foundation"}),
-    "conventional alone": ("nnUNetTrainerSynFoC", {"base": "conventional"}, {"conventional"}),
+    "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation"}, {"foundation"}),
+    "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional"}, {"conventional"}),
 }
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from synfoc3d import checkpoint as checkpoints
+from synfoc3d.errors import UserError
 
 FOLDER = Path(__file__).parent / "checkpoints_0_1"
 MODELS = {
@@ -86,3 +87,24 @@ def test_old_setting_of_the_warm_up_is_the_optimizers_now(old, project):
         trainer = project.trainer(MODELS["samed"][0], resume=True)
         trainer.load_checkpoint(str(file))
     assert trainer.settings.optimizers.foundation.warmup == 250
+
+
+@pytest.mark.parametrize("network", ["conventional", "foundation"])
+def test_old_training_of_one_network_is_the_bases_now(old, project, network):
+    file = old("synfoc")
+    content = torch.load(file, weights_only=True)
+    section = content["synfoc3d"]
+    section["settings"]["method"]["base"] = network
+    for part in ("students", "optimizers"):
+        section[part] = {network: section[part][network]}
+    section["method"] = {key: value for key, value in section["method"].items() if key.startswith(network)}
+    torch.save(content, file)
+    with project.active("old_synfoc"):
+        with pytest.raises(UserError, match="continue with -tr nnUNetTrainerSynFoCBase"):
+            project.trainer(resume=True).load_checkpoint(str(file))
+        trainer = project.trainer("nnUNetTrainerSynFoCBase", resume=True)
+        trainer.load_checkpoint(str(file))
+    assert trainer.settings.method.network == network
+    # nnU-Net's network has several names for most of its tensors, which hold different random numbers here
+    loaded = {k: v for k, v in trainer.method.state_dict().items() if network == "foundation" or "seg_layers" in k}
+    assert loaded and all(torch.equal(value, section["method"][key]) for key, value in loaded.items())

@@ -28,7 +28,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "methods.a.models.a: nnUNetTrainer trains only conventional",
     ),
     "ensemble of one network": (
-        {"trainer": SYNFOC, "settings": {"method.base": "foundation"}, "models": {"a": "ensemble"}},
+        {"trainer": f"{SYNFOC}Base", "settings": {"method.network": "foundation"}, "models": {"a": "ensemble"}},
         "trains only foundation with these settings, so 'ensemble' cannot predict",
     ),
     "no weights": ({"trainer": SYNFOC, "config": "paper"}, "medsam_vit_b needs its published weights: get medsam_vit"),
@@ -57,7 +57,7 @@ def test_mistake_is_refused(mistake: str, project: Any) -> None:
     [
         {"trainer": "nnUNetTrainerMeanTeacher", "config": "demo", "settings": {"method.noise": 0.2}},
         {"trainer": "nnUNetTrainer_5epochs"},
-        {"trainer": SYNFOC, "config": "paper", "settings": {"method.base": "conventional"}},
+        {"trainer": f"{SYNFOC}Base", "config": "paper", "settings": {"method.network": "conventional"}},
         {"trainer": SYNFOC, "config": "demo", "configuration": "3d_fullres", "models": {"a": "ensemble"}},
     ],
 )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from synfoc3d.in_plane import resize_in_plane
 from synfoc3d.losses.segmentation import segmentation_loss
-from synfoc3d.methods import synfoc as synfoc_module
+from synfoc3d.methods import mixing
 from synfoc3d.methods.base import Progress, mean_foreground_dice
+from synfoc3d.methods.mixing import pseudo_label
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.slicewise import to_unit
@@ -117,7 +118,7 @@ def test_threshold_1_admits_nothing_even_if_certain(
     for teacher in (method.conventional_teacher.decoder.head, method.foundation_teacher.network.head):
         teacher.weight.data *= 1e4
     for p in soft(method, make_batch(case)).values():
-        assert not method.harden(p).weight.any()
+        assert not pseudo_label(p, method.settings.tau).weight.any()
 
 
 def test_threshold_below_chance_admits_everything(
@@ -125,11 +126,11 @@ def test_threshold_below_chance_admits_everything(
 ) -> None:
     method = make_synfoc(case, tau=0.99 / case[1])
     for p in soft(method, make_batch(case)).values():
-        assert method.harden(p).weight.all()
+        assert pseudo_label(p, method.settings.tau).weight.all()
 
 
-def test_label_is_the_first_of_the_largest_probabilities(case: Any, make_synfoc: Callable) -> None:
-    label, weight = make_synfoc(case, tau=0.5).harden(torch.tensor([0.5, 0.5, 0.5, 0.2, 0.8, 0.5]).reshape(1, 2, 1, 3))
+def test_label_is_the_first_of_the_largest_probabilities() -> None:
+    label, weight = pseudo_label(torch.tensor([0.5, 0.5, 0.5, 0.2, 0.8, 0.5]).reshape(1, 2, 1, 3), tau=0.5)
     assert label.tolist() == [[[0, 1, 0]]]
     assert weight.tolist() == [[[0, 1, 0]]]
 
@@ -143,7 +144,7 @@ def catch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
             calls.append((logits, rest[0], rest[1]))
         return segmentation_loss(logits, *rest)
 
-    monkeypatch.setattr(synfoc_module, "segmentation_loss", record)
+    monkeypatch.setattr(mixing, "segmentation_loss", record)
     return calls
 
 
@@ -218,7 +219,7 @@ def test_quality_is_unknown_without_labels() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"tau": 1.1}, {"tau": -0.1}, {"ema_decay": 1}, {"window": -1}, {"ensemble": "x"}, {"base": "x"}, {"box": "x"}],
+    [{"tau": 1.1}, {"tau": -0.1}, {"ema_decay": 1}, {"window": -1}, {"ensemble": "x"}, {"box": "x"}],
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from synfoc3d.in_plane import resize_in_plane
-from synfoc3d.losses.segmentation import cross_entropy, dice_loss
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc import Confidence, SynFoC
 from synfoc3d.methods.window import Window
@@ -109,40 +108,8 @@ def test_structures_of_the_settings_are_used(make_synfoc: Callable, make_batch: 
     batch = make_batch(case)
     everything = confidence(make_synfoc(case, structures=((1, 2, 3),)), batch)
     classes = confidence(make_synfoc(case, structures=((1,), (2,), (3,))), batch)
-    assert (everything.mutual > classes.mutual).all()
-    assert torch.equal(classes.mutual, confidence(make_synfoc(case), batch).mutual)
-
-
-@pytest.mark.parametrize("base", ["conventional", "foundation"])
-def test_one_network_learns_alone(case: Any, base: str, make_synfoc: Callable, make_batch: Callable) -> None:
-    method = make_synfoc(case, base=base)
-    logs = method.training_step(make_batch(case), MIDDLE).logs
-    assert list(method.students()) == [base]
-    assert {name.split(".")[0] for name, _ in method.named_parameters()} == {base, f"{base}_teacher"}
-    assert not {"loss_c", "loss_d", "alpha"} & logs.keys()
-
-
-@pytest.mark.parametrize("base", ["conventional", "foundation"])
-def test_loss_of_one_network(case: Any, base: str, make_synfoc: Callable, make_batch: Callable) -> None:
-    result = make_synfoc(case, base=base).training_step(make_batch(case), MIDDLE)
-    expected = result.logs["loss_x"] + math.exp(-5 / 4) * result.logs["loss_u"]
-    torch.testing.assert_close(result.loss.detach(), expected)
-
-
-def test_conventional_network_alone_learns_from_its_teacher(
-    case: Any, make_synfoc: Callable, make_batch: Callable
-) -> None:
-    method, batch = make_synfoc(case, base="conventional"), make_batch(case)
-    expected = method.conventional_teacher(batch.unlabeled.weak).softmax(1)
-    assert torch.equal(targets(method, batch)["conventional"], expected)
-
-
-def test_foundation_network_alone_learns_from_its_teacher_through_the_net_grid(
-    case: Any, make_synfoc: Callable, make_batch: Callable
-) -> None:
-    method, batch = make_synfoc(case, base="foundation"), make_batch(case)
-    p_f = method.foundation_teacher(to_unit(batch.unlabeled.weak, batch.unlabeled.value_range)).softmax(1)
-    assert torch.equal(targets(method, batch)["foundation"], down(up(p_f)))
+    assert (everything.parts["mutual"] > classes.parts["mutual"]).all()
+    assert torch.equal(classes.parts["mutual"], confidence(make_synfoc(case), batch).parts["mutual"])
 
 
 @pytest.mark.parametrize("kind", ["cdcr", "cr", "consensus", "divergence", "none"])
@@ -159,18 +126,6 @@ def test_total_loss_adds_the_terms(case: Any, kind: str, make_synfoc: Callable, 
 def test_form_of_the_ramp(case: Any, form: str, weight: float, make_synfoc: Callable, make_batch: Callable) -> None:
     logs = make_synfoc(case, lambda_form=form).training_step(make_batch(case), Progress(999, 1000)).logs
     assert logs["lambda"].item() == pytest.approx(weight)
-
-
-@pytest.mark.parametrize("mask_background", [False, True])
-def test_background_of_the_dice_loss(
-    case: Any, mask_background: bool, make_synfoc: Callable, make_batch: Callable, use_box: Callable
-) -> None:
-    method, batch = make_synfoc(case, base="conventional", tau=0.8, mask_background=mask_background), make_batch(case)
-    use_box(torch.zeros(batch.labeled.target.shape))
-    p, logits = targets(method, batch)["conventional"], method.conventional(batch.unlabeled.strong)
-    weight = (p.amax(1) > 0.8).float()
-    expected = cross_entropy(logits, p.argmax(1), weight) + dice_loss(logits, p.argmax(1), weight, mask_background)
-    torch.testing.assert_close(method.training_step(batch, MIDDLE).logs["loss_u"], expected.detach())
 
 
 def test_bidirectional_adds_the_mirrored_sample(
@@ -197,7 +152,6 @@ def test_kind_of_box(kind: str, same: bool, make_synfoc: Callable, make_batch: C
 
 SWITCHES: dict[str, tuple[Any, ...]] = {
     "ensemble": ("smc", "linear", "cps", "own"),
-    "base": ("both", "conventional", "foundation"),
     "smc_scope": ("volume", "slice"),
     "teacher_scope": ("all", "window"),
     "window": (0, 2),

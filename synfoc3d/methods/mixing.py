@@ -1,0 +1,154 @@
+"""Learning from mixed samples, labeled inside a pasted box and unlabeled outside (SynFoC, Sec. 3.1 to 3.3).
+
+The conventional network works on whole patches on the net grid, the foundation network on the slices of a window on its
+low-resolution grid. The two *sides* hold that difference, so that a step is written once for both.
+"""
+
+from typing import Annotated, Literal, NamedTuple, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from synfoc3d.config import MethodSettings
+from synfoc3d.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.losses.rampup import LambdaForm
+from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.methods.base import Builder, Labeled, Unlabeled, full_resolution
+from synfoc3d.methods.copy_paste import BoxKind, paste
+from synfoc3d.methods.window import Window
+
+
+class MixingSettings(MethodSettings):
+    """Settings of methods that learn from mixed samples; the defaults are the published method.
+
+    Attributes:
+        tau: a position counts where the largest probability exceeds tau.
+        ema_decay: highest decay of the teachers' moving average.
+        lambda_form: ramp of the unsupervised weight.
+        box: shape of the pasted box in 3D.
+        window: with gradient, a foundation student sees only so many adjacent slices of a patch; 0 is all.
+        teacher_scope: slices the foundation teacher sees.
+        mask_background: weigh the background channel of the Dice loss too (supplementary Eq. 2).
+        bidirectional: also train on the mirrored sample, unlabeled inside the box.
+    """
+
+    tau: Annotated[float, Field(ge=0, le=1)] = 0.95
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    lambda_form: LambdaForm = "stairs"
+    box: BoxKind = "cuboid"
+    window: Annotated[int, Field(ge=0)] = 0
+    teacher_scope: Literal["all", "window"] = "all"
+    mask_background: bool = False
+    bidirectional: bool = False
+
+
+class Mixed(NamedTuple):
+    """A mixed sample after a student saw it, on the student's grid.
+
+    Attributes:
+        logits: (B, K, [D,] h, w).
+        target: (B, [D,] h, w) int64, the labels of the labeled half.
+        box: (B, [D,] h, w) in {0, 1}.
+    """
+
+    logits: Tensor
+    target: Tensor
+    box: Tensor
+
+
+class Side(Protocol):
+    """One kind of network in a step with mixed samples."""
+
+    def slices(self, window: Window) -> Window:
+        """The slices that this kind of network works on, where the foundation network has this window."""
+
+    def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
+        """The student's part of L_x on labeled images (scalar)."""
+
+    def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
+        """Show the student the mixed sample, Eq. 1; ``box`` (B, [D,] H, W) is 1 where the labeled image is pasted."""
+
+    def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
+        """The teacher's opinion (B, K, [D,] h, w) of the weak view, on its own grid."""
+
+
+class ConventionalSide:
+    """nnU-Net's network: whole patches, net grid.
+
+    Args:
+        build: gives the labeled loss.
+    """
+
+    def __init__(self, build: Builder) -> None:
+        self.build = build
+
+    def slices(self, window: Window) -> Window:
+        """All of them."""
+        return Window()
+
+    def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
+        """The run's labeled loss."""
+        return self.build.supervised_loss(student(labeled.image), labeled)
+
+    def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
+        """Mix in units of the preprocessed images."""
+        logits = full_resolution(student(paste(labeled.image, unlabeled.strong, box)))
+        return Mixed(logits, labeled.target, box)
+
+    def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
+        """Of all slices."""
+        return full_resolution(teacher(unlabeled.weak)).float().softmax(1)
+
+
+class FoundationSide:
+    """The foundation network: slices of the window, low-resolution grid."""
+
+    def slices(self, window: Window) -> Window:
+        """Those of the window."""
+        return window
+
+    def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
+        """CE + Dice on the window."""
+        logits = student(window.cut(labeled.unit))
+        return segmentation_loss(logits, _low(window.cut(labeled.target), logits))
+
+    def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
+        """Mix in the unit range, each image by the range of its own case."""
+        logits = student(window.cut(paste(labeled.unit, unlabeled.strong_unit, box)))
+        return Mixed(logits, _low(window.cut(labeled.target), logits), _low(window.cut(box), logits))
+
+    def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
+        """Of the slices that the teacher sees."""
+        return teacher(seen.cut(unlabeled.weak_unit)).float().softmax(1)
+
+
+def _low(x: Tensor, logits: Tensor) -> Tensor:
+    return resize_in_plane(x, in_plane_size(logits), "nearest")
+
+
+class PseudoLabel(NamedTuple):
+    """Labels (B, [D,] h, w) int64 and their weights in {0, 1} of the same shape."""
+
+    label: Tensor
+    weight: Tensor
+
+
+def pseudo_label(probabilities: Tensor, tau: float) -> PseudoLabel:
+    """Argmax as label, 1[max > tau] as weight (Eq. 7): (B, K, [D,] h, w) -> two tensors (B, [D,] h, w)."""
+    highest, label = probabilities.max(1)
+    return PseudoLabel(label, (highest > tau).float())
+
+
+def mixed_loss(mixed: Mixed, soft: Tensor, settings: MixingSettings) -> Tensor:
+    """CE + Dice against ground truth (weight 1) inside the box and weighted pseudo-labels outside, Eq. 7 (scalar).
+
+    Args:
+        mixed: a student's answer.
+        soft: (B, K, [D,] h, w) probabilities to learn from, on the student's grid.
+        settings: of the method.
+    """
+    pseudo = pseudo_label(soft, settings.tau)
+    label = paste(mixed.target, pseudo.label, mixed.box)
+    weight = paste(torch.ones_like(pseudo.weight), pseudo.weight, mixed.box)
+    return segmentation_loss(mixed.logits, label, weight, settings.mask_background)
