@@ -36,7 +36,7 @@ from synfoc3d.preprocessing.stock import (
     plan_if_needed,
     preprocess_if_needed,
 )
-from synfoc3d.volumes import NIFTI_ENDINGS, ImageFiles, read_orientation
+from synfoc3d.volumes import NIFTI_ENDINGS, ImageFiles, check_checksum, read_orientation
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +180,8 @@ def _preprocess_case(
     dataset_json: dict[str, Any],
 ) -> None:
     """Preprocess one case into the temporary folder, then move its files to the final one."""
+    for file in files:
+        check_checksum(Path(file))
     manager = plans.get_configuration(configuration)
     preprocessor = manager.preprocessor_class(verbose=False)
     preprocessor.run_case_save(str(temporary / case), files, None, plans, manager, dataset_json)

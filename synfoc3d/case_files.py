@@ -23,7 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from synfoc3d.errors import UserError
-from synfoc3d.volumes import NIFTI_ENDINGS
+from synfoc3d.volumes import NIFTI_ENDINGS, check_checksum
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def prepare_case(files: Sequence[Path], info: ModelInfo) -> PreparedCase:
         info: the model.
 
     Raises:
-        UserError: files that cannot be read, differ from each other, hold no voxels or ones that are no finite numbers,
-            are a single slice where the model needs a volume, or are not as many channels as in training.
+        UserError: files that cannot be read or have a wrong checksum, differ from each other, hold no voxels or ones
+            that are no finite numbers, are a single slice where the model needs a volume, or are not as many channels
+            as in training.
     """
     configuration = info.plans.get_configuration(info.configuration)
     image, properties, reader = _read(files, info.plans.image_reader_writer_class)
@@ -100,7 +101,8 @@ def _read(
     SimpleITK reads no file whose axes are not orthonormal; voxel order and spacing are the same in both readers.
     """
     names = [str(file) for file in files]
-    for name in names:
+    for file, name in zip(files, names, strict=True):
+        check_checksum(file)
         if not name.endswith(NIFTI_ENDINGS):
             continue
         shape = _nifti_shape(name)

@@ -4,7 +4,9 @@ Throughout, a file is named as nnU-Net names it: ``<case>_0000.nii.gz`` is chann
 a suffix is the only channel of its case.
 """
 
+import gzip
 import re
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from nibabel.funcs import squeeze_image
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from synfoc3d.checksums import compare_checksum, read_to_end
 from synfoc3d.errors import UserError
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
@@ -136,27 +139,44 @@ def list_images(folder: Path, whole_names: Collection[str] = (), suffixed: bool 
 def read_scan(path: Path, as_label: bool = False) -> Scan:
     """Read a file through nibabel (NIfTI, also with slightly skewed axes) or nnU-Net's own reader (other formats).
 
+    The checksum of a compressed file is compared.
+
     Args:
         path: the file.
         as_label: the file is a label map to compare. More is accepted than nnU-Net can be trained on: NIfTI files of 2
             dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colours.
 
     Raises:
-        UserError: a file that cannot be read or holds no voxels, a NIfTI file that is not 3D or has colours, or a
-            useless affine.
+        UserError: a file that cannot be read or holds no voxels, a wrong checksum, a NIfTI file that is not 3D or has
+            colours, or a useless affine.
     """
     _, ending = name_and_ending(path)
     try:
         scan = _read_nifti(path, as_label) if ending in NIFTI_ENDINGS else _read_other(path, ending, as_label)
-    except UserError:
-        raise
     except Exception as error:  # third-party readers raise whatever they meet in a damaged file
+        check_checksum(path)  # if it is wrong, it says more than what a reader stumbled over in the header
+        if isinstance(error, UserError):
+            raise
         raise _unreadable(path, error) from error
     if scan.values.dtype.kind not in "biuf":
         raise UserError(f"{path} stores colours or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
     if not scan.values.size:
         raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
     return scan
+
+
+def check_checksum(path: Path) -> None:
+    """Compare the checksum of a compressed file, before another library reads it without doing so.
+
+    Other files are left unread: nothing in them tells a flipped bit.
+
+    Raises:
+        UserError: the checksum is wrong, or the file cannot be decompressed.
+    """
+    try:
+        compare_checksum(path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_orientation(path: Path) -> str:
@@ -236,8 +256,18 @@ def _load_nifti(path: Path) -> Any:  # noqa: ANN401 - nibabel's return type lack
 
 
 def _read_nifti(path: Path, as_label: bool) -> Scan:
-    """Read a 3D NIfTI file with its axes reversed, as nnU-Net does; see `read_scan` for the others."""
+    """Read a 3D NIfTI file; see `read_scan` for the others."""
     image = _load_nifti(path)
+    if not path.name.lower().endswith(".gz"):
+        return _nifti_scan(path, image, as_label)
+    with gzip.open(path) as stream:  # ours, so that the rest can be read without decompressing the file twice
+        scan = _nifti_scan(path, type(image).from_stream(stream), as_label)
+        read_to_end(stream)
+    return scan
+
+
+def _nifti_scan(path: Path, image: Any, as_label: bool) -> Scan:  # noqa: ANN401 - as _load_nifti gives it
+    """Read the voxels of nibabel's image, with its axes reversed as nnU-Net does."""
     if as_label:
         image = squeeze_image(image)
     if image.ndim != 3 and not (as_label and image.ndim == 2):
@@ -256,6 +286,7 @@ def _read_nifti(path: Path, as_label: bool) -> Scan:
 
 def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
     """Read through the first of nnU-Net's readers that can: two of them share the ending .tif, for 2D and 3D."""
+    compare_checksum(path)
     failures: list[Exception] = []
     several: list[Scan] = []
     for reader in LIST_OF_IO_CLASSES:

@@ -211,6 +211,19 @@ def write_nifti():
     return write
 
 
+@pytest.fixture(scope="session")
+def flip_bit():
+    """Return a function that flips a bit of a file, by default one of the checksum at the end of a gzip file."""
+
+    def flip(path, byte=-8, bit=0):
+        content = bytearray(path.read_bytes())
+        content[byte] ^= 1 << bit
+        path.write_bytes(content)
+        return path
+
+    return flip
+
+
 @pytest.fixture
 def write_image(write_nifti):
     """Return a function that writes an image of random voxels."""

@@ -144,6 +144,13 @@ def test_a_truncated_file_is_named(folders, folder, classes):
     assert f"{path} cannot be read" in failure(folders, "a", classes=classes)
 
 
+def test_a_wrong_checksum_is_named(folders, flip_bit):
+    for folder in folders:  # of smaller files nibabel reads all to tell the format, and meets the checksum by chance
+        write(folder, a=np.ones((20, 15, 10), np.uint8))
+    path = flip_bit(folders[1] / "a.nii.gz")
+    assert f"{path} cannot be read" in failure(folders, "a", classes={"RV": 1})
+
+
 @pytest.mark.parametrize("value", [np.nan, 0.5, -1])
 def test_values_that_are_no_labels_are_named(folders, value):
     write(folders[1], a=np.full(SHAPE, value, dtype=np.float32))

@@ -216,6 +216,15 @@ class TestRefusedFiles:
         path.write_bytes(path.read_bytes()[:300])
         refused(source, "u.nii.gz cannot be read")
 
+    @pytest.mark.parametrize("name", ["labeled/images/b", "labeled/labels/b", "unlabeled/u"])
+    def test_wrong_checksum(self, source, write_image, write_label, flip_bit, name):
+        shape = (20, 15, 10)  # of smaller files nibabel reads all to tell the format, and meets the checksum by chance
+        for image in ("labeled/images/b", "unlabeled/u"):
+            write_image(source / f"{image}.nii.gz", shape=shape)
+        write_label(source / "labeled/labels/b.nii.gz", shape=shape)
+        flip_bit(source / f"{name}.nii.gz")
+        refused(source, f"{name}.nii.gz cannot be read, it is damaged .*CRC check failed")
+
     def test_empty_folder(self, source):
         (source / "unlabeled" / "u.nii.gz").unlink()
         refused(source, "unlabeled holds no scan")

@@ -272,6 +272,11 @@ class TestRefused:
             run()
         assert sorted(os.listdir(preprocessed / "nnUNetPlans_2d_unlabeled")) == ["u1.b2nd", "u1.pkl", "u1_seg.b2nd"]
 
+    def test_wrong_checksum_is_named(self, dataset, flip_bit):
+        path = flip_bit(dataset[0] / "imagesUn" / "u0_0000.nii.gz")
+        with pytest.raises(UserError, match=f"1 of 2 cases .* could not be preprocessed .u0: {path} cannot be read"):
+            run()
+
     def test_unknown_configuration(self, dataset):
         with pytest.raises(UserError, match="no configuration '3d_fulres'. Did you mean '3d_fullres'?"):
             run(configurations=["3d_fulres"])

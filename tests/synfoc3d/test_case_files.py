@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -97,6 +98,23 @@ def test_truncated_file_is_refused(refusal, scan, kept):
     data = scan.read_bytes()
     scan.write_bytes(data[: int(kept * len(data))])
     assert str(scan) in (message := refusal(scan)) and "replace" in message
+
+
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIO"])
+@pytest.mark.parametrize("byte", [-8, -4, 300])  # of the checksum, of the length, of the voxels
+def test_damaged_file_is_refused_whatever_reads_it(info, scan, flip_bit, reader, byte):
+    model = info()
+    plans = PlansManager(model.plans.plans | {"image_reader_writer": reader})
+    with pytest.raises(UserError, match=f"^{flip_bit(scan, byte)} cannot be read, it is damaged"):
+        prepare_case([scan], replace(model, plans=plans))
+
+
+def test_file_cut_short_is_refused_whatever_reads_it(info, scan):
+    model = info()
+    plans = PlansManager(model.plans.plans | {"image_reader_writer": "SimpleITKIO"})
+    scan.write_bytes(scan.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"^{scan} cannot be read, it is damaged"):
+        prepare_case([scan], replace(model, plans=plans))
 
 
 def test_file_that_is_no_image_is_refused(refusal, scan):

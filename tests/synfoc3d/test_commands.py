@@ -89,6 +89,18 @@ def test_bad_scan_gives_exit_status_1_and_the_others_their_masks(trained, tmp_pa
     assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 2
 
 
+def test_scan_with_a_wrong_checksum_is_not_segmented(trained, tmp_path, capsys, flip_bit):
+    scans = shutil.copytree(trained.root / "scans" / "unlabeled", tmp_path / "scans")
+    damaged = flip_bit(scans / "Btrain002_0000.nii.gz")
+    options = ["-npp", "0", "-nps", "0", "--fast", "-device", "cpu", "--disable_progress_bar"]
+    with pytest.raises(SystemExit) as caught:
+        trained.command("predict", "-i", scans, "-o", tmp_path / "masks", *MODEL, *options)
+    assert caught.value.code == 1
+    said = capsys.readouterr().err
+    assert f"1 of 2 cases segmented, 1 failed:\n  Btrain002: {damaged} cannot be read" in said
+    assert [file.name for file in (tmp_path / "masks").glob("*.nii.gz")] == ["Btrain003.nii.gz"]
+
+
 def test_mask_on_another_grid_gives_exit_status_1_after_the_others_were_evaluated(labels, write_label, capsys):
     write_label(labels / "worse" / "case0.nii.gz", shape=(7, 6, 4))
     with pytest.raises(SystemExit) as caught:
