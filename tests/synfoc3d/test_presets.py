@@ -1,11 +1,14 @@
 """The presets of published experiments: each resolves, and holds the published numbers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
+from synfoc3d.augmentation import is_color
 from synfoc3d.config import read_partial, resolve
 from synfoc3d.experiment.methods import is_stock, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
@@ -33,7 +36,8 @@ def test_published_hyper_parameters(preset: str) -> None:
 @pytest.mark.parametrize("preset", [*PUBLISHED, "acdc"])
 def test_presets_share_the_published_networks_and_optimizers(preset: str) -> None:
     ours, paper = (resolve(read_partial(name), SynFoCSettings) for name in (preset, "paper"))
-    assert (ours.foundation, ours.conventional, ours.optimizers) == (
+    same_colors = ours.foundation.model_copy(update={"intensity": paper.foundation.intensity})
+    assert (same_colors, ours.conventional, ours.optimizers) == (
         paper.foundation,
         paper.conventional,
         paper.optimizers,
@@ -41,6 +45,19 @@ def test_presets_share_the_published_networks_and_optimizers(preset: str) -> Non
     assert (paper.foundation.image_size, paper.optimizers.conventional.lr, paper.optimizers.foundation.lr) == (
         512, 0.03, 1.2e-4,
     )  # fmt: skip
+
+
+def test_colors_have_a_fixed_range_and_gray_images_that_of_their_case() -> None:
+    rules = {name: resolve(read_partial(name), SynFoCSettings).foundation.intensity for name in PUBLISHED}
+    assert rules.pop("fundus") == (0, 1)
+    assert set(rules.values()) == {"case"}
+
+
+def test_channels_of_the_fundus_guide_are_colors_to_nnunet() -> None:
+    section = GUIDE.split("### Fundus")[1].split("###")[0]
+    for block in section.split("```json")[1:]:
+        names = json.loads(block.split("```")[0])["channel_names"].values()
+        assert is_color([get_normalization_scheme(name).__name__ for name in names])
 
 
 def settings_of(experiment: str) -> dict[str, Any]:
