@@ -9,13 +9,15 @@ import yaml
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from synfoc3d.augmentation import is_color
-from synfoc3d.config import read_partial, resolve
+from synfoc3d.config import MethodSettings, differences, read_partial, resolve
 from synfoc3d.experiment.methods import is_stock, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
 from synfoc3d.methods.synfoc import SynFoCSettings
 
 EXPERIMENTS = sorted(preset_plans())
-GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "experiments.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "how-to" / "experiments.md").read_text(encoding="utf-8")
+PRESETS = sorted(file.stem for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("pretrain"))
 # steps t_max, images per step, range of brightness and contrast: SynFoC (CVPR 2025), implementation details
 PUBLISHED = {
     "prostate": (60_000, 4, (0.1, 2.0)),
@@ -58,6 +60,21 @@ def test_channels_of_the_fundus_guide_are_colors_to_nnunet() -> None:
     for block in section.split("```json")[1:]:
         names = json.loads(block.split("```")[0])["channel_names"].values()
         assert is_color([get_normalization_scheme(name).__name__ for name in names])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_page_lists_every_preset(preset: str) -> None:
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    first_column = [
+        line.split("|")[1] for line in page.split("| preset | for |")[1].split("\n\n")[0].splitlines() if line
+    ]
+    assert any(f"`{preset}`" in cell for cell in first_column)
+
+
+def test_nnunet_is_the_defaults_with_nnunets_intensity_augmentation() -> None:
+    ours, defaults = (resolve(tree, MethodSettings) for tree in (read_partial("nnunet"), {}))
+    assert differences(ours, defaults) == ["augmentation.labeled_intensity"]
+    assert ours.augmentation.labeled_intensity
 
 
 def settings_of(experiment: str) -> dict[str, Any]:
