@@ -2,6 +2,9 @@
 
 The measure is SynFoC's self-mutual confidence (CVPR 2025, Sec. 3.3) of whole cases: how far the conventional student
 agrees with its teacher (self), and how far the conventional teacher agrees with the foundation teacher (mutual).
+
+It is measured as in a training step: the networks see one patch at a time, and the teachers are compared on the
+foundation network's low-resolution grid. The patches of a case count together, like the slices of one patch.
 """
 
 import csv
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from synfoc3d import checkpoint as checkpoints
@@ -23,13 +26,11 @@ from synfoc3d.domains import read_domains
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.figures import figure_file
 from synfoc3d.inference.inputs import find_jobs
-from synfoc3d.inference.models import ModelChoice, build_conventional, read_info
+from synfoc3d.inference.judges import Opinions, load_judges
+from synfoc3d.inference.models import ModelChoice, read_info
 from synfoc3d.inference.pipeline import Outcome, prepare_ahead
-from synfoc3d.methods.confidence import Structures, label_agreement
-from synfoc3d.networks.lora import merge
-from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.methods.confidence import Structures, label_agreement, mutual_confidence
 from synfoc3d.overview import draw_contours
-from synfoc3d.prediction import CasePredictor
 
 TABLE_FILE, PICTURE_FILE = "rank.csv", "rank.png"
 PICTURES = 8
@@ -71,23 +72,6 @@ class _Picture:
     aspect: float
 
 
-@dataclass(frozen=True)
-class _Judges:
-    """The networks whose agreement is measured."""
-
-    student: nn.Module
-    teacher: nn.Module
-    foundation_teacher: SlicewiseFoundation
-    structures: Structures
-
-    def label_maps(self, predictor: CasePredictor, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Labels (1, D, H, W) that student, teacher and foundation teacher give a case."""
-        student = predictor.conventional(self.student, image)
-        teacher = predictor.conventional(self.teacher, image)
-        foundation = predictor.foundation(self.foundation_teacher, image)
-        return student.argmax(0)[None], teacher.argmax(0)[None], foundation.argmax(0)[None]
-
-
 def rank(
     source: Path,
     output: Path,
@@ -120,10 +104,7 @@ def rank(
     """
     info = read_info(choice)
     checkpoint = _load_one_fold(choice)
-    judges = _judges(choice, info, checkpoint)
-    predictor = CasePredictor(
-        info.plans, info.configuration, info.dataset_json, None, torch.device(device), mirroring=False
-    )
+    judges = load_judges(choice, info, checkpoint, torch.device(device))
     domain_of = read_domains(domains) if domains else {}
     jobs = find_jobs(source, output, info.file_ending)
     outcome, found = Outcome(), {}
@@ -131,12 +112,12 @@ def rank(
     for job, future in tqdm(prepared, total=len(jobs), desc="Ranking", disable=None if progress_bar else True):
         try:
             image = torch.from_numpy(future.result().image)
-            maps = judges.label_maps(predictor, image)
+            opinions = judges.opinions(image)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are to be ranked
             outcome.fail(job, error)
             continue
-        confidence = _confidence(job.case, domain_of.get(job.case, ""), maps, judges.structures)
-        found[job.case] = (confidence, _picture(image, maps, info))
+        confidence = _confidence(job.case, domain_of.get(job.case, ""), opinions, judges.structures)
+        found[job.case] = (confidence, _picture(image, opinions, info))
     ranked = sorted(found.values(), key=lambda entry: entry[0].alpha)
     confidences = [confidence for confidence, _ in ranked]
     if ranked:
@@ -155,35 +136,18 @@ def _load_one_fold(choice: ModelChoice) -> dict[str, Any]:
     return checkpoints.load(choice.folder() / f"fold_{choice.folds[0]}" / choice.checkpoint)
 
 
-def _judges(choice: ModelChoice, info: ModelInfo, checkpoint: dict[str, Any]) -> _Judges:
-    heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
-
-    def conventional(name: str) -> nn.Module:
-        network = build_conventional(choice.trainer, info, heads)
-        network.load_state_dict(checkpoints.network_state(checkpoint, name))
-        return network
-
-    settings = checkpoints.section_of(checkpoint)["settings"]["method"]
-    foundation_teacher = checkpoints.rebuild_foundation(checkpoint, heads, "foundation_teacher")
-    merge(foundation_teacher)
-    return _Judges(
-        conventional("conventional"),
-        conventional("conventional_teacher"),
-        foundation_teacher,
-        settings.get("structures") or tuple((value,) for value in range(1, heads)),
-    )
-
-
-def _confidence(case: str, domain: str, maps: tuple[Tensor, Tensor, Tensor], structures: Structures) -> CaseConfidence:
-    student, teacher, foundation = maps
-    each = [float(label_agreement(teacher, foundation, [structure])) for structure in structures]
+def _confidence(case: str, domain: str, opinions: Opinions, structures: Structures) -> CaseConfidence:
+    student, teacher = opinions.stacked("student"), opinions.stacked("teacher")
+    foundation = opinions.stacked("foundation_low")
+    each = [float(mutual_confidence(teacher, foundation, [structure])) for structure in structures]
+    seen = (opinions.on_case("student") > 0) | (opinions.on_case("teacher") > 0) | (opinions.on_case("foundation") > 0)
     return CaseConfidence(
         case,
         domain,
         own=float(label_agreement(student, teacher, structures)),
         mutual=float(np.mean(each)),
         per_structure=tuple(each),
-        foreground=int(((student > 0) | (teacher > 0) | (foundation > 0)).sum()),
+        foreground=int(seen.sum()),
     )
 
 
@@ -205,13 +169,13 @@ def _table(confidences: Sequence[CaseConfidence], structures: Sequence[str]) -> 
     return text.getvalue()
 
 
-def _picture(image: Tensor, maps: tuple[Tensor, Tensor, Tensor], info: ModelInfo) -> _Picture:
-    _, teacher, foundation = maps
-    differing = (teacher != foundation)[0].sum((1, 2))
+def _picture(image: Tensor, opinions: Opinions, info: ModelInfo) -> _Picture:
+    teacher, foundation = opinions.on_case("teacher"), opinions.on_case("foundation")
+    differing = (teacher != foundation).sum((1, 2))
     # where nothing differs, the slice with most foreground says more than an arbitrary one
-    z = int((differing if differing.any() else (teacher > 0)[0].sum((1, 2))).argmax())
+    z = int((differing if differing.any() else (teacher > 0).sum((1, 2))).argmax())
     height, width = info.plans.get_configuration(info.configuration).spacing[-2:]
-    return _Picture(image[0, z].numpy(), teacher[0, z].numpy(), foundation[0, z].numpy(), height / width)
+    return _Picture(image[0, z].numpy(), teacher[z].numpy(), foundation[z].numpy(), height / width)
 
 
 def _draw(ranked: Sequence[tuple[CaseConfidence, _Picture]], file: Path) -> None:

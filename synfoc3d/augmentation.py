@@ -1,6 +1,7 @@
 """The strong view: intensity changes on top of the weak, spatial view, voxel-aligned with it."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from synfoc3d.config import AugmentationSettings
 from synfoc3d.networks.slicewise import from_unit, to_unit
+
+LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in a gray value (ITU-R 601), as in PIL's ImageEnhance
 
 
 def _draw(interval: tuple[float, float]) -> float:
@@ -31,7 +34,30 @@ def blur_in_plane(image: Tensor, sigma: tuple[float, float]) -> Tensor:
     return gaussian_blur(slices, kernel_size=kernel, sigma=[sigma[1], sigma[0]]).reshape(image.shape)
 
 
-def strong_view(weak: Tensor, value_range: Tensor, settings: AugmentationSettings, image_size: int) -> Tensor:
+def is_color(normalizations: Sequence[str]) -> bool:
+    """Whether the channels are the red, green and blue of a color image.
+
+    Three channels are, if nnU-Net leaves their proportions alone: all are called ``rgb_to_0_1`` in dataset.json, and
+    only divided by 255. Sequences of an MR examination, and colors normalized one by one, are channels of their own.
+
+    Args:
+        normalizations: nnU-Net's normalization of each channel, as its plans name them.
+    """
+    return list(normalizations) == ["RGBTo01Normalization"] * 3
+
+
+def _contrast_mean(sample: Tensor, color: bool) -> Tensor:
+    """Value around which the contrast of a sample (C, [D,] H, W) is stretched; broadcasts over it.
+
+    The mean of each channel; for color the mean of the gray image, one for all channels, so that gray stays gray.
+    """
+    mean = sample.mean(dim=tuple(range(1, sample.ndim)), keepdim=True)
+    return (mean.new_tensor(LUMA).reshape_as(mean) * mean).sum(0, keepdim=True) if color else mean
+
+
+def strong_view(
+    weak: Tensor, value_range: Tensor, settings: AugmentationSettings, image_size: int, color: bool = False
+) -> Tensor:
     """Brightness, contrast and in-plane blur, always and in this order (SynFoC's strong augmentation).
 
     One draw per sample, shared by all its slices and channels. The changes happen in the unit range [0, 1] of the
@@ -42,6 +68,7 @@ def strong_view(weak: Tensor, value_range: Tensor, settings: AugmentationSetting
         value_range: (B, C, 2), lo and hi of each sample's case.
         settings: ranges of the three changes.
         image_size: S, the side to which the blur's standard deviation refers, in pixels.
+        color: the three channels are red, green and blue (:func:`is_color`): contrast changes around their gray mean.
 
     Returns:
         Tensor of the same shape, in units of the preprocessed image.
@@ -50,7 +77,7 @@ def strong_view(weak: Tensor, value_range: Tensor, settings: AugmentationSetting
     changed = []
     for sample in to_unit(weak, value_range):
         brighter = (_draw(settings.brightness) * sample).clamp(0, 1)
-        mean = brighter.mean(dim=tuple(range(1, brighter.ndim)), keepdim=True)
+        mean = _contrast_mean(brighter, color)
         contrasted = (mean + _draw(settings.contrast) * (brighter - mean)).clamp(0, 1)
         sigma = max(_draw(settings.blur), 1e-3)
         changed.append(blur_in_plane(contrasted, (sigma * height / image_size, sigma * width / image_size)))

@@ -149,7 +149,8 @@ class AugmentationSettings(Section):
 
     Attributes:
         brightness: range of the factor on the unit range [0, 1].
-        contrast: range of the factor around the patch's mean.
+        contrast: range of the factor around the mean of each channel of the patch; for color images (channels called
+            ``rgb_to_0_1``) around the mean of its gray image.
         blur: range of the Gaussian's standard deviation, in pixels of the foundation network's image.
         labeled_intensity: give the labelled stream nnU-Net's own intensity augmentation (off in the paper).
     """

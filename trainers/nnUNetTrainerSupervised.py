@@ -5,6 +5,10 @@ from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
 
 
 class nnUNetTrainerSupervised(SemiSupervisedTrainer):
-    """Trains :class:`~synfoc3d.methods.supervised.Supervised`."""
+    """Trains :class:`~synfoc3d.methods.supervised.Supervised`.
+
+    Not stock nnU-Net: by default labeled patches get no intensity augmentation and a training has 240 epochs, as for
+    every trainer here. docs/explanation/supervised.md names all differences.
+    """
 
     method_class = Supervised

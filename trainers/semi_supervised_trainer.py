@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d import config
 from synfoc3d.atomic import atomic_write_text
-from synfoc3d.augmentation import strong_view
+from synfoc3d.augmentation import is_color, strong_view
 from synfoc3d.errors import UserError
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Progress, Unlabeled, full_resolution
@@ -241,7 +241,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             return Batch(labeled)
         weak, hidden, value_range = self._to_device(raw, "unlabeled_")
         value_range = resolve_range(rule, value_range, weak)
-        strong = strong_view(weak, value_range, self.settings.augmentation, self.strong_image_size())
+        color = is_color(self.configuration_manager.normalization_schemes)
+        strong = strong_view(weak, value_range, self.settings.augmentation, self.strong_image_size(), color)
         return Batch(labeled, Unlabeled(weak, strong, value_range, hidden[0][:, 0].long()))
 
     def strong_image_size(self) -> int:

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from synfoc3d.in_plane import in_plane_size, resize_in_plane
+
 Scope = Literal["volume", "slice"]
 Structures = Sequence[Sequence[int]]
 
@@ -27,6 +29,25 @@ def label_agreement(first: Tensor, second: Tensor, structures: Structures, scope
     axes = list(range(1, first.ndim)) if scope == "volume" else [-2, -1]
     values = [_structure_agreement(_mask(first, s), _mask(second, s), axes) for s in structures]
     return torch.stack(values).mean(0)
+
+
+def mutual_confidence(
+    conventional: Tensor, foundation: Tensor, structures: Structures, scope: Scope = "volume"
+) -> Tensor:
+    """Agreement of the two teachers, on the foundation network's low-resolution grid.
+
+    Args:
+        conventional: (B, [D,] H, W) integer labels on the net grid; the nearest ones are taken to the other grid.
+        foundation: (B, [D,] s, s) labels of the same slices.
+        structures: see :func:`label_agreement`.
+        scope: see :func:`label_agreement`.
+
+    Returns:
+        (B), or (B, D) for volumes in ``slice`` scope; float32 in [0, 1].
+    """
+    return label_agreement(
+        resize_in_plane(conventional, in_plane_size(foundation), "nearest"), foundation, structures, scope
+    )
 
 
 def _mask(labels: Tensor, structure: Sequence[int]) -> Tensor:

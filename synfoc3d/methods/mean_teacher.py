@@ -1,4 +1,8 @@
-"""Mean teacher: a student kept consistent with its own moving average ("Mean teachers are better role models")."""
+"""Mean teacher: a student kept consistent with its own moving average ("Mean teachers are better role models").
+
+The weights of both losses, the noise and the moving average are those of UA-MT and SSL4MIS, the public code for medical
+segmentation.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -11,6 +15,8 @@ from synfoc3d.config import MethodSettings
 from synfoc3d.losses.rampup import gaussian_rampup
 from synfoc3d.methods.base import Batch, Builder, Method, Progress, StepResult, full_resolution, teacher_of
 from synfoc3d.networks.teacher import update_teacher
+
+LABELED_WEIGHT = 0.5  # the public code takes the mean of cross-entropy and Dice; the labeled loss here is their sum
 
 
 class MeanTeacherSettings(MethodSettings):
@@ -30,7 +36,10 @@ class MeanTeacherSettings(MethodSettings):
 
 
 class MeanTeacher(Method):
-    """L = L_s + w(t) mean((p_student - p_teacher)^2) on unlabelled patches; the teacher's input carries noise."""
+    """L = 1/2 L_s + w(t) mean((p_student - p_teacher)^2) on unlabeled patches; the teacher's input carries noise.
+
+    L_s is the labeled loss, cross-entropy + Dice.
+    """
 
     Settings = MeanTeacherSettings
 
@@ -45,7 +54,7 @@ class MeanTeacher(Method):
         return {"conventional": self.conventional}
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """Labelled loss plus the weighted consistency (scalar)."""
+        """Half the labeled loss plus the weighted consistency (scalar); both are logged before their weights."""
         assert batch.unlabeled is not None
         supervised = self.build.supervised_loss(self.conventional(batch.labeled.image), batch.labeled)
         image = batch.unlabeled.weak
@@ -57,7 +66,7 @@ class MeanTeacher(Method):
         consistency = (prediction - target).square().mean()
         weight = gaussian_rampup(progress.step, self.settings.consistency_weight, self.settings.rampup_length)
         logs = {"loss_supervised": supervised.detach(), "loss_consistency": consistency.detach()}
-        return StepResult(supervised + weight * consistency, logs)
+        return StepResult(LABELED_WEIGHT * supervised + weight * consistency, logs)
 
     def update_teachers(self, step: int) -> None:
         """Moving average of the student's parameters."""

@@ -8,21 +8,22 @@ import torch
 
 from synfoc3d.errors import UserError
 from synfoc3d.inference import rank as module
+from synfoc3d.inference.judges import Opinions, PatchLabels
 from synfoc3d.inference.models import ModelChoice
 from synfoc3d.inference.rank import rank
 
 CHOICE = ModelChoice("501", "2d")
-SHAPE = (1, 3, 4, 5)
+SHAPE = (3, 4, 5)
 
 
-def maps(student, teacher, foundation):
-    """Label maps (1, D, H, W) that are 1 in the given slices."""
-    result = []
+def opinions(student, teacher, foundation):
+    """One patch whose labels are 1 in the given slices; both grids are the same."""
+    labels = []
     for slices in (student, teacher, foundation):
-        labels = torch.zeros(SHAPE, dtype=torch.int64)
-        labels[:, list(slices)] = 1
-        result.append(labels)
-    return tuple(result)
+        labels.append(torch.zeros(SHAPE, dtype=torch.int16))
+        labels[-1][list(slices)] = 1
+    everything = tuple(slice(0, length) for length in SHAPE)
+    return Opinions([PatchLabels(*labels, foundation_low=labels[-1])], [everything], everything)
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def run(trained, tmp_path):
 
 
 def test_confidences_are_the_published_ones():
-    found = module._confidence("a", "", maps([0, 1], [0], [1, 2]), [(1,)])
+    found = module._confidence("a", "", opinions([0, 1], [0], [1, 2]), [(1,)])
     assert found.own == pytest.approx((2 * 20 + 1) / (60 + 1.001))
     assert found.mutual == pytest.approx(1 / (60 + 1.001))
     assert found.alpha == found.own * found.mutual
@@ -46,7 +47,7 @@ def test_confidences_are_the_published_ones():
 
 
 def test_structures_are_averaged_and_kept_apart():
-    found = module._confidence("a", "", maps([0], [0], [0]), [(1,), (2,)])
+    found = module._confidence("a", "", opinions([0], [0], [0]), [(1,), (2,)])
     assert found.per_structure == pytest.approx((41 / 41.001, 1.0))
     assert found.mutual == pytest.approx(np.mean(found.per_structure))
 

@@ -5,18 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter
 
-from synfoc3d.augmentation import blur_in_plane, strong_view
+from synfoc3d.augmentation import blur_in_plane, is_color, strong_view
 from synfoc3d.config import AugmentationSettings
 
 UNIT = torch.tensor([0.0, 1.0])
 NO_BLUR = (0.0, 0.0)
 
 
-def view(image: torch.Tensor, value_range: torch.Tensor = UNIT, **settings: Any) -> torch.Tensor:
+def view(image: torch.Tensor, value_range: torch.Tensor = UNIT, color: bool = False, **settings: Any) -> torch.Tensor:
     chosen = AugmentationSettings(**{"brightness": (1, 1), "contrast": (1, 1), "blur": NO_BLUR} | settings)
-    return strong_view(image, value_range.expand(*image.shape[:2], 2), chosen, image.shape[-1])
+    return strong_view(image, value_range.expand(*image.shape[:2], 2), chosen, image.shape[-1], color)
 
 
 @pytest.fixture(params=[(2, 1, 12, 20), (2, 3, 12, 20), (2, 1, 3, 12, 20), (1, 2, 1, 12, 20)], ids=str)
@@ -39,6 +40,51 @@ def test_brightness_multiplies_and_clips(image: torch.Tensor) -> None:
 def test_contrast_stretches_around_the_mean_of_each_channel(image: torch.Tensor) -> None:
     mean = image.flatten(2).mean(2).reshape(*image.shape[:2], *[1] * (image.ndim - 2))
     torch.testing.assert_close(view(image, contrast=(1.7, 1.7)), (mean + 1.7 * (image - mean)).clamp(0, 1))
+
+
+@pytest.fixture
+def photograph() -> np.ndarray:
+    """(H, W, 3) 8-bit colors, with much red and little blue."""
+    noise = np.random.default_rng(0).integers(0, 256, (24, 31, 3))
+    return (noise * [0.4, 0.5, 0.3] + [150, 40, 0]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.9, 1.5, 2.0])
+def test_contrast_of_colors_is_pils(photograph: np.ndarray, factor: float) -> None:
+    expected = np.asarray(ImageEnhance.Contrast(Image.fromarray(photograph)).enhance(factor), dtype=float)
+    image = torch.from_numpy(photograph / 255).permute(2, 0, 1)[None]
+    changed = view(image, color=True, contrast=(factor, factor))[0].permute(1, 2, 0).numpy() * 255
+    # PIL rounds every gray value and their mean (1 together, times 1 - factor), and cuts its result to an integer
+    assert np.abs(changed - expected).max() <= abs(1 - factor) + 1
+
+
+def test_strong_colors_are_pils(photograph: np.ndarray) -> None:
+    brighter = ImageEnhance.Brightness(Image.fromarray(photograph)).enhance(1.4)
+    expected = np.asarray(ImageEnhance.Contrast(brighter).enhance(0.6), dtype=float)
+    image = torch.from_numpy(photograph / 255).permute(2, 0, 1)[None]
+    changed = view(image, color=True, brightness=(1.4, 1.4), contrast=(0.6, 0.6))[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(changed - expected).max() <= 3
+
+
+def test_contrast_keeps_gray_gray() -> None:
+    gray = torch.rand(2, 1, 3, 12, 20).expand(-1, 3, -1, -1, -1)
+    torch.testing.assert_close(
+        view(gray, color=True, contrast=(1.7, 1.7)), view(gray[:, :1], contrast=(1.7, 1.7)).expand(-1, 3, -1, -1, -1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("normalizations", "color"),
+    [
+        (["RGBTo01Normalization"] * 3, True),
+        (["ZScoreNormalization"] * 3, False),
+        (["RGBTo01Normalization", "RGBTo01Normalization", "ZScoreNormalization"], False),
+        (["RGBTo01Normalization"] * 4, False),
+        (["RGBTo01Normalization"], False),
+    ],
+)
+def test_color_is_three_channels_divided_by_255(normalizations: list[str], color: bool) -> None:
+    assert is_color(normalizations) is color
 
 
 def test_brightness_comes_before_contrast(image: torch.Tensor) -> None:

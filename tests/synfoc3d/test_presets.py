@@ -1,19 +1,24 @@
 """The presets of published experiments: each resolves, and holds the published numbers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
-from synfoc3d.config import read_partial, resolve
+from synfoc3d.augmentation import is_color
+from synfoc3d.config import MethodSettings, differences, read_partial, resolve
 from synfoc3d.experiment.methods import is_stock, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 
 EXPERIMENTS = sorted(preset_plans())
-GUIDE = (Path(__file__).parents[2] / "docs" / "how-to" / "experiments.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "how-to" / "experiments.md").read_text(encoding="utf-8")
+PRESETS = sorted(file.stem for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("pretrain"))
 # steps t_max, images per step, range of brightness and contrast: SynFoC (CVPR 2025), implementation details
 PUBLISHED = {
     "prostate": (60_000, 4, (0.1, 2.0)),
@@ -34,7 +39,8 @@ def test_published_hyper_parameters(preset: str) -> None:
 @pytest.mark.parametrize("preset", [*PUBLISHED, "acdc"])
 def test_presets_share_the_published_networks_and_optimizers(preset: str) -> None:
     ours, paper = (resolve(read_partial(name), SynFoCSettings) for name in (preset, "paper"))
-    assert (ours.foundation, ours.conventional, ours.optimizers) == (
+    same_colors = ours.foundation.model_copy(update={"intensity": paper.foundation.intensity})
+    assert (same_colors, ours.conventional, ours.optimizers) == (
         paper.foundation,
         paper.conventional,
         paper.optimizers,
@@ -43,6 +49,34 @@ def test_presets_share_the_published_networks_and_optimizers(preset: str) -> Non
     assert (paper.foundation.image_size, paper.optimizers.conventional.lr, paper.optimizers.foundation.lr) == (
         512, 0.03, 1.2e-4,
     )  # fmt: skip
+
+
+def test_colors_have_a_fixed_range_and_gray_images_that_of_their_case() -> None:
+    rules = {name: resolve(read_partial(name), SynFoCSettings).foundation.intensity for name in PUBLISHED}
+    assert rules.pop("fundus") == (0, 1)
+    assert set(rules.values()) == {"case"}
+
+
+def test_channels_of_the_fundus_guide_are_colors_to_nnunet() -> None:
+    section = GUIDE.split("### Fundus")[1].split("###")[0]
+    for block in section.split("```json")[1:]:
+        names = json.loads(block.split("```")[0])["channel_names"].values()
+        assert is_color([get_normalization_scheme(name).__name__ for name in names])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_page_lists_every_preset(preset: str) -> None:
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    first_column = [
+        line.split("|")[1] for line in page.split("| preset | for |")[1].split("\n\n")[0].splitlines() if line
+    ]
+    assert any(f"`{preset}`" in cell for cell in first_column)
+
+
+def test_nnunet_is_the_defaults_with_nnunets_intensity_augmentation() -> None:
+    ours, defaults = (resolve(tree, MethodSettings) for tree in (read_partial("nnunet"), {}))
+    assert differences(ours, defaults) == ["augmentation.labeled_intensity"]
+    assert ours.augmentation.labeled_intensity
 
 
 def settings_of(experiment: str) -> dict[str, Any]:

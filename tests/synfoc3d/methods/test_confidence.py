@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from synfoc3d.methods.confidence import label_agreement
+from synfoc3d.methods.confidence import label_agreement, mutual_confidence
 
 ONE = ((1,),)
 
@@ -148,3 +148,16 @@ def test_float32_is_exact_enough() -> None:
     first, second = torch.randint(2, (2, 1, 64, 128, 128))
     both, total = (first & second).sum().item(), (first.sum() + second.sum()).item()
     assert agreement(first, second) == pytest.approx((2 * both + 1) / (total + 1.001), abs=1e-6)
+
+
+def test_mutual_confidence_takes_the_nearest_labels_to_the_coarse_grid() -> None:
+    conventional = torch.zeros(1, 4, 6, dtype=torch.int64)
+    conventional[0, 0, 3] = conventional[0, 1, 0] = 1  # rows 0 and 2, columns 0 and 3 are looked at
+    foundation = torch.tensor([[[1, 1], [0, 0]]])
+    assert mutual_confidence(conventional, foundation, ONE).item() == pytest.approx((2 * 1 + 1) / (1 + 2 + 1.001))
+
+
+def test_mutual_confidence_on_one_grid_is_the_agreement() -> None:
+    first, second = torch.randint(3, (2, 2, 4, 5, 6))
+    for scope in ("volume", "slice"):
+        assert torch.equal(mutual_confidence(first, second, ONE, scope), label_agreement(first, second, ONE, scope))

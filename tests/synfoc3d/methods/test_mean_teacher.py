@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.nn.functional import cross_entropy
 
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import Batch, Progress
@@ -46,13 +47,30 @@ def test_loss_of_a_step(case: Any, step: int, weight: float, make_method: Callab
     torch.manual_seed(7)
     noise = (0.1 * torch.randn(batch.unlabeled.weak.shape)).clamp(-0.2, 0.2)
     supervised = segmentation_loss(method.conventional(batch.labeled.image), batch.labeled.target)
-    torch.testing.assert_close(result.loss, supervised + weight * squared_distance(method, batch, noise))
+    torch.testing.assert_close(result.loss, 0.5 * supervised + weight * squared_distance(method, batch, noise))
 
 
-def test_logs(case: Any, make_method: Callable, make_batch: Callable) -> None:
+def test_losses_have_the_weights_of_the_public_code(case: Any, make_method: Callable, make_batch: Callable) -> None:
+    """0.5 * (cross-entropy + Dice) + 0.1 * rampup * MSE, written out as in SSL4MIS's train_mean_teacher_3D.py."""
+    method, batch = make_method(case, noise=0), make_batch(case)
+    logits, target = method.conventional(batch.labeled.image), batch.labeled.target
+    p = logits.softmax(1)
+    dice = []
+    for c in range(p.shape[1]):
+        truth = (target == c).float()
+        dice.append(1 - 2 * (p[:, c] * truth).sum() / (p[:, c].square().sum() + truth.square().sum()))
+    supervised = 0.5 * (sum(dice) / len(dice) + cross_entropy(logits, target))
+    rampup = math.exp(-5 * (1 - 20 / 40) ** 2)
+    expected = supervised + 0.1 * rampup * squared_distance(method, batch, 0.0)
+    torch.testing.assert_close(method.training_step(batch, Progress(20 * 150, 60_000)).loss, expected)
+
+
+def test_logs_are_unweighted(case: Any, make_method: Callable, make_batch: Callable) -> None:
     method, batch = make_method(case, noise=0), make_batch(case)
     logs = method.training_step(batch, LATE).logs
     torch.testing.assert_close(logs["loss_consistency"], squared_distance(method, batch, 0.0).detach())
+    supervised = segmentation_loss(method.conventional(batch.labeled.image), batch.labeled.target)
+    torch.testing.assert_close(logs["loss_supervised"], supervised.detach())
     assert not any(value.requires_grad for value in logs.values())
 
 
