@@ -55,9 +55,9 @@ class MeanTeacher(Method):
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
         """Half the labeled loss plus the weighted consistency (scalar); both are logged before their weights."""
-        assert batch.unlabeled is not None
-        supervised = self.build.supervised_loss(self.conventional(batch.labeled.image), batch.labeled)
-        image = batch.unlabeled.weak
+        labeled, unlabeled = batch.pair()
+        supervised = self.build.supervised_loss(self.conventional(labeled.image), labeled)
+        image = unlabeled.weak
         bound = 2 * self.settings.noise
         noise = (self.settings.noise * torch.randn(image.shape)).clamp(-bound, bound).to(image.device)
         with torch.no_grad():

@@ -27,7 +27,7 @@ from synfoc3d.methods.base import (
     mean_foreground_dice,
     teacher_of,
 )
-from synfoc3d.methods.confidence import Scope, label_agreement
+from synfoc3d.methods.confidence import Scope, label_agreement, mutual_confidence
 from synfoc3d.methods.copy_paste import draw_boxes
 from synfoc3d.methods.mixing import ConventionalSide, FoundationSide, Mixed, MixingSettings, mixed_loss, pseudo_label
 from synfoc3d.methods.window import Window, draw_window
@@ -209,8 +209,8 @@ class SynFoC(Method):
 
     def mutual_confidence(self, p_n: Tensor, p_f: Tensor, seen: Window) -> Tensor:
         """Agreement of the two teachers on the low-resolution grid, Eq. 5: (B), or (B, D') by slice."""
-        q_n = resize_in_plane(seen.cut(p_n.argmax(1)), in_plane_size(p_f), "nearest")
-        return label_agreement(q_n, p_f.argmax(1), self.structures, self.settings.smc_scope)
+        q_n, q_f = seen.cut(p_n.argmax(1)), p_f.argmax(1)
+        return mutual_confidence(q_n, q_f, self.structures, self.settings.smc_scope)
 
     def _quality(self, probabilities: Tensor, hidden: Tensor) -> Tensor:
         return mean_foreground_dice(probabilities.argmax(1), hidden, self.num_classes)
