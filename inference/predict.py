@@ -1,4 +1,4 @@
-"""Segment scans with a trained model: the conventional network, the foundation network, or the mean of both."""
+"""Segment scans with a trained model, in any of the modes of :mod:`synfoc3d.prediction_modes`."""
 
 import json
 import logging
@@ -149,7 +149,7 @@ def _write_records(
             **{name: metadata.version(name) for name in ("torch", "nnunetv2", "segment-anything")},
         },
         **asdict(choice),
-        "model": model.model,
+        "model": model.mode.name,
         "model_folder": str(choice.folder().resolve()),
         "device": device,
         **asdict(options),

@@ -17,6 +17,7 @@ from synfoc3d.inference import pipeline
 from synfoc3d.inference.models import ModelChoice, load_model
 from synfoc3d.inference.predict import PredictOptions, predict
 from synfoc3d.networks.lora import LoRAQKV
+from synfoc3d.prediction_modes import MODES, PredictionMode
 
 OPTIONS = PredictOptions(
     step_size=1.0, mirroring=False, preprocessing_processes=0, export_processes=0, progress_bar=False
@@ -127,7 +128,51 @@ def test_folds_are_averaged(segment, second_fold, model):
 
 def test_default_model_is_the_best_there_is(trained):
     with trained.active():
-        assert load_model(choice(None)).model == "ensemble"
+        assert load_model(choice(None)).mode.name == "ensemble"
+
+
+def larger(probabilities):
+    """The larger of all probabilities, scaled so that the classes add up to 1."""
+    largest = torch.stack(list(probabilities)).amax(0)
+    return largest / largest.sum(0)
+
+
+@pytest.fixture
+def larger_mode(monkeypatch):
+    """A mode that is in the table and nowhere else."""
+    monkeypatch.setitem(MODES, "larger", PredictionMode("larger", "a toy", ("conventional", "foundation"), larger))
+
+
+def test_mode_in_the_table_predicts(segment, larger_mode):
+    expected = larger([segment(choice("foundation")), segment(choice("conventional")).softmax(0)])
+    torch.testing.assert_close(segment(choice("larger")), expected, atol=2e-3, rtol=0)
+
+
+def test_mode_in_the_table_is_a_choice_of_the_command_line(trained, scan, tmp_path, larger_mode):
+    options = "-d 501 -c 2d --disable_tta -step_size 1 -npp 0 -nps 0 -device cpu".split()
+    trained.command("predict", "-i", scan, "-o", tmp_path, "--model", "larger", *options)
+    assert load_json(str(tmp_path / "synfoc3d_predict.json"))["model"] == "larger"
+
+
+def test_further_student_answers_in_a_mode_of_its_own(segment, trained, second_fold, monkeypatch):
+    monkeypatch.setitem(MODES, "second", PredictionMode("second", "a toy", ("second",)))
+    file = trained.results().with_name("fold_1") / "checkpoint_final.pth"
+    checkpoint = checkpoints.load(file)
+    checkpoint["synfoc3d"]["students"]["second"] = checkpoint["network_weights"]
+    checkpoint["network_weights"] = {name: 0 * value for name, value in checkpoint["network_weights"].items()}
+    expected = segment(choice(folds=(1,)))
+    checkpoints.save_atomic(checkpoint, file)
+    torch.testing.assert_close(segment(choice("second", folds=(1,))), expected)
+
+
+def test_unknown_mode_is_refused(refusal, scan):
+    message = "There is no model 'ensembel' to predict with. Did you mean 'ensemble'?"
+    assert refusal(scan, choice("ensembel")) == message
+
+
+def test_training_that_no_mode_predicts_with_is_refused(refusal, scan, monkeypatch):
+    monkeypatch.setattr("synfoc3d.prediction_modes.MODES", {})
+    assert "trained only conventional, foundation, which no --model predicts with" in refusal(scan, choice(None))
 
 
 def test_lora_is_merged(trained, monkeypatch):
