@@ -37,7 +37,8 @@ class ModelChoice:
         folds: folds whose predictions are averaged; numbers, or ``all`` as in nnU-Net.
         trainer: class name of the trainer.
         plans: identifier of the plans.
-        checkpoint: file name in the folder of the fold.
+        checkpoint: file name in the folder of the fold; with ``checkpoint_best.pth`` each student comes from its own
+            best epoch, where the training kept it.
         model: name of a mode in :mod:`synfoc3d.prediction_modes`; None is the one in which most of the trained networks
             answer: the ensemble where both were trained, else the one there is.
     """
@@ -65,27 +66,40 @@ class ModelChoice:
 
 
 @dataclass(frozen=True)
+class FoldNetworks:
+    """The networks of one fold that answer.
+
+    Attributes:
+        students: the networks by name.
+        files: the checkpoint that each was read from, by the same names.
+    """
+
+    students: Mapping[str, nn.Module]
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
 class TrainedModel:
     """The networks of every fold, and what is known of them.
 
     Attributes:
         info: plans, configuration and dataset.
         mode: which of the networks answer, and how together.
-        folds: the mode's students by name, one entry per fold.
+        folds: the mode's students, one entry per fold.
         mirror_axes: axes mirrored in training; None for none.
         settings: resolved settings of each fold's training; empty for a model that nnU-Net's own trainers made.
     """
 
     info: ModelInfo
     mode: PredictionMode
-    folds: tuple[Mapping[str, nn.Module], ...]
+    folds: tuple[FoldNetworks, ...]
     mirror_axes: tuple[int, ...] | None
     settings: tuple[dict[str, Any], ...]
 
     @property
     def gives_probabilities(self) -> bool:
         """Whether :meth:`segment` gives probabilities; a conventional network alone gives logits, as in nnU-Net."""
-        first = self.folds[0][self.mode.students[0]]
+        first = self.folds[0].students[self.mode.students[0]]
         return self.mode.combine is not None or isinstance(first, SlicewiseFoundation)
 
     def predictor(
@@ -109,7 +123,7 @@ class TrainedModel:
         Returns:
             (K, D, H, W) float16 on the CPU.
         """
-        networks = sum(map(len, self.folds))
+        networks = len(self.folds) * len(self.mode.students)
 
         def shared(share: float) -> None:
             on_progress(share / networks)
@@ -120,9 +134,9 @@ class TrainedModel:
         return total.div_(len(self.folds)) if len(self.folds) > 1 else total
 
     def _segment_fold(
-        self, students: Mapping[str, nn.Module], predictor: CasePredictor, image: Tensor, on_progress: OnProgress
+        self, fold: FoldNetworks, predictor: CasePredictor, image: Tensor, on_progress: OnProgress
     ) -> Tensor:
-        answers = [_answer(students[name], predictor, image, on_progress) for name in self.mode.students]
+        answers = [_answer(fold.students[name], predictor, image, on_progress) for name in self.mode.students]
         if self.mode.combine is None:
             return answers[0].values
         return _combine(answers, self.mode.combine)
@@ -176,16 +190,17 @@ def load_model(choice: ModelChoice) -> TrainedModel:
         UserError: folder or checkpoint missing, damaged, or without the network asked for.
     """
     folder, info = choice.folder(), read_info(choice)
-    found = [checkpoints.load(folder / f"fold_{fold}" / choice.checkpoint) for fold in choice.folds]
-    students = [checkpoints.students_of(checkpoint) for checkpoint in found]
-    if any(names != students[0] for names in students):
+    files = [folder / f"fold_{fold}" / choice.checkpoint for fold in choice.folds]
+    found = [checkpoints.load(file) for file in files]
+    trained = checkpoints.students_of(found[0])
+    if any(checkpoints.students_of(checkpoint) != trained for checkpoint in found):
         raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
-    mode = _resolve_mode(choice, students[0])
+    mode = _resolve_mode(choice, trained)
     sections = [checkpoint.get(checkpoints.SECTION) for checkpoint in found]
     return TrainedModel(
         info,
         mode,
-        tuple(_networks(choice.trainer, mode, info, checkpoint) for checkpoint in found),
+        tuple(_fold_networks(choice.trainer, mode, info, *pair) for pair in zip(files, found, strict=True)),
         found[0].get("inference_allowed_mirroring_axes"),
         tuple(section["settings"] for section in sections if section),
     )
@@ -202,8 +217,16 @@ def _resolve_mode(choice: ModelChoice, trained: frozenset[str]) -> PredictionMod
     return mode
 
 
-def _networks(trainer: str, mode: PredictionMode, info: ModelInfo, checkpoint: dict[str, Any]) -> dict[str, nn.Module]:
-    return {student: _network(trainer, student, info, checkpoint) for student in mode.students}
+def _fold_networks(
+    trainer: str, mode: PredictionMode, info: ModelInfo, file: Path, checkpoint: dict[str, Any]
+) -> FoldNetworks:
+    """The mode's students, each from the checkpoint asked for or from its own of the best epochs."""
+    students, files = {}, {}
+    for student in mode.students:
+        own = checkpoints.file_of_student(student, file, checkpoint)
+        content = checkpoint if own == file else checkpoints.load(own)
+        students[student], files[student] = _network(trainer, student, info, content), own
+    return FoldNetworks(students, files)
 
 
 def _network(trainer: str, student: str, info: ModelInfo, checkpoint: dict[str, Any]) -> nn.Module:

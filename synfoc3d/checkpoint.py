@@ -18,6 +18,7 @@ from synfoc3d.networks.registry import RANDOM
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 
 SECTION = "synfoc3d"  # our part of nnU-Net's checkpoint
+BEST = "checkpoint_best.pth"  # nnU-Net's name of a training's best epoch
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of containers and numbers
@@ -88,6 +89,34 @@ def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 def students_of(checkpoint: Mapping[str, Any]) -> frozenset[str]:
     """Names of the networks that were trained; nnU-Net's own trainers train a conventional one."""
     return frozenset(checkpoint[SECTION]["students"]) if SECTION in checkpoint else frozenset({"conventional"})
+
+
+def best_checkpoint(student: str, first: str) -> str:
+    """Name of the file that holds the best epoch of a student, beside those of the other students.
+
+    Args:
+        student: its name.
+        first: name of the training's first student, whose best epoch is nnU-Net's own file.
+    """
+    return BEST if student == first else f"checkpoint_best_{student}.pth"
+
+
+def file_of_student(student: str, file: Path, checkpoint: Mapping[str, Any]) -> Path:
+    """The checkpoint to read a student from: where the best epoch is asked for, the student's own best.
+
+    Args:
+        student: name of one that was trained.
+        file: the checkpoint that was asked for.
+        checkpoint: its content, as read by :func:`load`.
+
+    Returns:
+        ``file`` itself where it is not the best epoch, or where the training kept only that of its first student.
+    """
+    if file.name != BEST or SECTION not in checkpoint:
+        return file
+    first = next(iter(checkpoint[SECTION]["students"]))
+    own = file.with_name(best_checkpoint(student, first))
+    return own if own.is_file() else file
 
 
 def random_state() -> dict[str, Any]:
