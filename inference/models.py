@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -21,10 +22,9 @@ from synfoc3d.folders import find_dataset, nnunet_folder
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.prediction import CasePredictor
+from synfoc3d.prediction_modes import PredictionMode, default_mode, find_mode
 from synfoc3d.sliding_window import OnProgress, no_progress
 from synfoc3d.training import register_trainers
-
-ModelName = Literal["foundation", "conventional", "ensemble"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,10 @@ class ModelChoice:
         folds: folds whose predictions are averaged; numbers, or ``all`` as in nnU-Net.
         trainer: class name of the trainer.
         plans: identifier of the plans.
-        checkpoint: file name in the folder of the fold.
-        model: which network answers; None is the ensemble where both were trained, else the one there is.
+        checkpoint: file name in the folder of the fold; with ``checkpoint_best.pth`` each student comes from its own
+            best epoch, where the training kept it.
+        model: name of a mode in :mod:`synfoc3d.prediction_modes`; None is the one in which most of the trained networks
+            answer: the ensemble where both were trained, else the one there is.
     """
 
     dataset: str
@@ -47,7 +49,7 @@ class ModelChoice:
     trainer: str = "nnUNetTrainerSynFoC"
     plans: str = "nnUNetPlans"
     checkpoint: str = "checkpoint_final.pth"
-    model: ModelName | None = None
+    model: str | None = None
 
     def folder(self) -> Path:
         """nnU-Net's folder of this training.
@@ -65,10 +67,15 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class FoldNetworks:
-    """The students of one fold that take part; at least one is there."""
+    """The networks of one fold that answer.
 
-    conventional: nn.Module | None
-    foundation: SlicewiseFoundation | None
+    Attributes:
+        students: the networks by name.
+        files: the checkpoint that each was read from, by the same names.
+    """
+
+    students: Mapping[str, nn.Module]
+    files: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -77,22 +84,23 @@ class TrainedModel:
 
     Attributes:
         info: plans, configuration and dataset.
-        model: which network answers.
-        folds: networks, one entry per fold.
+        mode: which of the networks answer, and how together.
+        folds: the mode's students, one entry per fold.
         mirror_axes: axes mirrored in training; None for none.
         settings: resolved settings of each fold's training; empty for a model that nnU-Net's own trainers made.
     """
 
     info: ModelInfo
-    model: ModelName
+    mode: PredictionMode
     folds: tuple[FoldNetworks, ...]
     mirror_axes: tuple[int, ...] | None
     settings: tuple[dict[str, Any], ...]
 
     @property
     def gives_probabilities(self) -> bool:
-        """Whether :meth:`segment` gives probabilities; the conventional network alone gives logits, as in nnU-Net."""
-        return self.model != "conventional"
+        """Whether :meth:`segment` gives probabilities; a conventional network alone gives logits, as in nnU-Net."""
+        first = self.folds[0].students[self.mode.students[0]]
+        return self.mode.combine is not None or isinstance(first, SlicewiseFoundation)
 
     def predictor(
         self, device: torch.device, step_size: float = 0.5, mirroring: bool = True, precision: Precision | None = None
@@ -105,7 +113,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def segment(self, predictor: CasePredictor, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
-        """Mean over the folds: of logits for the conventional network alone, else of probabilities.
+        """Mean over the folds: of logits for a conventional network alone, else of probabilities.
 
         Args:
             predictor: made by :meth:`predictor`.
@@ -115,34 +123,50 @@ class TrainedModel:
         Returns:
             (K, D, H, W) float16 on the CPU.
         """
-        total: Tensor | None = None
-        networks = sum(2 if self.model == "ensemble" else 1 for _ in self.folds)
+        networks = len(self.folds) * len(self.mode.students)
 
         def shared(share: float) -> None:
             on_progress(share / networks)
 
-        for fold in self.folds:
-            values = self._segment_fold(fold, predictor, image, shared)
-            if total is None:
-                total = values
-            else:
-                total += values
-        assert total is not None
+        total = self._segment_fold(self.folds[0], predictor, image, shared)
+        for fold in self.folds[1:]:
+            total += self._segment_fold(fold, predictor, image, shared)
         return total.div_(len(self.folds)) if len(self.folds) > 1 else total
 
     def _segment_fold(
         self, fold: FoldNetworks, predictor: CasePredictor, image: Tensor, on_progress: OnProgress
     ) -> Tensor:
-        if fold.foundation is None:
-            assert fold.conventional is not None
-            return predictor.conventional(fold.conventional, image, on_progress)
-        probabilities = predictor.foundation(fold.foundation, image, on_progress)
-        if fold.conventional is None:
-            return probabilities
-        logits = predictor.conventional(fold.conventional, image, on_progress)
-        for z in range(logits.shape[1]):  # slice by slice: a whole volume in float32 may not fit
-            probabilities[:, z] = (probabilities[:, z].float() + logits[:, z].float().softmax(0)) / 2
-        return probabilities
+        answers = [_answer(fold.students[name], predictor, image, on_progress) for name in self.mode.students]
+        if self.mode.combine is None:
+            return answers[0].values
+        return _combine(answers, self.mode.combine)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What one network says about a case: (K, D, H, W) float16 probabilities or logits, on the CPU."""
+
+    values: Tensor
+    are_probabilities: bool
+
+    def probabilities(self, z: int) -> Tensor:
+        """(K, H, W) float32 of slice z."""
+        values = self.values[:, z].float()
+        return values if self.are_probabilities else values.softmax(0)
+
+
+def _answer(network: nn.Module, predictor: CasePredictor, image: Tensor, on_progress: OnProgress) -> _Answer:
+    if isinstance(network, SlicewiseFoundation):
+        return _Answer(predictor.foundation(network, image, on_progress), are_probabilities=True)
+    return _Answer(predictor.conventional(network, image, on_progress), are_probabilities=False)
+
+
+def _combine(answers: Sequence[_Answer], rule: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
+    """(K, D, H, W) float16 probabilities, which take the place of the first answer."""
+    combined = answers[0].values
+    for z in range(combined.shape[1]):  # slice by slice: a whole volume in float32 may not fit
+        combined[:, z] = rule([answer.probabilities(z) for answer in answers])
+    return combined
 
 
 def read_info(choice: ModelChoice) -> ModelInfo:
@@ -166,43 +190,58 @@ def load_model(choice: ModelChoice) -> TrainedModel:
         UserError: folder or checkpoint missing, damaged, or without the network asked for.
     """
     folder, info = choice.folder(), read_info(choice)
-    found = [checkpoints.load(folder / f"fold_{fold}" / choice.checkpoint) for fold in choice.folds]
-    students = [checkpoints.students_of(checkpoint) for checkpoint in found]
-    if any(names != students[0] for names in students):
+    files = [folder / f"fold_{fold}" / choice.checkpoint for fold in choice.folds]
+    found = [checkpoints.load(file) for file in files]
+    trained = checkpoints.students_of(found[0])
+    if any(checkpoints.students_of(checkpoint) != trained for checkpoint in found):
         raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
-    model = _resolve_model(choice, students[0])
+    mode = _resolve_mode(choice, trained)
     sections = [checkpoint.get(checkpoints.SECTION) for checkpoint in found]
     return TrainedModel(
         info,
-        model,
-        tuple(_networks(choice.trainer, model, info, checkpoint) for checkpoint in found),
+        mode,
+        tuple(_fold_networks(choice.trainer, mode, info, *pair) for pair in zip(files, found, strict=True)),
         found[0].get("inference_allowed_mirroring_axes"),
         tuple(section["settings"] for section in sections if section),
     )
 
 
-def _resolve_model(choice: ModelChoice, trained: frozenset[str]) -> ModelName:
-    """The model asked for, or the best one there is."""
-    default: ModelName = (
-        "ensemble" if len(trained) == 2 else "foundation" if "foundation" in trained else "conventional"
-    )
-    model = choice.model or default
-    wanted = {"conventional", "foundation"} if model == "ensemble" else {model}
-    if not wanted <= trained:
-        raise UserError(f"--model {model}: {choice.trainer} trained only {', '.join(sorted(trained))}; choose that.")
-    return model
+def _resolve_mode(choice: ModelChoice, trained: frozenset[str]) -> PredictionMode:
+    """The mode asked for, or the best one there is."""
+    mode = default_mode(trained) if choice.model is None else find_mode(choice.model)
+    names = ", ".join(sorted(trained))
+    if mode is None:
+        raise UserError(f"{choice.trainer} trained only {names}, which no --model predicts with: choose another -tr.")
+    if not mode.is_possible(trained):
+        raise UserError(f"--model {mode.name}: {choice.trainer} trained only {names}; choose that.")
+    return mode
 
 
-def _networks(trainer: str, model: ModelName, info: ModelInfo, checkpoint: dict[str, Any]) -> FoldNetworks:
+def _fold_networks(
+    trainer: str, mode: PredictionMode, info: ModelInfo, file: Path, checkpoint: dict[str, Any]
+) -> FoldNetworks:
+    """The mode's students, each from the checkpoint asked for or from its own of the best epochs."""
+    students, files = {}, {}
+    for student in mode.students:
+        own = checkpoints.file_of_student(student, file, checkpoint)
+        content = checkpoint if own == file else checkpoints.load(own)
+        students[student], files[student] = _network(trainer, student, info, content), own
+    return FoldNetworks(students, files)
+
+
+def _network(trainer: str, student: str, info: ModelInfo, checkpoint: dict[str, Any]) -> nn.Module:
+    """One student with its weights; LoRA is merged."""
     heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
-    conventional = foundation = None
-    if model != "foundation":
-        conventional = build_conventional(trainer, info, heads)
-        conventional.load_state_dict(checkpoint["network_weights"])
-    if model != "conventional":
+    if student == "foundation":
         foundation = checkpoints.rebuild_foundation(checkpoint, heads)
         merge(foundation)
-    return FoldNetworks(conventional, foundation)
+        return foundation
+    network = build_conventional(trainer, info, heads)
+    if student == "conventional":
+        network.load_state_dict(checkpoint["network_weights"])  # where nnU-Net's own trainers have it too
+    else:
+        network.load_state_dict(checkpoints.network_state(checkpoint, student))
+    return network
 
 
 def build_conventional(trainer: str, info: ModelInfo, heads: int) -> nn.Module:

@@ -1,9 +1,10 @@
-"""Segment scans with a trained model: the conventional network, the foundation network, or the mean of both."""
+"""Segment scans with a trained model, in any of the modes of :mod:`synfoc3d.prediction_modes`."""
 
 import json
 import logging
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +19,13 @@ from synfoc3d.atomic import atomic_write_text
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.inference.inputs import Job, find_jobs, is_finished, select_part
-from synfoc3d.inference.models import ModelChoice, TrainedModel, load_model
+from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
+from synfoc3d.networks.registry import file_hash
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "synfoc3d_predict.json"
+SAME_NETWORKS = ("model", "checkpoints")  # entries of the record in which a continued prediction must not differ
 FAST_STEP_SIZE = 0.75
 
 
@@ -35,7 +38,7 @@ class PredictOptions:
         mirroring: average over the mirrored patches allowed in training.
         precision: number format of the networks; None is nnU-Net's, float16 on cuda and float32 elsewhere.
         save_probabilities: write case.npz and case.pkl as well, as nnU-Net does.
-        skip_finished: leave out cases whose files are all there.
+        skip_finished: leave out cases whose files are all there; the same networks must have made them.
         num_parts: how many calls share the cases.
         part_id: which of them this one is, from 0.
         preprocessing_processes: worker processes that prepare scans; 0 does it in this process.
@@ -73,7 +76,7 @@ def predict(
     """Segment a folder of scans, or one scan.
 
     Masks appear whole or not at all, on each scan's own grid. Beside them lie dataset.json and plans.json, as from
-    nnU-Net, and synfoc3d_predict.json, which says how they were made.
+    nnU-Net, and from the start synfoc3d_predict.json, which says how they are made.
 
     Workers are spawned: call this from a script only under ``if __name__ == "__main__"``.
 
@@ -89,7 +92,8 @@ def predict(
         Number of scans segmented.
 
     Raises:
-        UserError: no such input or model; or, after all other scans were segmented, scans that could not be.
+        UserError: no such input or model; masks of other networks in a folder that is to be continued; or, after all
+            other scans were segmented, scans that could not be.
     """
     options = options or PredictOptions()
     options.check()
@@ -97,14 +101,19 @@ def predict(
     model = load_model(choice)
     ending = model.info.file_ending
     jobs = select_part(find_jobs(source, output, ending), options.num_parts, options.part_id)
-    if options.skip_finished:
-        jobs = [job for job in jobs if not is_finished(job, ending, options.save_probabilities)]
     if not jobs:
         return 0
     folder = jobs[0].target.parent
+    record = _record(choice, model, device, options)
+    if options.skip_finished:
+        _refuse_other_networks(folder / RECORD_FILE, record)
+        jobs = [job for job in jobs if not is_finished(job, ending, options.save_probabilities)]
+        if not jobs:
+            return 0
     folder.mkdir(parents=True, exist_ok=True)
+    _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
     outcome = _segment_all(model, jobs, torch.device(device), options)
-    _write_records(folder, choice, model, device, options, time.time() - started)
+    _write_records(folder, model, record | {"seconds": round(time.time() - started, 1)})
     if outcome.failures:
         raise cases_failed(outcome.failures, len(jobs), "segmented")
     return outcome.done
@@ -138,24 +147,49 @@ def _segment_all(model: TrainedModel, jobs: list[Job], device: torch.device, opt
         )
 
 
-def _write_records(
-    folder: Path, choice: ModelChoice, model: TrainedModel, device: str, options: PredictOptions, seconds: float
-) -> None:
-    """Write what nnU-Net's tools expect beside masks, and how these were made."""
-    record: dict[str, Any] = {
+def _record(choice: ModelChoice, model: TrainedModel, device: str, options: PredictOptions) -> dict[str, Any]:
+    """How masks are made, in JSON's types."""
+    versions = {name: metadata.version(name) for name in ("torch", "nnunetv2", "segment-anything")}
+    return {
         "synfoc3d_version": __version__,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("torch", "nnunetv2", "segment-anything")},
-        },
+        "versions": {"python": platform.python_version(), **versions},
         **asdict(choice),
-        "model": model.model,
+        "model": model.mode.name,
         "model_folder": str(choice.folder().resolve()),
+        "checkpoints": {str(fold): _files(networks) for fold, networks in zip(choice.folds, model.folds, strict=True)},
         "device": device,
         **asdict(options),
-        "seconds": round(seconds, 1),
         "settings": {str(fold): tree for fold, tree in zip(choice.folds, model.settings, strict=False)},
     }
+
+
+def _files(networks: FoldNetworks) -> dict[str, dict[str, str]]:
+    """Name and SHA-256 of the file that each student was read from."""
+    hashes = {file: file_hash(file) for file in set(networks.files.values())}
+    return {student: {"file": file.name, "sha256": hashes[file]} for student, file in networks.files.items()}
+
+
+def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
+    """Refuse to continue a folder whose record says that other networks made the masks.
+
+    A folder without a record, or with one from before checkpoints were recorded, is taken as it is.
+
+    Raises:
+        UserError: other networks, or a damaged record.
+    """
+    if not file.is_file():
+        return
+    advice = "give another folder with -o, or leave out --continue_prediction to segment all scans anew."
+    try:
+        before = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise UserError(f"{file} is damaged, so it is unknown which networks made the masks: {advice}") from None
+    if any(before.get(key, record[key]) != record[key] for key in SAME_NETWORKS):
+        raise UserError(f"{file} says that the masks there are of another model or of other checkpoints: {advice}")
+
+
+def _write_records(folder: Path, model: TrainedModel, record: Mapping[str, Any]) -> None:
+    """Write what nnU-Net's tools expect beside masks, and how these are made."""
     for name, content in (
         ("plans.json", model.info.plans.plans),
         ("dataset.json", model.info.dataset_json),

@@ -18,6 +18,7 @@ from synfoc3d.networks.registry import RANDOM
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 
 SECTION = "synfoc3d"  # our part of nnU-Net's checkpoint
+BEST = "checkpoint_best.pth"  # nnU-Net's name of a training's best epoch
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of containers and numbers
@@ -117,6 +118,34 @@ def saved_settings(section: Mapping[str, Any], method: type[MethodSettings]) -> 
         given = {key: value for key, value in given.items() if key in method.model_fields} | {"network": alone}
     tree["method"] = given
     return resolve(tree, method, "the checkpoint's settings")
+
+
+def best_checkpoint(student: str, first: str) -> str:
+    """Name of the file that holds the best epoch of a student, beside those of the other students.
+
+    Args:
+        student: its name.
+        first: name of the training's first student, whose best epoch is nnU-Net's own file.
+    """
+    return BEST if student == first else f"checkpoint_best_{student}.pth"
+
+
+def file_of_student(student: str, file: Path, checkpoint: Mapping[str, Any]) -> Path:
+    """The checkpoint to read a student from: where the best epoch is asked for, the student's own best.
+
+    Args:
+        student: name of one that was trained.
+        file: the checkpoint that was asked for.
+        checkpoint: its content, as read by :func:`load`.
+
+    Returns:
+        ``file`` itself where it is not the best epoch, or where the training kept only that of its first student.
+    """
+    if file.name != BEST or SECTION not in checkpoint:
+        return file
+    first = next(iter(checkpoint[SECTION]["students"]))
+    own = file.with_name(best_checkpoint(student, first))
+    return own if own.is_file() else file
 
 
 def random_state() -> dict[str, Any]:

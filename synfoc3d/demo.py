@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from synfoc3d.config import read_partial
 from synfoc3d.errors import UserError
+from synfoc3d.prediction_modes import possible_modes
 
 DATASET = "501"
 PRESET = "demo"
@@ -21,9 +22,7 @@ TRAIN_PER_SCANNER, LABELED, TEST_PER_SCANNER = 8, 6, 4
 SUPERVISED, SYNFOC = "nnUNetTrainerSupervised", "nnUNetTrainerSynFoC"
 MODELS = {
     "supervised": (SUPERVISED, "conventional"),
-    "SynFoC conventional": (SYNFOC, "conventional"),
-    "SynFoC foundation": (SYNFOC, "foundation"),
-    "SynFoC ensemble": (SYNFOC, "ensemble"),
+    **{f"SynFoC {mode.name}": (SYNFOC, mode.name) for mode in possible_modes({"conventional", "foundation"})},
 }
 
 

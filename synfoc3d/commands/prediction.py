@@ -11,6 +11,7 @@ from synfoc3d.commands.common import (
     command,
     device,
 )
+from synfoc3d.prediction_modes import MODES
 
 
 def _predict(commands: Commands) -> None:
@@ -18,7 +19,8 @@ def _predict(commands: Commands) -> None:
     parser.add_argument("-i", dest="source", type=Path, required=True, help="folder of images, or one image file")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder (or file, for one image)")
     add_model(parser)
-    parser.add_argument("--model", choices=("foundation", "conventional", "ensemble"), help="default: all trained")
+    modes = "; ".join(f"{mode.name}: {mode.description}" for mode in MODES.values())
+    parser.add_argument("--model", choices=tuple(MODES), help=f"{modes}; default: all trained")
     parser.add_argument("-step_size", type=float, help="sliding window step, default: 0.5")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring at test time")
     parser.add_argument(

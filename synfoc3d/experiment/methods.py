@@ -17,6 +17,7 @@ from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.experiment.plan import MethodPlan, Plan, assignments
 from synfoc3d.methods.base import Builder, Method
 from synfoc3d.networks.registry import find_checkpoint
+from synfoc3d.prediction_modes import find_mode
 from synfoc3d.training import TRAINER_VARIABLE, check_preprocessed, trainers_folder
 
 TRAINER_CLASS = re.compile(r"^class (nnUNetTrainer\w*)\(", re.MULTILINE)
@@ -117,8 +118,7 @@ def _students(method_class: type[Method], settings: Settings) -> set[str]:
 
 def _check_models(where: str, method: MethodPlan, students: set[str]) -> None:
     for row, model in method.models.items():
-        needed = {"conventional", "foundation"} if model == "ensemble" else {model}
-        if not needed <= students:
+        if not find_mode(model).is_possible(students):
             raise UserError(
                 f"{where}.models.{row}: {method.trainer} trains only {', '.join(sorted(students))} with these "
                 f"settings, so {model!r} cannot predict."

@@ -10,14 +10,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, StrictInt, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from synfoc3d.config import Section, is_settings_file, override
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.prediction_modes import find_mode
+
+
+def _known_mode(name: str) -> str:
+    try:
+        return find_mode(name).name
+    except UserError as error:
+        raise ValueError(str(error)) from None  # pydantic adds the place in the plan
+
 
 # Names become folders and are joined by two underscores.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+][A-Za-z0-9+.-]*(_[A-Za-z0-9+.-]+)*$")]
-Model = Literal["conventional", "foundation", "ensemble"]
+Model = Annotated[str, AfterValidator(_known_mode)]
 Metric = Literal["dice", "jaccard", "hd95", "asd"]
 ONE_RULE = {"fold", "num_labeled", "labeled_ids"}
 BELONGS_TO = {  # which rule of a split reads which further key
@@ -100,7 +117,7 @@ class MethodPlan(Section):
         config: preset or YAML file of settings, which is looked for beside the plan.
         settings: single settings by dotted key, such as ``method.tau: 0.9``, over ``config`` and the plan's own.
         configuration: of nnU-Net's plans; None takes the experiment's.
-        models: which network answers, by name of the row; a lone model takes the method's name.
+        models: prediction mode by name of the row; a lone model takes the method's name.
     """
 
     trainer: str

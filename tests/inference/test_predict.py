@@ -1,5 +1,6 @@
 """From scans to masks with each of the models."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -17,11 +18,13 @@ from synfoc3d.inference import pipeline
 from synfoc3d.inference.models import ModelChoice, load_model
 from synfoc3d.inference.predict import PredictOptions, predict
 from synfoc3d.networks.lora import LoRAQKV
+from synfoc3d.prediction_modes import MODES, PredictionMode
 
 OPTIONS = PredictOptions(
     step_size=1.0, mirroring=False, preprocessing_processes=0, export_processes=0, progress_bar=False
 )
 CPU = torch.device("cpu")
+BEST, BEST_FOUNDATION = "checkpoint_best.pth", "checkpoint_best_foundation.pth"
 
 
 def choice(model="conventional", configuration="2d", **changes):
@@ -80,19 +83,43 @@ def segment(trained, scan):
     return call
 
 
-@pytest.fixture
-def second_fold(trained):
-    """A fold 1 whose networks differ from those of fold 0."""
-    source, target = trained.results(), trained.results().with_name("fold_1")
-    checkpoint = checkpoints.load(source / "checkpoint_final.pth")
+def write_other_networks(source, target):
+    """Write a copy of a checkpoint in which both students differ."""
+    checkpoint = checkpoints.load(source)
     for state in (checkpoint["network_weights"], checkpoint["synfoc3d"]["students"]["foundation"]):
         for name in state:
             if name.endswith(("bias", "no_mask_embed.weight")):
                 state[name] = state[name] + 0.3
+    checkpoints.save_atomic(checkpoint, target)
+
+
+def copy_over(source, target):
+    """Copy a checkpoint to a name that may be in use: what was read from there may still be mapped."""
+    target.unlink(missing_ok=True)
+    shutil.copy(source, target)
+
+
+@pytest.fixture
+def second_fold(trained):
+    """A fold 1 whose networks differ from those of fold 0."""
+    target = trained.results().with_name("fold_1")
     target.mkdir()
-    checkpoints.save_atomic(checkpoint, target / "checkpoint_final.pth")
+    write_other_networks(trained.results() / "checkpoint_final.pth", target / "checkpoint_final.pth")
     yield 1
     shutil.rmtree(target)
+
+
+@pytest.fixture
+def best(trained, tmp_path):
+    """The best epochs of both students, one file each, whose networks differ; returns their folder."""
+    folder = trained.results()
+    before = [shutil.copy(file, tmp_path / file.name) for file in folder.glob("checkpoint_best*.pth")]
+    copy_over(folder / "checkpoint_final.pth", folder / BEST)
+    write_other_networks(folder / BEST, folder / BEST_FOUNDATION)
+    yield folder
+    (folder / BEST_FOUNDATION).unlink(missing_ok=True)
+    for file in before:
+        copy_over(file, folder / file.name)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -127,7 +154,51 @@ def test_folds_are_averaged(segment, second_fold, model):
 
 def test_default_model_is_the_best_there_is(trained):
     with trained.active():
-        assert load_model(choice(None)).model == "ensemble"
+        assert load_model(choice(None)).mode.name == "ensemble"
+
+
+def larger(probabilities):
+    """The larger of all probabilities, scaled so that the classes add up to 1."""
+    largest = torch.stack(list(probabilities)).amax(0)
+    return largest / largest.sum(0)
+
+
+@pytest.fixture
+def larger_mode(monkeypatch):
+    """A mode that is in the table and nowhere else."""
+    monkeypatch.setitem(MODES, "larger", PredictionMode("larger", "a toy", ("conventional", "foundation"), larger))
+
+
+def test_mode_in_the_table_predicts(segment, larger_mode):
+    expected = larger([segment(choice("foundation")), segment(choice("conventional")).softmax(0)])
+    torch.testing.assert_close(segment(choice("larger")), expected, atol=2e-3, rtol=0)
+
+
+def test_mode_in_the_table_is_a_choice_of_the_command_line(trained, scan, tmp_path, larger_mode):
+    options = "-d 501 -c 2d --disable_tta -step_size 1 -npp 0 -nps 0 -device cpu".split()
+    trained.command("predict", "-i", scan, "-o", tmp_path, "--model", "larger", *options)
+    assert load_json(str(tmp_path / "synfoc3d_predict.json"))["model"] == "larger"
+
+
+def test_further_student_answers_in_a_mode_of_its_own(segment, trained, second_fold, monkeypatch):
+    monkeypatch.setitem(MODES, "second", PredictionMode("second", "a toy", ("second",)))
+    file = trained.results().with_name("fold_1") / "checkpoint_final.pth"
+    checkpoint = checkpoints.load(file)
+    checkpoint["synfoc3d"]["students"]["second"] = checkpoint["network_weights"]
+    checkpoint["network_weights"] = {name: 0 * value for name, value in checkpoint["network_weights"].items()}
+    expected = segment(choice(folds=(1,)))
+    checkpoints.save_atomic(checkpoint, file)
+    torch.testing.assert_close(segment(choice("second", folds=(1,))), expected)
+
+
+def test_unknown_mode_is_refused(refusal, scan):
+    message = "There is no model 'ensembel' to predict with. Did you mean 'ensemble'?"
+    assert refusal(scan, choice("ensembel")) == message
+
+
+def test_training_that_no_mode_predicts_with_is_refused(refusal, scan, monkeypatch):
+    monkeypatch.setattr("synfoc3d.prediction_modes.MODES", {})
+    assert "trained only conventional, foundation, which no --model predicts with" in refusal(scan, choice(None))
 
 
 def test_lora_is_merged(trained, monkeypatch):
@@ -154,6 +225,45 @@ def test_model_of_nnunets_own_trainer_is_used(run, project, scan, tmp_path):
         assert predict(scan, tmp_path / "masks", choice(None, trainer="nnUNetTrainer"), "cpu", OPTIONS) == 1
         with pytest.raises(UserError, match="nnUNetTrainer trained only conventional; choose that."):
             predict(scan, tmp_path / "masks", choice("foundation", trainer="nnUNetTrainer"), "cpu", OPTIONS)
+
+
+# --- best epochs ----------------------------------------------------------------------------------
+
+
+def test_each_student_is_read_from_its_own_best_epoch(segment, best):
+    foundation, conventional = (segment(choice(name, checkpoint=BEST)) for name in ("foundation", "conventional"))
+    assert torch.equal(foundation, segment(choice("foundation", checkpoint=BEST_FOUNDATION)))
+    assert torch.equal(conventional, segment(choice("conventional", checkpoint="checkpoint_final.pth")))
+    assert not torch.equal(foundation, segment(choice("foundation", checkpoint="checkpoint_final.pth")))
+    ensemble = segment(choice("ensemble", checkpoint=BEST))
+    torch.testing.assert_close(ensemble, (foundation + conventional.softmax(0)) / 2, atol=2e-3, rtol=0)
+
+
+def test_training_with_one_best_epoch_gives_all_students_of_it(segment, best):
+    (best / BEST_FOUNDATION).unlink()
+    final = segment(choice("ensemble", checkpoint="checkpoint_final.pth"))
+    assert torch.equal(segment(choice("ensemble", checkpoint=BEST)), final)
+
+
+def test_other_checkpoint_is_taken_as_it_is(segment, best):
+    of_foundation = segment(choice("conventional", checkpoint=BEST_FOUNDATION))
+    assert not torch.equal(of_foundation, segment(choice("conventional", checkpoint=BEST)))
+
+
+def test_damaged_best_epoch_of_one_student_is_named(refusal, scan, best):
+    (best / BEST_FOUNDATION).write_bytes(b"no checkpoint")
+    message = refusal(scan, choice("ensemble", checkpoint=BEST))
+    assert "fold_0/checkpoint_best_foundation.pth cannot be read as a checkpoint (" in message
+
+
+def test_record_names_the_file_of_each_student(run, scan, best, tmp_path):
+    run(scan, choice("ensemble", checkpoint=BEST))
+    record = load_json(str(tmp_path / "masks" / "synfoc3d_predict.json"))
+    expected = {
+        student: {"file": name, "sha256": hashlib.sha256((best / name).read_bytes()).hexdigest()}
+        for student, name in (("conventional", BEST), ("foundation", BEST_FOUNDATION))
+    }
+    assert record["checkpoint"] == BEST and record["checkpoints"] == {"0": expected}
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -206,6 +316,62 @@ def test_finished_cases_are_left_alone(run, scans, tmp_path):
     assert run(scans, choice(), skip_finished=True) == 1
     assert (tmp_path / "masks" / "Btrain002.nii.gz").read_text() == "finished"
     assert run(scans, choice(), skip_finished=True) == 0
+
+
+def test_same_networks_continue(run, scans, best, tmp_path):
+    run(scans / "Btrain002_0000.nii.gz", choice("ensemble", checkpoint=BEST))
+    assert run(scans, choice("ensemble", checkpoint=BEST), skip_finished=True) == 1
+
+
+@pytest.mark.parametrize("changes", [{"model": "conventional"}, {"checkpoint": "checkpoint_final.pth"}])
+def test_other_networks_do_not_continue(run, refusal, scans, best, tmp_path, changes):
+    started = choice("foundation", checkpoint=BEST)
+    run(scans / "Btrain002_0000.nii.gz", started)
+    message = refusal(scans, replace(started, **changes), skip_finished=True)
+    assert (
+        "masks/synfoc3d_predict.json says that the masks there are of another model or of other checkpoints" in message
+    )
+    assert not (tmp_path / "masks" / "Btrain003.nii.gz").exists()
+    assert run(scans, replace(started, **changes)) == 2  # anew
+
+
+@pytest.mark.parametrize("name", [BEST, BEST_FOUNDATION])
+def test_ensemble_does_not_continue_after_a_further_best_epoch(run, refusal, scans, best, name):
+    run(scans / "Btrain002_0000.nii.gz", choice("ensemble", checkpoint=BEST))
+    other = {BEST: BEST_FOUNDATION, BEST_FOUNDATION: BEST}[name]
+    copy_over(best / other, best / name)
+    assert "of other checkpoints" in refusal(scans, choice("ensemble", checkpoint=BEST), skip_finished=True)
+
+
+def test_finished_masks_of_other_networks_are_not_taken_for_these(run, refusal, scan):
+    run(scan, choice("conventional"))
+    assert "of another model" in refusal(scan, choice("foundation"), skip_finished=True)
+
+
+def test_interrupted_run_tells_which_networks_it_used(run, refusal, scans, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("synfoc3d.inference.models.TrainedModel.segment", interrupt)
+        run(scans, choice("conventional"))
+    assert "of another model" in refusal(scans, choice("foundation"), skip_finished=True)
+    assert run(scans, choice("conventional"), skip_finished=True) == 2
+
+
+def test_damaged_record_is_refused(refusal, scan, tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "synfoc3d_predict.json").write_text("{half")
+    assert "synfoc3d_predict.json is damaged" in refusal(scan, choice(), skip_finished=True)
+
+
+def test_record_from_before_checkpoints_were_recorded_continues(run, scans, tmp_path):
+    run(scans / "Btrain002_0000.nii.gz", choice())
+    file = tmp_path / "masks" / "synfoc3d_predict.json"
+    record = load_json(str(file))
+    del record["checkpoints"]
+    file.write_text(json.dumps(record))
+    assert run(scans, choice(), skip_finished=True) == 1
 
 
 def test_parts_share_the_cases(run, scans, tmp_path):

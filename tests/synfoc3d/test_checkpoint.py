@@ -12,7 +12,9 @@ from torch import nn
 
 from synfoc3d import checkpoint as module
 from synfoc3d.checkpoint import (
+    best_checkpoint,
     check_base,
+    file_of_student,
     load,
     load_partial,
     network_state,
@@ -118,6 +120,35 @@ def test_numbers_of_numpy_in_a_checkpoint_are_read(tmp_path: Path) -> None:
 def test_students_are_named(tmp_path: Path) -> None:
     assert students_of({"network_weights": {}}) == {"conventional"}
     assert students_of({"synfoc3d": {"students": {"foundation": {}}}}) == {"foundation"}
+
+
+def test_first_students_best_epoch_is_nnunets_file() -> None:
+    assert best_checkpoint("conventional", first="conventional") == "checkpoint_best.pth"
+    assert best_checkpoint("foundation", first="conventional") == "checkpoint_best_foundation.pth"
+    assert best_checkpoint("foundation", first="foundation") == "checkpoint_best.pth"
+
+
+BOTH: dict[str, Any] = {"synfoc3d": {"students": {"conventional": {}, "foundation": {}}}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "student", "checkpoint", "read"),
+    [
+        ("checkpoint_best.pth", "foundation", BOTH, "checkpoint_best_foundation.pth"),
+        ("checkpoint_best.pth", "conventional", BOTH, "checkpoint_best.pth"),
+        ("checkpoint_best.pth", "third", BOTH, "checkpoint_best.pth"),  # keeps no file of its own
+        ("checkpoint_best.pth", "foundation", {"synfoc3d": {"students": {"foundation": {}}}}, "checkpoint_best.pth"),
+        ("checkpoint_best.pth", "conventional", {"network_weights": {}}, "checkpoint_best.pth"),  # nnU-Net's own
+        ("checkpoint_final.pth", "foundation", BOTH, "checkpoint_final.pth"),
+        ("checkpoint_best_foundation.pth", "conventional", BOTH, "checkpoint_best_foundation.pth"),
+    ],
+)
+def test_best_checkpoint_of_each_student_is_its_own(
+    asked: str, student: str, checkpoint: dict[str, Any], read: str, tmp_path: Path
+) -> None:
+    for name in ("checkpoint_best_conventional.pth", "checkpoint_best_foundation.pth"):  # the former is left over
+        (tmp_path / name).touch()
+    assert file_of_student(student, tmp_path / asked, checkpoint) == tmp_path / read
 
 
 class Harmful:

@@ -8,6 +8,7 @@ import pytest
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.methods import check_methods, is_stock
 from synfoc3d.experiment.plan import parse_plan
+from synfoc3d.prediction_modes import MODES, PredictionMode, mean
 
 SYNFOC = "nnUNetTrainerSynFoC"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -63,6 +64,14 @@ def test_mistake_is_refused(mistake: str, project: Any) -> None:
 )
 def test_method_that_can_be_trained(method: dict[str, Any], project: Any) -> None:
     check(project, method)
+
+
+def test_mode_in_the_table_is_known_with_its_students(project: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODES, "toy", PredictionMode("toy", "", ("foundation", "conventional"), mean))
+    method = {"trainer": SYNFOC, "config": "demo", "models": {"a": "toy"}}
+    check(project, method)
+    with pytest.raises(UserError, match="trains only conventional with these settings, so 'toy' cannot predict"):
+        check(project, method | {"settings": {"method.base": "conventional"}})
 
 
 @pytest.mark.parametrize(

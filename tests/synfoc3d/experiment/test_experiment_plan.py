@@ -35,7 +35,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown model": (
         {"methods": {"a": {"trainer": "T", "models": {"a": "sam"}}}},
-        r"methods.a.models.a: .*'ensemble' \(got 'sam'\)",
+        "methods.a.models.a: There is no model 'sam' to predict with. Known: conventional, ensemble, foundation",
     ),
     "no trainer": ({"methods": {"a": {}}}, "methods.a.trainer: Field required"),
     "no method": ({"methods": {}}, "methods: .*at least 1"),
