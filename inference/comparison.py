@@ -9,7 +9,7 @@ import numpy as np
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.inference.paired_evaluations import evaluate_models, prediction_folders
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, Evaluation
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, Evaluation
 from synfoc3d.inference.statistics import (
     CLASSES,
     CONFIDENCE,
@@ -28,7 +28,7 @@ from synfoc3d.inference.statistics import (
     resampled_means,
     signed_rank_p,
 )
-from synfoc3d.metrics import PER_SLICE
+from synfoc3d.metrics import METRICS, PER_SLICE
 
 SIGNIFICANT = 0.05  # level of a corrected p value below which a difference is called one
 
@@ -41,9 +41,9 @@ class Estimate:
         model: name of the model.
         domain: name of a domain, `ALL_CASES` or `MEAN_OF_DOMAINS`.
         label: name of a class or `MEAN_OF_CLASSES`.
-        metric: one of `METRICS`.
+        metric: key of one of `METRICS`.
         n: number of cases (per slice: slices) that entered, without those that are NaN.
-        mean: as `Evaluation.summaries` defines it, NaN if no case entered. Dice and Jaccard in [0, 1], distances in the
+        mean: as `Evaluation.summaries` defines it, NaN if no case entered. Shares in [0, 1], distances in the
             unit of the convention.
         std: population standard deviation over the cases (slices), those of `MEAN_OF_CLASSES` averaged over their
             classes; in `MEAN_OF_DOMAINS` over the domains.
@@ -71,7 +71,7 @@ class PairedTest:
         model: name of the model.
         domain: name of a domain or `ALL_CASES`.
         label: name of a class or `MEAN_OF_CLASSES`.
-        metric: one of `METRICS`.
+        metric: key of one of `METRICS`.
         n: number of pairs: cases in which the metric is known for both.
         difference: mean over the pairs of model minus baseline; NaN without a pair.
         low: lower end of the 95 % bootstrap interval of the difference; NaN with fewer than two pairs.
@@ -139,7 +139,7 @@ def compare(
     **Tests** compare each model with the baseline by Wilcoxon's signed-rank test (two-sided), paired over cases, for
     each metric, class, the mean of classes, each domain and all cases. Holm's correction runs over all tests of one
     metric: these are what one table shows side by side; the metrics measure the same masks, so that correcting over
-    them too would count one question four times. The mean of domains is not tested. Pairs in which a metric is NaN
+    them too would count one question several times. The mean of domains is not tested. Pairs in which a metric is NaN
     are left out. The mean of classes is tested, and its difference given, over each case's mean of the classes it has:
     where some case lacks a class, this difference is not exactly that of the means.
 
@@ -251,7 +251,7 @@ def _figures(evaluation: Evaluation) -> Floats:
     """Return the figures of all cases (slices) as (cases, classes, metrics)."""
     return np.array(
         [
-            [[getattr(case.metrics[label], metric) for metric in METRICS] for label in evaluation.classes]
+            [[case.metrics[label].values[metric] for metric in METRICS] for label in evaluation.classes]
             for case in evaluation.cases
         ],
         dtype=np.float64,
@@ -329,7 +329,7 @@ def _note(evaluations: Mapping[str, Evaluation], baseline: str | None, tests: Se
     intervals = f"Intervals: {100 * CONFIDENCE:g} % percentile bootstrap over cases{whole} ({RESAMPLES:,} resamples)."
     if not tests:
         return f"{intervals} No test: {'there is no baseline' if baseline is None else 'there is only one model'}."
-    family = [test for test in tests if test.metric == METRICS[0]]
+    family = [test for test in tests if test.metric == tests[0].metric]
     made = [test for test in family if not math.isnan(test.p)]
     pairs = max(test.n for test in family)
     if not made:

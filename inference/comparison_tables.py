@@ -15,8 +15,9 @@ from typing import Any
 from synfoc3d.atomic import atomic_write_text
 from synfoc3d.errors import UserError
 from synfoc3d.inference.comparison import SIGNIFICANT, Comparison, Estimate, PairedTest
-from synfoc3d.inference.results import ALL_CASES, METRICS, Evaluation, tidy_rows
-from synfoc3d.inference.tables import OVERLAPS, align, factor, title
+from synfoc3d.inference.results import ALL_CASES, Evaluation, tidy_rows
+from synfoc3d.inference.tables import align, number
+from synfoc3d.metrics import HEADLINE, METRICS
 
 Key = tuple[str, str, str, str]  # model, domain, class, metric
 Grid = list[list[list[str]]]  # blocks of rows of cells
@@ -70,10 +71,10 @@ class _View:
 
     def is_best(self, key: Key) -> bool:
         """Return whether no model has a better mean at the precision shown; False if there is no other to beat."""
-        metric = key[-1]
+        metric = METRICS[key[-1]]
         known = [mean for model in self.models if not math.isnan(mean := self.estimates[(model, *key[1:])].mean)]
-        best = (max if metric in OVERLAPS else min)(known, default=math.nan)
-        return len(known) > 1 and _number(metric, self.estimates[key].mean) == _number(metric, best)
+        best = (max if metric.higher_is_better else min)(known, default=math.nan)
+        return len(known) > 1 and number(metric, self.estimates[key].mean) == number(metric, best)
 
     def is_significant(self, key: Key) -> bool:
         """Return whether a model differs from the baseline after correction."""
@@ -120,12 +121,14 @@ def terminal(comparison: Comparison) -> str:
         # Means end in a place for the star, so titles do too.
         return align([[corner, *(f"{column} " for column in columns)], *rows], left=1)
 
-    titles = {title(metric, view.evaluation): (ALL_CASES, view.headline, metric) for metric in METRICS}
+    unit = view.evaluation.unit
+    titles = {metric.heading(unit): (ALL_CASES, view.headline, key) for key, metric in METRICS.items()}
+    lead = METRICS[HEADLINE].heading(unit)
     parts = [f"{view.overview}; mean +- standard deviation", table(f"{view.headline}, {ALL_CASES}", titles)]
     if len(view.labels) > 1:
-        parts.append(table("Dice % by class", {label: (ALL_CASES, label, "dice") for label in view.labels}))
+        parts.append(table(f"{lead} by class", {label: (ALL_CASES, label, HEADLINE) for label in view.labels}))
     if len(view.domains) > 1:
-        parts.append(table("Dice % by domain", {domain: (domain, view.headline, "dice") for domain in view.domains}))
+        parts.append(table(f"{lead} by domain", {domain: (domain, view.headline, HEADLINE) for domain in view.domains}))
     if view.challengers:
         parts.append(_terminal_tests(view, comparison.baseline))
     parts.append(textwrap.fill(_legend(view, comparison) + comparison.note, WIDTH))
@@ -148,15 +151,14 @@ def markdown(comparison: Comparison) -> str:
         + (" (baseline)" if model == comparison.baseline else "")
         for model in view.models
     ]
-    arrows = {metric: "↑" if metric in OVERLAPS else "↓" for metric in METRICS}
-    header = ["model", *(f"{title(metric, view.evaluation)} {arrows[metric]}" for metric in METRICS)]
+    header = [f"{metric.heading(view.evaluation.unit)} {metric.arrow}" for metric in METRICS.values()]
     rows = [[_markdown_text(model), *(summary(model, metric) for metric in METRICS)] for model in view.models]
     parts = [
         "# Comparison of segmentation models",
         f"{view.overview}, against the references in `{comparison.labels}`.",
         "\n".join(folders),
         f"## Summary: {_markdown_text(view.headline)}, {ALL_CASES}",
-        _markdown_table([header, *rows], left=1),
+        _markdown_table([["model", *header], *rows], left=1),
         "Mean ± standard deviation (interval of the mean); the best in bold. "
         + _markdown_text(_legend(view, comparison) + comparison.note),
         view.evaluation.policy,
@@ -180,7 +182,7 @@ def latex(comparison: Comparison) -> str:
 def tidy_csv(comparison: Comparison) -> str:
     """Return one row per estimate and test as CSV.
 
-    ``value`` is the mean of an estimate, or the difference of a test. Dice and Jaccard are in [0, 1]. What does not
+    ``value`` is the mean of an estimate, or the difference of a test. Shares are in [0, 1]. What does not
     apply is empty; what cannot be computed is nan.
     """
     unit = _view(comparison).evaluation.unit
@@ -190,7 +192,7 @@ def tidy_csv(comparison: Comparison) -> str:
         ("difference", "difference", comparison.tests),
     ):
         for item in items:
-            row = {"kind": kind, **asdict(item), "unit": "" if item.metric in OVERLAPS else unit}
+            row = {"kind": kind, **asdict(item), "unit": METRICS[item.metric].stored_unit(unit)}
             row |= {"class": row.pop("label"), "value": row.pop(value)}
             rows.append(row | ({"baseline": comparison.baseline} if kind == "difference" else {}))
     return _csv(CSV_COLUMNS, rows)
@@ -216,16 +218,12 @@ def _view(comparison: Comparison) -> _View:
     )
 
 
-def _number(metric: str, value: float, signed: bool = False) -> str:
-    """Return a value in the unit in which it is shown, with two decimals; "-" for NaN."""
-    return "-" if math.isnan(value) else f"{factor(metric) * value:{'+' if signed else ''}.2f}"
-
-
 def _interval(item: Estimate | PairedTest) -> str:
     """Return an interval in parentheses, "" if there is none."""
     if math.isnan(item.low):
         return ""
-    low, high = (_number(item.metric, end, signed=isinstance(item, PairedTest)) for end in (item.low, item.high))
+    signed, metric = isinstance(item, PairedTest), METRICS[item.metric]
+    low, high = (number(metric, end, signed) for end in (item.low, item.high))
     return f"({low} to {high})"
 
 
@@ -245,22 +243,22 @@ def _legend(view: _View, comparison: Comparison) -> str:
 
 def _terminal_mean(view: _View, key: Key) -> str:
     """Return mean and spread, with a star or a space."""
-    estimate, metric = view.estimates[key], key[-1]
+    estimate, metric = view.estimates[key], METRICS[key[-1]]
     star = "*" if view.is_significant(key) else " "
-    return f"{_number(metric, estimate.mean)} +- {_number(metric, estimate.std)}{star}"
+    return f"{number(metric, estimate.mean)} +- {number(metric, estimate.std)}{star}"
 
 
 def _terminal_tests(view: _View, baseline: str | None) -> str:
     """Return the tests of the headline."""
     rows = [[f"against {baseline}", "metric", "difference", "95 % interval", "p", "p (Holm)"]]
     for model in view.challengers:
-        for metric in METRICS:
-            test = view.tests[model, ALL_CASES, view.headline, metric]
+        for key, metric in METRICS.items():
+            test = view.tests[model, ALL_CASES, view.headline, key]
             rows.append(
                 [
-                    model if metric == METRICS[0] else "",
-                    title(metric, view.evaluation),
-                    _number(metric, test.difference, signed=True),
+                    model if key == next(iter(METRICS)) else "",
+                    metric.heading(view.evaluation.unit),
+                    number(metric, test.difference, signed=True),
                     _interval(test).strip("()"),
                     _p_value(test.p),
                     _p_value(test.p_holm),
@@ -294,11 +292,11 @@ def _markdown_metric(view: _View, metric: str, baseline: str | None) -> list[str
 
     def difference(key: Key) -> str:
         test = view.tests[key]
-        number = f"{_number(metric, test.difference, signed=True)} {_interval(test)}".strip()
-        return number if math.isnan(test.p_holm) else f"{number}, p {_p_value(test.p_holm)}"
+        shown = f"{number(METRICS[metric], test.difference, signed=True)} {_interval(test)}".strip()
+        return shown if math.isnan(test.p_holm) else f"{shown}, p {_p_value(test.p_holm)}"
 
     means = _grid(view, False, _markdown_text, partial(_markdown_mean, view), metric)
-    parts = [f"## {title(metric, view.evaluation)}", _markdown_table(chain(*means), left=2)]
+    parts = [f"## {METRICS[metric].heading(view.evaluation.unit)}", _markdown_table(chain(*means), left=2)]
     if view.challengers:
         differences = _grid(view, True, _markdown_text, difference, metric)
         parts.append(f"Difference from {_markdown_text(baseline or '')} (its interval), corrected p:")
@@ -308,10 +306,10 @@ def _markdown_metric(view: _View, metric: str, baseline: str | None) -> list[str
 
 def _markdown_mean(view: _View, key: Key) -> str:
     """Return mean and spread, the best in bold, with a star if significant."""
-    estimate, metric = view.estimates[key], key[-1]
+    estimate, metric = view.estimates[key], METRICS[key[-1]]
     bold = "**" if view.is_best(key) else ""
     star = r" \*" if view.is_significant(key) else ""
-    return f"{bold}{_number(metric, estimate.mean)}{bold} ± {_number(metric, estimate.std)}{star}"
+    return f"{bold}{number(metric, estimate.mean)}{bold} ± {number(metric, estimate.std)}{star}"
 
 
 def _markdown_text(text: str) -> str:
@@ -336,17 +334,18 @@ def _markdown_table(rows: Iterable[Sequence[str]], left: int) -> str:
 
 def _latex_table(view: _View, comparison: Comparison, metric: str) -> str:
     """Return one metric as a LaTeX table: mean (standard deviation)."""
+    shown = METRICS[metric]
 
     def cell(key: Key) -> str:
         estimate = view.estimates[key]
-        mean = _number(metric, estimate.mean)
+        mean = number(shown, estimate.mean)
         mean = f"\\textbf{{{mean}}}" if view.is_best(key) else mean
-        return f"{mean} ({_number(metric, estimate.std)}){'$^{*}$' if view.is_significant(key) else ''}"
+        return f"{mean} ({number(shown, estimate.std)}){'$^{*}$' if view.is_significant(key) else ''}"
 
     blocks = [
         "\n".join(f"{' & '.join(row)} \\\\" for row in block) for block in _grid(view, False, _latex_text, cell, metric)
     ]
-    caption = f"{title(metric, view.evaluation)}, mean (standard deviation) of {view.overview}; the best in bold. "
+    caption = f"{shown.heading(view.evaluation.unit)}, mean (standard deviation) of {view.overview}; the best in bold. "
     return "\n".join(
         [
             r"\begin{table}",

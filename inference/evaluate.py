@@ -61,7 +61,7 @@ def evaluate_folder(
     num_processes: int | None = None,
     per_slice: bool = False,
 ) -> Evaluation:
-    """Compare predicted label volumes with their references: Dice, Jaccard, 95HD and ASD, per volume and in mm.
+    """Compare predicted label volumes with their references by all of `synfoc3d.metrics.METRICS`, per volume and in mm.
 
     Files belong together by case name (file name without ending), whatever their formats. Spacing is taken from the
     reference. Voxels that carry nnU-Net's ignore label in the reference are left out. What empty masks count is said

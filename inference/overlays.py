@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from synfoc3d.errors import UserError
 from synfoc3d.inference.results import Evaluation
 from synfoc3d.inference.statistics import mean_known
+from synfoc3d.metrics import HEADLINE
 from synfoc3d.volumes import ENDINGS, Scan, check_same_grid, read_scan
 
 # Bright on a gray scan and told apart by most eyes; more classes than colors begin anew.
@@ -91,7 +92,8 @@ def case_dice(evaluation: Evaluation) -> dict[str, float]:
     """Return by case the mean Dice over its classes (of slices: over the class means), NaN where none is known."""
     dice: dict[str, list[list[float]]] = {}
     for result in evaluation.cases:
-        dice.setdefault(result.case, []).append([result.metrics[label].dice for label in evaluation.classes])
+        values = [result.metrics[label].values[HEADLINE] for label in evaluation.classes]
+        dice.setdefault(result.case, []).append(values)
     return {case: float(mean_known(mean_known(np.array(rows), 0), 0)) for case, rows in dice.items()}
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from synfoc3d.inference.comparison import SIGNIFICANT, Comparison, Estimate, PairedTest
 from synfoc3d.inference.overlays import case_dice
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, METRICS, Evaluation
-from synfoc3d.inference.tables import OVERLAPS, factor
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, Evaluation
 from synfoc3d.inference.training_records import ModelRecord, flatten
+from synfoc3d.metrics import HEADLINE, METRICS
 
 UNKNOWN = "–"
 
@@ -61,10 +61,10 @@ class Table:
 
 
 def shown(metric: str, value: float, signed: bool = False) -> str:
-    """Return a value as the report shows it: overlaps in percent, two decimals."""
+    """Return a value as the report shows it: shares in percent, two decimals."""
     if not math.isfinite(value):
         return UNKNOWN
-    text = f"{factor(metric) * value:{'+' if signed else ''}.2f}"
+    text = f"{METRICS[metric].factor * value:{'+' if signed else ''}.2f}"
     return text.replace("-", "\u2212")
 
 
@@ -110,7 +110,7 @@ def _best(means: Sequence[float], metric: str) -> float:
     known = [mean for mean in means if math.isfinite(mean)]
     if len(known) < 2:
         return math.nan
-    return max(known) if metric in OVERLAPS else min(known)
+    return max(known) if METRICS[metric].higher_is_better else min(known)
 
 
 def _cell(estimate: Estimate, best: float, test: PairedTest | None) -> Cell:
@@ -120,7 +120,7 @@ def _cell(estimate: Estimate, best: float, test: PairedTest | None) -> Cell:
     if test is not None:
         difference = f"{shown(metric, test.difference, signed=True)}, {p_text(test.p_holm)}"
         if test.p_holm < SIGNIFICANT and test.difference:
-            verdict = "better" if (test.difference > 0) == (metric in OVERLAPS) else "worse"
+            verdict = "better" if (test.difference > 0) == METRICS[metric].higher_is_better else "worse"
     low, high = (shown(metric, bound) for bound in (estimate.low, estimate.high))
     return Cell(
         mean=shown(metric, estimate.mean),
@@ -142,14 +142,14 @@ def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
             for t in comparison.tests
             if (t.model, t.domain, t.label) == (row.model, table.domain, table.groups[0].label)
         ]
-        for test in (test for test in found if test.metric == "dice"):
-            low, high = (shown("dice", bound, signed=True) for bound in (test.low, test.high))
+        for test in (test for test in found if test.metric == HEADLINE):
+            low, high = (shown(HEADLINE, bound, signed=True) for bound in (test.low, test.high))
             word = row.cells[0].verdict
             judgment = {"better": "higher", "worse": "lower", "": "no significant difference"}[word]
             sentences.append(
                 (
                     word,
-                    f"{row.model} against {comparison.baseline}: Dice {shown('dice', test.difference, signed=True)} "
+                    f"{row.model} against {comparison.baseline}: Dice {shown(HEADLINE, test.difference, signed=True)} "
                     f"points (95 % interval {low} to {high}), {p_text(test.p_holm)}"
                     + (f": {judgment}." if not math.isnan(test.p_holm) else "."),
                 )
@@ -162,7 +162,7 @@ def case_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, str, li
     dice = [case_dice(evaluation) for evaluation in evaluations.values()]
     domains = {result.case: result.domain for evaluation in evaluations.values() for result in evaluation.cases}
     return [
-        (case, domain, [shown("dice", of_model.get(case, math.nan)) for of_model in dice])
+        (case, domain, [shown(HEADLINE, of_model.get(case, math.nan)) for of_model in dice])
         for case, domain in domains.items()
     ]
 

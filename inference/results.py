@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,17 +13,8 @@ import numpy as np
 
 from synfoc3d import __version__
 from synfoc3d.atomic import atomic_write_text
-from synfoc3d.metrics import PER_VOLUME, CaseMetrics, Convention
+from synfoc3d.metrics import METRICS, PER_VOLUME, CaseMetrics, Convention
 
-METRICS = ("dice", "jaccard", "hd95", "asd")
-NNUNET_NAMES = {
-    "Dice": "dice",
-    "IoU": "jaccard",
-    "HD95": "hd95",
-    "ASD": "asd",
-    "n_pred": "predicted_voxels",
-    "n_ref": "reference_voxels",
-}
 ALL_CASES = "all cases"
 MEAN_OF_DOMAINS = "mean of domains"
 MEAN_OF_CLASSES = "mean of classes"
@@ -37,7 +29,7 @@ class CaseResult:
         domain: scanner, vendor or site of the case; "" if the evaluation knows no domains.
         reference: file of the reference labels.
         prediction: file of the predicted labels.
-        metrics: the figures by class name.
+        metrics: its metrics by class name.
         slice: index along the file's last axis, counted from 0; None where the volume was compared as a whole.
 
     """
@@ -57,10 +49,10 @@ class Summary:
     Attributes:
         domain: name of a domain, `ALL_CASES` or `MEAN_OF_DOMAINS`.
         label: name of a class or `MEAN_OF_CLASSES`.
-        n: number of values that entered: cases (slices), domains or classes without those that are NaN.
-        mean: by metric, NaN values left out; NaN if there is no other. Dice and Jaccard in [0, 1], distances in the
+        n: number of values that entered: cases (slices), domains or classes without those whose metrics are all NaN.
+        mean: by key of the metric, NaN values left out; NaN if there is no other. Shares in [0, 1], distances in the
             unit of the convention.
-        std: by metric, the population standard deviation of the same values.
+        std: by key of the metric, the population standard deviation of the same values.
 
     """
 
@@ -101,7 +93,7 @@ class Evaluation:
 
     @property
     def unit(self) -> str:
-        """Unit of 95HD and ASD."""
+        """Unit of distances."""
         return self.convention.unit
 
     @property
@@ -151,7 +143,7 @@ class Evaluation:
 
     def _group(self, domain: str, cases: Sequence[CaseResult]) -> list[Summary]:
         """Summarize cases class by class, and over the classes."""
-        return self._rows(domain, lambda label: [asdict(case.metrics[label]) for case in cases])
+        return self._rows(domain, lambda label: [case.metrics[label].values for case in cases])
 
     def _rows(self, domain: str, values_of: Callable[[str], list[dict[str, float]]]) -> list[Summary]:
         """Return one row per class from its values, and the row of the mean of classes."""
@@ -166,8 +158,8 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
 
     The JSON file holds nnU-Net's keys (`metric_per_case`, `mean`, `foreground_mean`, with NaN written as nnU-Net
     does in summary.json), so that tools made for nnU-Net read it, and ours: `convention`, `cases`, `summary`,
-    `empty_masks`, `classes`, `failures`, `references_without_prediction`. Dice and Jaccard are in [0, 1], distances in
-    the unit of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
+    `empty_masks`, `classes`, `failures`, `references_without_prediction`. Shares are in [0, 1], distances in the unit
+    of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
 
     Both files are replaced at once: a reader never sees half of one.
 
@@ -203,16 +195,20 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
 
 
 def _summarize(domain: str, label: str, values: Sequence[dict[str, float]]) -> Summary:
-    """Average dicts of metrics, leaving out those that are NaN: the empty mask policy makes all four NaN at once."""
-    kept = [value for value in values if not np.isnan(value["dice"])]
-    columns = {name: [value[name] for value in kept] or [np.nan] for name in METRICS}
+    """Average values by key of the metric, each metric over those of its values that are not NaN."""
+    columns = {key: _known([value[key] for value in values]) for key in METRICS}
     return Summary(
         domain=domain,
         label=label,
-        n=len(kept),
-        mean={name: float(np.mean(column)) for name, column in columns.items()},
-        std={name: float(np.std(column)) for name, column in columns.items()},
+        n=sum(not all(map(math.isnan, value.values())) for value in values),
+        mean={key: float(np.mean(column)) for key, column in columns.items()},
+        std={key: float(np.std(column)) for key, column in columns.items()},
     )
+
+
+def _known(values: Sequence[float]) -> Sequence[float]:
+    """Return the values that are not NaN, or one NaN if there is none: numpy warns of the mean of nothing."""
+    return [value for value in values if not math.isnan(value)] or [math.nan]
 
 
 def tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
@@ -224,7 +220,7 @@ def tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
                 "domain": case.domain,
                 **_slice(case),
                 "class": label,
-                **{name: getattr(metrics, name) for name in METRICS},
+                **metrics.values,
                 "n_ref": metrics.reference_voxels,
                 "n_pred": metrics.predicted_voxels,
             }
@@ -238,27 +234,30 @@ def _slice(case: CaseResult) -> dict[str, int]:
 def _nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the part of the result that has the keys, and the averages, of nnU-Net's summary.json."""
     keys = {label: str(values[0]) if len(values) == 1 else str(values) for label, values in evaluation.classes.items()}
-    per_case: list[dict[str, Any]] = [
+    per_case = [
         {
             "reference_file": str(case.reference),
             "prediction_file": str(case.prediction),
             **_slice(case),
-            "metrics": {
-                keys[label]: {theirs: getattr(metrics, ours) for theirs, ours in NNUNET_NAMES.items()}
-                for label, metrics in case.metrics.items()
-            },
+            "metrics": {keys[label]: _nnunet_metrics(metrics) for label, metrics in case.metrics.items()},
         }
         for case in evaluation.cases
     ]
     mean = {
-        key: {name: _nanmean([case["metrics"][key][name] for case in per_case]) for name in NNUNET_NAMES}
-        for key in keys.values()
+        key: _average_by_name([_nnunet_metrics(case.metrics[label]) for case in evaluation.cases], leave_out_nan=True)
+        for label, key in keys.items()
     }
-    foreground = {name: float(np.mean([values[name] for values in mean.values()])) for name in NNUNET_NAMES}
+    foreground = _average_by_name(list(mean.values()), leave_out_nan=False)
     return {"foreground_mean": foreground, "mean": mean, "metric_per_case": per_case}
 
 
-def _nanmean(values: Sequence[float]) -> float:
-    """Return the mean of the values that are not NaN, or NaN if there is none, without numpy's warning."""
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
+def _nnunet_metrics(metrics: CaseMetrics) -> dict[str, float]:
+    """Return the metrics of one class of a case under nnU-Net's names."""
+    named = {METRICS[key].nnunet_name: value for key, value in metrics.values.items()}
+    return {**named, "n_pred": metrics.predicted_voxels, "n_ref": metrics.reference_voxels}
+
+
+def _average_by_name(rows: Sequence[dict[str, float]], leave_out_nan: bool) -> dict[str, float]:
+    """Average the values of each name; nnU-Net leaves NaN out over cases, but not over classes."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: float(np.mean(_known(column) if leave_out_nan else column)) for name, column in columns.items()}

@@ -1,12 +1,12 @@
 """Evaluations as aligned plain-text tables."""
 
+import math
 from collections.abc import Mapping, Sequence, Sized
 
 from synfoc3d.errors import UserError, did_you_mean
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, Evaluation, Summary
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, Evaluation, Summary
+from synfoc3d.metrics import HEADLINE, METRICS, Metric
 
-TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
-OVERLAPS = ("dice", "jaccard")  # shown in percent, higher is better; the others are distances, lower is better
 NAMED_AT_MOST = 10
 """Cases without a prediction that are named below a table; all are in the JSON file."""
 
@@ -18,7 +18,7 @@ def format_table(evaluation: Evaluation) -> str:
     averaged. Below stand what empty masks count and how many there are of each kind and class, and how many cases are
     not part of the table.
     """
-    header = ["domain", "class", *(title(metric, evaluation) for metric in METRICS), "n"]
+    header = ["domain", "class", *(metric.heading(evaluation.unit) for metric in METRICS.values()), "n"]
     rows = [[row.domain, row.label, *_cells(row), str(row.n)] for row in evaluation.summaries()]
     counts = [
         [label, *(str(count[kind]) for kind in ("both", "prediction", "reference"))]
@@ -40,7 +40,7 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n\n".join(parts)
 
 
-def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice") -> str:
+def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = HEADLINE) -> str:
     """Return the mean of one metric of several methods as a table: methods as rows, domains as columns.
 
     Each figure is the mean over the classes (`MEAN_OF_CLASSES`) of a domain; the last column is the mean over the
@@ -48,7 +48,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice"
 
     Args:
         evaluations: evaluations of the same cases and classes, by name of the method.
-        metric: dice or jaccard (shown in percent), hd95 or asd (in mm, or pixels if scored per slice).
+        metric: key of one of `METRICS`.
 
     Raises:
         UserError: an unknown metric, no evaluation, or evaluations of different cases, domains or classes, or one per
@@ -72,13 +72,14 @@ def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice"
                 f"{first_name} and {name} were not evaluated on the same cases, domains and classes "
                 f"(only one has case, domain, class {odd}); evaluate both on the same list of cases."
             )
+    shown = METRICS[metric]
     columns = [*first.domains, MEAN_OF_DOMAINS] if first.domains else [ALL_CASES]
     rows = []
     for name, evaluation in evaluations.items():
         label = MEAN_OF_CLASSES if len(evaluation.classes) > 1 else next(iter(evaluation.classes))
         means = {row.domain: row.mean[metric] for row in evaluation.summaries() if row.label == label}
-        rows.append([name, *(f"{factor(metric) * means[column]:.2f}" for column in columns)])
-    return align([[title(metric, first), *columns], *rows], left=1)
+        rows.append([name, *(number(shown, means[column]) for column in columns)])
+    return align([[shown.heading(first.unit), *columns], *rows], left=1)
 
 
 def _compared(evaluation: Evaluation) -> set[tuple[str, str, str]]:
@@ -91,24 +92,14 @@ def _count(things: Sized, one: str, several: str) -> str:
     return f"{len(things)} {one if len(things) == 1 else several}"
 
 
-def title(metric: str, evaluation: Evaluation) -> str:
-    """Return the name of a metric with the unit in which it is shown."""
-    return f"{TITLES[metric]} {unit(metric, evaluation)}"
-
-
-def unit(metric: str, evaluation: Evaluation) -> str:
-    """Return the unit in which a metric is shown."""
-    return "%" if metric in OVERLAPS else evaluation.unit
-
-
-def factor(metric: str) -> float:
-    """Return what a value is multiplied by to be shown."""
-    return 100.0 if metric in OVERLAPS else 1.0
+def number(metric: Metric, value: float, signed: bool = False) -> str:
+    """Return a value in the unit in which it is shown, with two decimals; "-" for what is not known."""
+    return f"{metric.factor * value:{'+' if signed else ''}.2f}" if math.isfinite(value) else "-"
 
 
 def _cells(row: Summary) -> list[str]:
     """Return mean and spread of each metric as text."""
-    return [f"{factor(metric) * row.mean[metric]:.2f} +- {factor(metric) * row.std[metric]:.2f}" for metric in METRICS]
+    return [f"{number(metric, row.mean[key])} +- {number(metric, row.std[key])}" for key, metric in METRICS.items()]
 
 
 def align(rows: Sequence[Sequence[str]], left: int) -> str:

@@ -12,7 +12,7 @@ from synfoc3d.errors import cases_failed
 
 
 def _evaluate(commands: Commands) -> None:
-    parser = command(commands, "evaluate", "Dice, Jaccard, 95HD and ASD per case, class and domain", _run_evaluate)
+    parser = command(commands, "evaluate", "overlap and surface distance per case, class and domain", _run_evaluate)
     parser.add_argument("-g", dest="labels", type=Path, required=True, help="folder of reference labels")
     parser.add_argument("-p", dest="predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")

@@ -10,15 +10,33 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, StrictInt, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictInt,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from synfoc3d.config import Section, is_settings_file, override
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.metrics import METRICS
 
 # Names become folders and are joined by two underscores.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+][A-Za-z0-9+.-]*(_[A-Za-z0-9+.-]+)*$")]
 Model = Literal["conventional", "foundation", "ensemble"]
-Metric = Literal["dice", "jaccard", "hd95", "asd"]
+
+
+def _known_metric(key: str) -> str:
+    """Return the key of a metric if there is one, or raise what pydantic reports."""
+    if key not in METRICS:
+        raise ValueError(f"there is no metric {key!r}.{did_you_mean(key, METRICS)}")
+    return key
+
+
+MetricKey = Annotated[str, AfterValidator(_known_metric)]
 ONE_RULE = {"fold", "num_labeled", "labeled_ids"}
 BELONGS_TO = {  # which rule of a split reads which further key
     "labeled_domain": "num_labeled",
@@ -122,7 +140,7 @@ class Published(Section):
     """Published figures to show beside ours: by row, then by split or group, then by metric (percent, mm or pixels)."""
 
     source: str
-    rows: dict[str, dict[str, dict[Metric, float]]]
+    rows: dict[str, dict[str, dict[MetricKey, float]]]
 
 
 class Plan(Section):

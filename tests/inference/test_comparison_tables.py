@@ -10,8 +10,8 @@ import pytest
 from synfoc3d.errors import UserError
 from synfoc3d.inference.comparison import Comparison, Estimate, PairedTest
 from synfoc3d.inference.comparison_tables import cases_csv, latex, markdown, terminal, tidy_csv, write_tables
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, CaseResult, Evaluation
-from synfoc3d.metrics import PER_SLICE, CaseMetrics
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, CaseResult, Evaluation
+from synfoc3d.metrics import METRICS, PER_SLICE, CaseMetrics
 
 NAN = math.nan
 LABELS = ("RV", "LV", MEAN_OF_CLASSES)
@@ -20,7 +20,7 @@ MEANS["better"] = {"dice": 0.7, "jaccard": 0.6, "hd95": 8.0, "asd": 5.0}
 
 
 def evaluation(model, slice=None):
-    metrics = {"RV": CaseMetrics(0.6, 0.5, 9.0, 4.0, 20, 21), "LV": CaseMetrics(NAN, NAN, NAN, NAN, 0, 0)}
+    metrics = {"RV": CaseMetrics(MEANS["base"], 20, 21), "LV": CaseMetrics(dict.fromkeys(METRICS, NAN), 0, 0)}
     cases = [CaseResult(case, f"{case}-site", Path("r"), Path("p"), metrics, slice) for case in "GS"]
     return Evaluation(Path("labels"), Path(model), {"RV": (1,), "LV": (2,)}, tuple(cases), ())
 

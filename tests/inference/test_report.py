@@ -14,8 +14,8 @@ from synfoc3d.errors import UserError
 from synfoc3d.inference.comparison import Comparison, Estimate, PairedTest
 from synfoc3d.inference.report import write_report
 from synfoc3d.inference.report_tables import estimate_tables, verdicts
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, METRICS, CaseResult, Evaluation
-from synfoc3d.metrics import PER_SLICE, PER_VOLUME, CaseMetrics
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, CaseResult, Evaluation
+from synfoc3d.metrics import METRICS, PER_SLICE, PER_VOLUME, CaseMetrics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -79,7 +79,8 @@ def evaluate(data, index, cases, domain_of, value):
     """An evaluation with made-up figures: Dice ``value`` in the first case and a little less in each further one."""
     results = []
     for place, case in enumerate(cases):
-        metrics = CaseMetrics(value - place / 100, value / 2, 10 * value, 5 * value, 9, 9)
+        figures = {"dice": value - place / 100, "jaccard": value / 2, "hd95": 10 * value, "asd": 5 * value}
+        metrics = CaseMetrics(figures, 9, 9)
         files = [data / folder / f"{case}.nii.gz" for folder in ("labelsTr", f"masks_{index}")]
         results.append(CaseResult(case, domain_of(place), *files, {"RV": metrics, "LV": metrics}))
     return Evaluation(data / "labelsTr", data / f"masks_{index}", {"RV": (1,), "LV": (2,)}, tuple(results), ())
