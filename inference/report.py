@@ -18,7 +18,7 @@ from synfoc3d.inference.comparison import Comparison
 from synfoc3d.inference.overlays import (
     CLASS_COLORS,
     ChosenCase,
-    case_dice,
+    case_means,
     choose_cases,
     draw_case,
     find_image_folder,
@@ -27,6 +27,7 @@ from synfoc3d.inference.overlays import (
 from synfoc3d.inference.report_plots import box_plot, model_color, training_curves
 from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, CaseResult, Evaluation
 from synfoc3d.inference.statistics import mean_known
+from synfoc3d.inference.table_view import table_view
 from synfoc3d.inference.training_records import ModelRecord, find_record
 from synfoc3d.metrics import HEADLINE, METRICS
 
@@ -34,7 +35,7 @@ ValuesOf = Callable[[Sequence[CaseResult], str, str], list[float]]  # (cases, gr
 
 TEMPLATE = "report.html.jinja"
 TITLE = "Comparison of segmentation models"
-PLOTTED = (HEADLINE, "hd95")  # in the box plots and on the cards at the top
+FEATURED = (HEADLINE, "hd95")  # in the box plots and on the cards at the top
 BOX_CAPTION = (
     "Box: quartiles and median. Whiskers: to the furthest values within 1.5 interquartile ranges. Points: single "
     "{scored} (where there are too many, only those beyond the whiskers)."
@@ -74,6 +75,7 @@ def write_report(comparison: Comparison, output: Path, images: Path | None = Non
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"typographic": report_tables.typographic, "p_text": report_tables.p_text}
     values = {
         "title": title,
         "date": date.today().isoformat(),
@@ -95,7 +97,7 @@ def _first(comparison: Comparison) -> Evaluation:
 
 def _numbers(comparison: Comparison) -> dict[str, Any]:
     """Return the tables of the page and what explains them."""
-    first, tables = _first(comparison), report_tables.estimate_tables(comparison)
+    first, view = _first(comparison), table_view(comparison)
     counts = {
         "model": len(comparison.evaluations),
         "case": len(first.case_names),
@@ -108,13 +110,15 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         "scored": first.convention.scored,
         "colors": {name: model_color(index) for index, name in enumerate(comparison.evaluations)},
         "baseline": comparison.baseline,
-        "columns": [
-            {"title": metric.title, "unit": metric.shown_unit(first.unit), "arrow": metric.arrow}
-            for metric in METRICS.values()
-        ],
-        "headline": report_tables.headline(tables),
-        "tables": tables,
-        "verdicts": report_tables.verdicts(comparison),
+        "metrics": METRICS.values(),
+        "lead": METRICS[HEADLINE],
+        "distance_unit": view.unit,
+        "cards": {
+            model: [view.cell(model, ALL_CASES, view.headline, key) for key in FEATURED] for model in view.models
+        },
+        "headline": report_tables.headline_table(view),
+        "tables": report_tables.estimate_tables(view),
+        "verdicts": report_tables.verdicts(view),
         "cases": report_tables.case_table(comparison.evaluations),
         "has_domains": bool(first.domains),
         "empty": report_tables.empty_table(comparison.evaluations),
@@ -142,7 +146,7 @@ def _drawings(evaluations: Mapping[str, Evaluation], groups: Sequence[str], valu
     """Draw one box plot per metric, with the groups side by side."""
     first = next(iter(evaluations.values()))
     drawings = []
-    for key in PLOTTED:
+    for key in FEATURED:
         metric = METRICS[key]
         values = {
             group: {
@@ -204,7 +208,7 @@ def _overlay(comparison: Comparison, chosen: ChosenCase, images: Path | None) ->
         "name": chosen.case,
         "domain": one.domain,
         "models": [
-            (name, report_tables.shown(HEADLINE, case_dice(evaluation)[chosen.case]))
+            (name, report_tables.shown_mean(case_means(evaluation)[chosen.case]))
             for name, evaluation in comparison.evaluations.items()
         ],
         "planes": planes,

@@ -1,11 +1,11 @@
 """Evaluations as aligned plain-text tables."""
 
-import math
 from collections.abc import Mapping, Sequence, Sized
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, Evaluation, Summary
-from synfoc3d.metrics import HEADLINE, METRICS, Metric
+from synfoc3d.inference.table_view import number
+from synfoc3d.metrics import HEADLINE, METRICS
 
 NAMED_AT_MOST = 10
 """Cases without a prediction that are named below a table; all are in the JSON file."""
@@ -90,11 +90,6 @@ def _compared(evaluation: Evaluation) -> set[tuple[str, str, str]]:
 def _count(things: Sized, one: str, several: str) -> str:
     """Return the number of things and the words that go with it."""
     return f"{len(things)} {one if len(things) == 1 else several}"
-
-
-def number(metric: Metric, value: float, signed: bool = False) -> str:
-    """Return a value in the unit in which it is shown, with two decimals; "-" for what is not known."""
-    return f"{metric.factor * value:{'+' if signed else ''}.2f}" if math.isfinite(value) else "-"
 
 
 def _cells(row: Summary) -> list[str]:
