@@ -4,18 +4,20 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from tabulate import SEPARATING_LINE
 
 from synfoc3d.atomic import atomic_write_text
 from synfoc3d.errors import UserError
 from synfoc3d.inference.comparison import Comparison, PairedTest
 from synfoc3d.inference.results import ALL_CASES, tidy_rows
 from synfoc3d.inference.table_view import UNKNOWN, Cell, TableView, table_view
-from synfoc3d.inference.tables import align
+from synfoc3d.inference.text_tables import LATEX, MARKDOWN, Row, draw
 from synfoc3d.metrics import HEADLINE, METRICS, Metric
 
 CSV_COLUMNS = "kind model baseline domain class metric unit n value std low high p p_holm best".split()
@@ -103,7 +105,7 @@ def _terminal_table(view: TableView, corner: str, columns: Mapping[str, tuple[st
     rows = [[corner, *(f"{heading}  " for heading in columns)]]
     for model in view.models:
         rows.append([model, *(_terminal_mean(view.cell(model, *place)) for place in columns.values())])
-    return align(rows, left=1)
+    return draw(rows, left=1)
 
 
 def _terminal_mean(cell: Cell) -> str:
@@ -127,7 +129,7 @@ def _terminal_tests(view: TableView) -> str:
             heading = cell.metric.heading(view.unit)
             rows.append([named, heading, cell.difference, cell.difference_interval, cell.p, cell.p_holm])
             named = ""  # in its first row only
-    return align(rows, left=2)
+    return draw(rows, left=2)
 
 
 # ---- Markdown
@@ -169,13 +171,13 @@ def _markdown_summary(view: TableView) -> str:
     for model in view.models:
         cells = view.row(model, ALL_CASES, view.headline)
         rows.append([_markdown_text(model), *(_followed(_markdown_mean(cell), cell.interval) for cell in cells)])
-    return _markdown_table(rows, left=1)
+    return draw(rows, left=1, form=MARKDOWN)
 
 
 def _markdown_metric(view: TableView, metric: Metric) -> list[str]:
     """Return the tables of one metric: means, and differences from the baseline."""
     means = _grid(view, metric, models=view.models, domains=view.domains, escape=_markdown_text, text=_markdown_mean)
-    parts = [f"## {metric.heading(view.unit)}", _markdown_table(chain(*means), left=2)]
+    parts = [f"## {metric.heading(view.unit)}", draw(list(chain(*means)), left=2, form=MARKDOWN)]
     if view.challengers:
         differences = _grid(
             view,
@@ -186,7 +188,7 @@ def _markdown_metric(view: TableView, metric: Metric) -> list[str]:
             text=_markdown_difference,
         )
         parts.append(f"Difference from {_markdown_text(view.baseline or '')} (its interval), corrected p:")
-        parts.append(_markdown_table(chain(*differences), left=2))
+        parts.append(draw(list(chain(*differences)), left=2, form=MARKDOWN))
     return parts
 
 
@@ -213,21 +215,6 @@ def _markdown_text(text: str) -> str:
     return MARKDOWN_SIGNS.sub(r"\\\1", text)
 
 
-def _markdown_table(rows: Iterable[Sequence[str]], left: int) -> str:
-    """Return rows, the first of which is the header, with aligned columns: the first `left` flush left."""
-    header, *body = rows
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    ruler = [f":{'-' * (width - 1)}" if i < left else f"{'-' * (width - 1)}:" for i, width in enumerate(widths)]
-    lines = [
-        [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in (header, ruler, *body)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 # ---- LaTeX
 
 
@@ -241,8 +228,12 @@ def latex(comparison: Comparison) -> str:
 
 def _latex_table(view: TableView, metric: Metric) -> str:
     """Return one metric as a LaTeX table: mean (standard deviation)."""
-    grid = _grid(view, metric, models=view.models, domains=view.domains, escape=_latex_text, text=_latex_mean)
-    blocks = ["\n".join(f"{' & '.join(row)} \\\\" for row in block) for block in grid]
+    header, first, *others = _grid(
+        view, metric, models=view.models, domains=view.domains, escape=_latex_text, text=_latex_mean
+    )
+    rows: list[Row] = [*header, *first]
+    for block in others:
+        rows += [SEPARATING_LINE, *block]
     caption = (
         f"{metric.heading(view.unit)}, mean (standard deviation) of {view.overview}; the best in bold. {view.star}"
     )
@@ -252,11 +243,7 @@ def _latex_table(view: TableView, metric: Metric) -> str:
             r"\centering",
             f"\\caption{{{_latex_text(caption.strip())}}}",
             f"\\label{{tab:{metric.key}}}",
-            f"\\begin{{tabular}}{{ll{'r' * len(view.labels)}}}",
-            r"\toprule",
-            "\n\\midrule\n".join(blocks),
-            r"\bottomrule",
-            r"\end{tabular}",
+            draw(rows, left=2, form=LATEX),
             r"\end{table}",
             "",
         ]

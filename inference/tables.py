@@ -1,10 +1,11 @@
 """Evaluations as aligned plain-text tables."""
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, Evaluation, Summary
 from synfoc3d.inference.table_view import number
+from synfoc3d.inference.text_tables import draw
 from synfoc3d.metrics import HEADLINE, METRICS
 
 NAMED_AT_MOST = 10
@@ -25,7 +26,7 @@ def format_table(evaluation: Evaluation) -> str:
         for label, count in evaluation.empty_masks().items()
     ]
     empty = [f"empty masks ({evaluation.convention.scored})", "both", "prediction only", "reference only"]
-    parts = [align([header, *rows], left=2), evaluation.policy, align([empty, *counts], left=1)]
+    parts = [draw([header, *rows], left=2), evaluation.policy, draw([empty, *counts], left=1)]
     if evaluation.unpredicted:
         subject = _count(
             evaluation.unpredicted, "reference without a prediction is", "references without a prediction are"
@@ -79,7 +80,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = HEADLI
         label = MEAN_OF_CLASSES if len(evaluation.classes) > 1 else next(iter(evaluation.classes))
         means = {row.domain: row.mean[metric] for row in evaluation.summaries() if row.label == label}
         rows.append([name, *(number(shown, means[column]) for column in columns)])
-    return align([[shown.heading(first.unit), *columns], *rows], left=1)
+    return draw([[shown.heading(first.unit), *columns], *rows], left=1)
 
 
 def _compared(evaluation: Evaluation) -> set[tuple[str, str, str]]:
@@ -95,16 +96,3 @@ def _count(things: Sized, one: str, several: str) -> str:
 def _cells(row: Summary) -> list[str]:
     """Return mean and spread of each metric as text."""
     return [f"{number(metric, row.mean[key])} +- {number(metric, row.std[key])}" for key, metric in METRICS.items()]
-
-
-def align(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Return rows of cells as lines of text: the first `left` columns flush left, a rule below row 0."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

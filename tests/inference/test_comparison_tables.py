@@ -67,6 +67,11 @@ def cells(line):
     return [cell.strip() for cell in re.split(r"\s\s+|\|", line) if cell.strip()]
 
 
+def squeezed(text):
+    """Return a LaTeX text with single spaces."""
+    return re.sub(" +", " ", text)
+
+
 def section(text, heading):
     """Return the lines of a Markdown section."""
     return text.split(f"\n## {heading}")[1].split("\n## ")[0].splitlines()
@@ -197,7 +202,7 @@ def test_latex_has_a_table_per_metric():
 
 
 def test_latex_cells():
-    lines = latex(make()).splitlines()
+    lines = squeezed(latex(make())).splitlines()
     assert r"domain & model & RV & LV & mean of classes \\" in lines
     assert r"G-site & base & 60.00 (25.00) & 60.00 (25.00) & 60.00 (25.00) \\" in lines
     best = r"\textbf{70.00} (25.00)"
@@ -210,6 +215,11 @@ def test_latex_rows_fit_the_columns():
         rows = [line for line in table.splitlines() if line.endswith(r"\\")]
         assert {line.count(" & ") for line in rows} == {columns - 1}
         assert len(rows) == 1 + 4 * 2
+
+
+def test_latex_has_a_rule_between_domains():
+    tabular = latex(make()).split(r"\toprule")[1].split(r"\bottomrule")[0]
+    assert [len(block.strip().splitlines()) for block in tabular.split(r"\midrule")] == [1, 2, 2, 2, 2]
 
 
 def test_latex_captions():
@@ -229,7 +239,7 @@ def test_latex_captions():
     ],
 )
 def test_latex_escapes_names(name, escaped):
-    assert f"& {escaped} &" in latex(rename(make(), "better", name))
+    assert f"& {escaped} &" in squeezed(latex(rename(make(), "better", name)))
 
 
 # ---- CSV

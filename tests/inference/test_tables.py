@@ -90,7 +90,7 @@ def test_without_cases_left_out_the_counts_are_last():
 def test_comparison_has_methods_as_rows_and_domains_as_columns():
     assert cells(comparison_table({"supervised": SUPERVISED, "SynFoC": SYNFOC})) == [
         ["Dice %", "GE", "Siemens", "mean of domains"],
-        ["-" * len(comparison_table({"supervised": SUPERVISED}).splitlines()[0])],
+        ["-" * 10, "-" * 5, "-" * 9, "-" * 17],
         ["supervised", "40.00", "20.00", "30.00"],
         ["SynFoC", "80.00", "60.00", "70.00"],
     ]
