@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -117,13 +117,13 @@ class Evaluation:
 
         Each spread is over the same things as its mean: cases (slices), domains or classes.
         """
-        rows = []
+        per_domain: list[Summary] = []
         for domain in self.domains:
-            rows += self._group(domain, [case for case in self.cases if case.domain == domain])
-        per_domain = rows[:]
-        rows += self._group(ALL_CASES, self.cases)
+            per_domain += self._over_cases(domain, [case for case in self.cases if case.domain == domain])
+        rows = [*per_domain, *self._over_cases(ALL_CASES, self.cases)]
         if per_domain:
-            rows += self._rows(MEAN_OF_DOMAINS, lambda label: [row.mean for row in per_domain if row.label == label])
+            means = {label: [row.mean for row in per_domain if row.label == label] for label in self.classes}
+            rows += _summarize_classes(MEAN_OF_DOMAINS, means)
         return rows
 
     def empty_masks(self) -> dict[str, dict[str, int]]:
@@ -141,16 +141,10 @@ class Evaluation:
             }
         return counts
 
-    def _group(self, domain: str, cases: Sequence[CaseResult]) -> list[Summary]:
+    def _over_cases(self, domain: str, cases: Sequence[CaseResult]) -> list[Summary]:
         """Summarize cases class by class, and over the classes."""
-        return self._rows(domain, lambda label: [case.metrics[label].values for case in cases])
-
-    def _rows(self, domain: str, values_of: Callable[[str], list[dict[str, float]]]) -> list[Summary]:
-        """Return one row per class from its values, and the row of the mean of classes."""
-        rows = [_summarize(domain, label, values_of(label)) for label in self.classes]
-        if len(rows) > 1:
-            rows.append(_summarize(domain, MEAN_OF_CLASSES, [row.mean for row in rows]))
-        return rows
+        values = {label: [case.metrics[label].values for case in cases] for label in self.classes}
+        return _summarize_classes(domain, values)
 
 
 def write_evaluation(evaluation: Evaluation, output: Path) -> None:
@@ -194,16 +188,22 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
     atomic_write_text(output.with_suffix(".csv"), table.getvalue())
 
 
+def _summarize_classes(domain: str, values: Mapping[str, Sequence[dict[str, float]]]) -> list[Summary]:
+    """Return one row per class from its values, and that of the mean of classes."""
+    rows = [_summarize(domain, label, of_class) for label, of_class in values.items()]
+    if len(rows) > 1:
+        rows.append(_summarize(domain, MEAN_OF_CLASSES, [row.mean for row in rows]))
+    return rows
+
+
 def _summarize(domain: str, label: str, values: Sequence[dict[str, float]]) -> Summary:
     """Average values by key of the metric, each metric over those of its values that are not NaN."""
-    columns = {key: _known([value[key] for value in values]) for key in METRICS}
-    return Summary(
-        domain=domain,
-        label=label,
-        n=sum(not all(map(math.isnan, value.values())) for value in values),
-        mean={key: float(np.mean(column)) for key, column in columns.items()},
-        std={key: float(np.std(column)) for key, column in columns.items()},
-    )
+    entered = [value for value in values if not all(map(math.isnan, value.values()))]
+    mean, std = {}, {}
+    for key in METRICS:
+        known = _known([value[key] for value in entered])
+        mean[key], std[key] = float(np.mean(known)), float(np.std(known))
+    return Summary(domain, label, n=len(entered), mean=mean, std=std)
 
 
 def _known(values: Sequence[float]) -> Sequence[float]:
@@ -233,7 +233,7 @@ def _slice(case: CaseResult) -> dict[str, int]:
 
 def _nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the part of the result that has the keys, and the averages, of nnU-Net's summary.json."""
-    keys = {label: str(values[0]) if len(values) == 1 else str(values) for label, values in evaluation.classes.items()}
+    keys = {label: _nnunet_key(values) for label, values in evaluation.classes.items()}
     per_case = [
         {
             "reference_file": str(case.reference),
@@ -243,12 +243,17 @@ def _nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
         }
         for case in evaluation.cases
     ]
-    mean = {
-        key: _average_by_name([_nnunet_metrics(case.metrics[label]) for case in evaluation.cases], leave_out_nan=True)
-        for label, key in keys.items()
-    }
+    mean = {}
+    for label, key in keys.items():
+        of_class = [_nnunet_metrics(case.metrics[label]) for case in evaluation.cases]
+        mean[key] = _average_by_name(of_class, leave_out_nan=True)
     foreground = _average_by_name(list(mean.values()), leave_out_nan=False)
     return {"foreground_mean": foreground, "mean": mean, "metric_per_case": per_case}
+
+
+def _nnunet_key(values: tuple[int, ...]) -> str:
+    """Return what nnU-Net calls a class: its label value, or the values of a region."""
+    return str(values[0]) if len(values) == 1 else str(values)
 
 
 def _nnunet_metrics(metrics: CaseMetrics) -> dict[str, float]:

@@ -64,7 +64,15 @@ def _run_compare(args: argparse.Namespace) -> None:
 
     models = parse_models(args.models)
     baseline = args.baseline or (next(iter(models)) if len(models) > 1 else None)
-    result = compare(args.labels, models, baseline, args.domains, args.per_slice, args.processes, args.seed)
+    result = compare(
+        args.labels,
+        models,
+        baseline,
+        args.domains,
+        per_slice=args.per_slice,
+        num_processes=args.processes,
+        seed=args.seed,
+    )
     write_tables(result, args.output)
     report = args.output / "report.html"
     write_report(result, report, args.images, args.title)
