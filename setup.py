@@ -63,6 +63,7 @@ setup(
         "tqdm>=4.60",
         "matplotlib>=3.7",
         "jinja2>=3.1",
+        "tabulate>=0.10",
         "packaging>=22",
     ],
     extras_require={
@@ -72,6 +73,7 @@ setup(
             "ruff>=0.8",
             "mypy>=1.11",
             "types-PyYAML",
+            "types-tabulate",
         ]
     },
     entry_points={"console_scripts": ["synfoc3d=synfoc3d.cli:main"]},

@@ -20,7 +20,7 @@ from synfoc3d.metrics import segmentation_metrics
 STRUCTURES = {"small": (0.05, 0.04, 0.05), "middle": (0.085, 0.135, 0.155), "large": (0.35, 0.35, 0.4)}
 SHIFT = (1, 2, -2)  # voxels
 WAVES = 0.15
-METRICS = ("dice", "jaccard", "hd95", "asd")
+METRICS = ("dice", "jaccard", "hd95", "asd")  # those that medpy has too
 
 
 def ellipsoid(
@@ -51,7 +51,7 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
 
     def ours() -> list[float]:
         result = segmentation_metrics(prediction, reference, args.spacing)
-        return [getattr(result, metric) for metric in METRICS]
+        return [result.values[metric] for metric in METRICS]
 
     def medpy() -> list[float]:
         overlaps = [float(function(prediction, reference)) for function in (binary.dc, binary.jc)]

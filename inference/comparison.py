@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.inference.paired_evaluations import evaluate_models, prediction_folders
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, Evaluation
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, Evaluation
 from synfoc3d.inference.statistics import (
     CLASSES,
     CONFIDENCE,
@@ -28,7 +29,7 @@ from synfoc3d.inference.statistics import (
     resampled_means,
     signed_rank_p,
 )
-from synfoc3d.metrics import PER_SLICE
+from synfoc3d.metrics import METRICS, PER_SLICE
 
 SIGNIFICANT = 0.05  # level of a corrected p value below which a difference is called one
 
@@ -41,9 +42,9 @@ class Estimate:
         model: name of the model.
         domain: name of a domain, `ALL_CASES` or `MEAN_OF_DOMAINS`.
         label: name of a class or `MEAN_OF_CLASSES`.
-        metric: one of `METRICS`.
+        metric: key of one of `METRICS`.
         n: number of cases (per slice: slices) that entered, without those that are NaN.
-        mean: as `Evaluation.summaries` defines it, NaN if no case entered. Dice and Jaccard in [0, 1], distances in the
+        mean: as `Evaluation.summaries` defines it, NaN if no case entered. Shares in [0, 1], distances in the
             unit of the convention.
         std: population standard deviation over the cases (slices), those of `MEAN_OF_CLASSES` averaged over their
             classes; in `MEAN_OF_DOMAINS` over the domains.
@@ -71,7 +72,7 @@ class PairedTest:
         model: name of the model.
         domain: name of a domain or `ALL_CASES`.
         label: name of a class or `MEAN_OF_CLASSES`.
-        metric: one of `METRICS`.
+        metric: key of one of `METRICS`.
         n: number of pairs: cases in which the metric is known for both.
         difference: mean over the pairs of model minus baseline; NaN without a pair.
         low: lower end of the 95 % bootstrap interval of the difference; NaN with fewer than two pairs.
@@ -124,6 +125,7 @@ def compare(
     models: Mapping[str, Path],
     baseline: str | None = None,
     domains: Path | None = None,
+    *,
     per_slice: bool = False,
     num_processes: int | None = None,
     seed: int = 0,
@@ -139,7 +141,7 @@ def compare(
     **Tests** compare each model with the baseline by Wilcoxon's signed-rank test (two-sided), paired over cases, for
     each metric, class, the mean of classes, each domain and all cases. Holm's correction runs over all tests of one
     metric: these are what one table shows side by side; the metrics measure the same masks, so that correcting over
-    them too would count one question four times. The mean of domains is not tested. Pairs in which a metric is NaN
+    them too would count one question several times. The mean of domains is not tested. Pairs in which a metric is NaN
     are left out. The mean of classes is tested, and its difference given, over each case's mean of the classes it has:
     where some case lacks a class, this difference is not exactly that of the means.
 
@@ -169,10 +171,20 @@ def compare(
     if baseline is not None and baseline not in models:
         raise UserError(f"The baseline {baseline!r} is none of the models.{did_you_mean(baseline, models)}")
     predictions = {name: prediction_folders(folder) for name, folder in models.items()}
-    evaluations, failures = evaluate_models(labels, predictions, domains, per_slice, num_processes)
+    evaluations, failures = evaluate_models(
+        labels, predictions, domains, per_slice=per_slice, num_processes=num_processes
+    )
     estimates, tests = _analyze(evaluations, baseline, np.random.default_rng(seed))
-    note = _note(evaluations, baseline, tests)
-    return Comparison(labels, predictions, evaluations, baseline, estimates, tests, note, failures)
+    return Comparison(
+        labels=labels,
+        predictions=predictions,
+        evaluations=evaluations,
+        baseline=baseline,
+        estimates=estimates,
+        tests=tests,
+        note=_note(evaluations, baseline, tests),
+        failures=failures,
+    )
 
 
 def parse_models(arguments: Sequence[str]) -> dict[str, Path]:
@@ -210,24 +222,28 @@ class _Group:
     owner: Counts
     counts: Counts
 
+    @property
+    def num_cases(self) -> int:
+        """Number of cases."""
+        return self.counts.shape[1]
+
 
 def _analyze(
     evaluations: Mapping[str, Evaluation], baseline: str | None, generator: np.random.Generator
 ) -> tuple[tuple[Estimate, ...], tuple[PairedTest, ...]]:
     """Return means with intervals, and tests, domain by domain."""
     all_cases, *domains = _groups(evaluations, generator)
-    groups = [*domains, all_cases]
-    averages = [average_cases(group.values, group.owner, group.counts) for group in groups]
-    names = [group.domain for group in groups]
+    estimates: list[Estimate] = []
+    tests: list[PairedTest] = []
+    averages = []
+    for group in (*domains, all_cases):
+        averages.append(average_cases(group.values, group.owner, group.counts))
+        estimates += _estimates(evaluations, group.domain, averages[-1])
+        if baseline is not None:
+            tests += _tests(evaluations, baseline, group)
     if domains:
-        averages.append(average_domains(averages[:-1], num_classes=all_cases.values.shape[CLASSES]))
-        names.append(MEAN_OF_DOMAINS)
-    estimates = [
-        estimate
-        for domain, average in zip(names, averages, strict=True)
-        for estimate in _estimates(evaluations, domain, average)
-    ]
-    tests = [test for group in groups for test in _tests(evaluations, baseline, group)] if baseline is not None else []
+        mean = average_domains(averages[:-1], num_classes=all_cases.values.shape[CLASSES])
+        estimates += _estimates(evaluations, MEAN_OF_DOMAINS, mean)
     return tuple(estimates), _correct(tests)
 
 
@@ -238,24 +254,26 @@ def _groups(evaluations: Mapping[str, Evaluation], generator: np.random.Generato
     """
     first = next(iter(evaluations.values()))
     values = np.stack([_figures(evaluation) for evaluation in evaluations.values()], axis=1)
-    names, domain_of = (np.array([getattr(case, what) for case in first.cases]) for what in ("case", "domain"))
-    groups = []
-    for domain in (ALL_CASES, *(first.domains if len(first.domains) > 1 else ())):
-        chosen = (domain_of == domain) | (domain == ALL_CASES)
+    names = np.array([case.case for case in first.cases])
+    domain_of = np.array([case.domain for case in first.cases])
+
+    def group(domain: str, chosen: NDArray[np.bool_]) -> _Group:
         cases, owner = np.unique(names[chosen], return_inverse=True)
-        groups.append(_Group(domain, values[chosen], owner, draw_resamples(len(cases), generator)))
+        return _Group(domain, values[chosen], owner, draw_resamples(len(cases), generator))
+
+    groups = [group(ALL_CASES, np.ones(len(names), dtype=bool))]
+    if len(first.domains) > 1:
+        groups += [group(domain, domain_of == domain) for domain in first.domains]
     return groups
 
 
 def _figures(evaluation: Evaluation) -> Floats:
-    """Return the figures of all cases (slices) as (cases, classes, metrics)."""
-    return np.array(
-        [
-            [[getattr(case.metrics[label], metric) for metric in METRICS] for label in evaluation.classes]
-            for case in evaluation.cases
-        ],
-        dtype=np.float64,
-    )
+    """Return the values of all cases (slices) as (cases, classes, metrics)."""
+    rows = []
+    for case in evaluation.cases:
+        of_classes = [case.metrics[label].values for label in evaluation.classes]
+        rows.append([[values[key] for key in METRICS] for values in of_classes])
+    return np.array(rows, dtype=np.float64)
 
 
 def _places(evaluations: Mapping[str, Evaluation]) -> Iterator[tuple[tuple[int, int, int], str, str, str]]:
@@ -289,12 +307,13 @@ def _estimates(evaluations: Mapping[str, Evaluation], domain: str, averages: Ave
 
 def _tests(evaluations: Mapping[str, Evaluation], baseline: str, group: _Group) -> list[PairedTest]:
     """Return the tests of one domain, not yet corrected."""
-    cases = case_means(group.values, group.owner, group.counts.shape[1])
+    cases = case_means(group.values, group.owner, group.num_cases)
     differences = cases - cases[:, [list(evaluations).index(baseline)]]
     known = ~np.isnan(differences)
-    mean = mean_known(differences, 0)
-    low, high = percentile_interval(resampled_means(np.nan_to_num(differences), known.astype(np.float64), group.counts))
-    n, pairs = known.sum(0), np.moveaxis(differences, 0, -1)
+    n, mean = known.sum(0), mean_known(differences, 0)
+    resampled = resampled_means(np.nan_to_num(differences), known.astype(np.float64), group.counts)
+    low, high = percentile_interval(resampled)
+    pairs = np.moveaxis(differences, 0, -1)  # (models, classes, metrics, cases)
     return [
         PairedTest(
             model=model,
@@ -315,11 +334,13 @@ def _tests(evaluations: Mapping[str, Evaluation], baseline: str, group: _Group) 
 
 def _correct(tests: Sequence[PairedTest]) -> tuple[PairedTest, ...]:
     """Return the tests with Holm's correction over those of the same metric."""
-    corrected: dict[int, float] = {}
+    corrected = list(tests)
     for metric in METRICS:
         family = [index for index, test in enumerate(tests) if test.metric == metric]
-        corrected.update(zip(family, holm([tests[index].p for index in family]).tolist(), strict=True))
-    return tuple(replace(test, p_holm=corrected[index]) for index, test in enumerate(tests))
+        p_values = holm([tests[index].p for index in family])
+        for index, p in zip(family, p_values, strict=True):
+            corrected[index] = replace(tests[index], p_holm=float(p))
+    return tuple(corrected)
 
 
 def _note(evaluations: Mapping[str, Evaluation], baseline: str | None, tests: Sequence[PairedTest]) -> str:
@@ -327,21 +348,25 @@ def _note(evaluations: Mapping[str, Evaluation], baseline: str | None, tests: Se
     sliced = next(iter(evaluations.values())).convention == PER_SLICE
     whole = ", each with all its slices" if sliced else ""
     intervals = f"Intervals: {100 * CONFIDENCE:g} % percentile bootstrap over cases{whole} ({RESAMPLES:,} resamples)."
-    if not tests:
-        return f"{intervals} No test: {'there is no baseline' if baseline is None else 'there is only one model'}."
-    family = [test for test in tests if test.metric == METRICS[0]]
+    if tests:
+        return f"{intervals} {_note_of_tests(baseline, tests, sliced)}"
+    return f"{intervals} No test: {'there is no baseline' if baseline is None else 'there is only one model'}."
+
+
+def _note_of_tests(baseline: str | None, tests: Sequence[PairedTest], sliced: bool) -> str:
+    """Return how p values came about, and why there are fewer than one might expect, as sentences."""
+    family = [test for test in tests if test.metric == tests[0].metric]
     made = [test for test in family if not math.isnan(test.p)]
     pairs = max(test.n for test in family)
     if not made:
         return (
-            f"{intervals} No test: {pairs} pair{'s' if pairs != 1 else ''}, but Wilcoxon's signed-rank test needs at "
-            f"least {FEWEST_PAIRS} to fall below {SIGNIFICANT}."
+            f"No test: {pairs} pair{'s' if pairs != 1 else ''}, but Wilcoxon's signed-rank test needs at least "
+            f"{FEWEST_PAIRS} to fall below {SIGNIFICANT}."
         )
+    means = " (their means over slices, which are not independent)" if sliced else ""
     sentences = [
-        intervals,
-        f"Tests against {baseline}: Wilcoxon's signed-rank, two-sided, paired over cases"
-        f"{' (their means over slices, which are not independent)' if sliced else ''}, differences of zero split; "
-        f"p corrected by Holm over all tests of a metric ({len(made)}: models, domains, classes).",
+        f"Tests against {baseline}: Wilcoxon's signed-rank, two-sided, paired over cases{means}, differences of zero "
+        f"split; p corrected by Holm over all tests of a metric ({len(made)}: models, domains, classes)."
     ]
     if len(made) < len(family):
         sentences.append(f"Not made, as they have fewer than {FEWEST_PAIRS} pairs: {len(family) - len(made)} more.")

@@ -2,25 +2,25 @@
 
 import csv
 import io
-import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from tabulate import SEPARATING_LINE
+
 from synfoc3d.atomic import atomic_write_text
 from synfoc3d.errors import UserError
-from synfoc3d.inference.comparison import SIGNIFICANT, Comparison, Estimate, PairedTest
-from synfoc3d.inference.results import ALL_CASES, METRICS, Evaluation, tidy_rows
-from synfoc3d.inference.tables import OVERLAPS, align, factor, title
+from synfoc3d.inference.comparison import Comparison, PairedTest
+from synfoc3d.inference.results import ALL_CASES, tidy_rows
+from synfoc3d.inference.table_view import UNKNOWN, Cell, TableView, table_view
+from synfoc3d.inference.text_tables import LATEX, MARKDOWN, Row, draw
+from synfoc3d.metrics import HEADLINE, METRICS, Metric
 
-Key = tuple[str, str, str, str]  # model, domain, class, metric
-Grid = list[list[list[str]]]  # blocks of rows of cells
-CSV_COLUMNS = "kind model baseline domain class metric unit n value std low high p p_holm".split()
+CSV_COLUMNS = "kind model baseline domain class metric unit n value std low high p p_holm best".split()
 WIDTH = 100  # of running text on the terminal, in characters
 MARKDOWN_SIGNS = re.compile(r"([\\|*`<])")
 LATEX_SIGNS = {
@@ -32,52 +32,6 @@ LATEX_SIGNS = {
     "|": r"\textbar{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
 }
-
-
-@dataclass(frozen=True)
-class _View:
-    """What the tables of a comparison show.
-
-    Attributes:
-        evaluation: that of the first model; cases, classes and convention are those of all models.
-        models: names of the models.
-        challengers: names of those that were tested against the baseline.
-        domains: names of the domains (with two or more), then all cases and the mean of domains.
-        labels: names of the classes, then the mean of classes (with two or more).
-        estimates: by name.
-        tests: by name.
-
-    """
-
-    evaluation: Evaluation
-    models: list[str]
-    challengers: list[str]
-    domains: list[str]
-    labels: list[str]
-    estimates: dict[Key, Estimate]
-    tests: dict[Key, PairedTest]
-
-    @property
-    def headline(self) -> str:
-        """The class that is shown first: the mean of classes, or the only class."""
-        return self.labels[-1]
-
-    @property
-    def overview(self) -> str:
-        """How many cases were compared, and how."""
-        cases = len(self.evaluation.case_names)
-        return f"{cases} case{'s' if cases != 1 else ''}, scored {self.evaluation.convention.name}"
-
-    def is_best(self, key: Key) -> bool:
-        """Return whether no model has a better mean at the precision shown; False if there is no other to beat."""
-        metric = key[-1]
-        known = [mean for model in self.models if not math.isnan(mean := self.estimates[(model, *key[1:])].mean)]
-        best = (max if metric in OVERLAPS else min)(known, default=math.nan)
-        return len(known) > 1 and _number(metric, self.estimates[key].mean) == _number(metric, best)
-
-    def is_significant(self, key: Key) -> bool:
-        """Return whether a model differs from the baseline after correction."""
-        return key in self.tests and self.tests[key].p_holm < SIGNIFICANT
 
 
 def write_tables(comparison: Comparison, output: Path) -> None:
@@ -104,214 +58,156 @@ def write_tables(comparison: Comparison, output: Path) -> None:
         atomic_write_text(output / name, text)
 
 
+# ---- terminal
+
+
 def terminal(comparison: Comparison) -> str:
     """Return what a user wants to know first as aligned text.
 
     All metrics of the mean of classes over all cases, mean Dice by class and by domain, the tests of the mean of
     classes, how they were made, and how many cases are left out.
     """
-    view = _view(comparison)
-
-    def table(corner: str, columns: Mapping[str, tuple[str, str, str]]) -> str:
-        """Return models as rows; columns by their titles, each with its domain, class and metric."""
-        rows = [
-            [model, *(_terminal_mean(view, (model, *names)) for names in columns.values())] for model in view.models
-        ]
-        # Means end in a place for the star, so titles do too.
-        return align([[corner, *(f"{column} " for column in columns)], *rows], left=1)
-
-    titles = {title(metric, view.evaluation): (ALL_CASES, view.headline, metric) for metric in METRICS}
-    parts = [f"{view.overview}; mean +- standard deviation", table(f"{view.headline}, {ALL_CASES}", titles)]
-    if len(view.labels) > 1:
-        parts.append(table("Dice % by class", {label: (ALL_CASES, label, "dice") for label in view.labels}))
-    if len(view.domains) > 1:
-        parts.append(table("Dice % by domain", {domain: (domain, view.headline, "dice") for domain in view.domains}))
+    view = table_view(comparison)
+    parts = [f"{view.overview}; mean +- standard deviation", *_terminal_means(view)]
     if view.challengers:
-        parts.append(_terminal_tests(view, comparison.baseline))
-    parts.append(textwrap.fill(_legend(view, comparison) + comparison.note, WIDTH))
+        parts.append(_terminal_tests(view))
+    parts.append(textwrap.fill(" ".join([*_terminal_legend(view), comparison.note]), WIDTH))
     if comparison.failures:
         count = len(comparison.failures)
         parts.append(f"{count} {'case is' if count == 1 else 'cases are'} not part of the comparison.")
     return "\n\n".join(parts)
 
 
+def _terminal_means(view: TableView) -> list[str]:
+    """Return the tables of means: by metric, and those of the main metric by class and by domain."""
+    lead = METRICS[HEADLINE].heading(view.unit)
+    by_metric = {metric.heading(view.unit): (ALL_CASES, view.headline, key) for key, metric in METRICS.items()}
+    by_class = {label: (ALL_CASES, label, HEADLINE) for label in view.labels}
+    by_domain = {domain: (domain, view.headline, HEADLINE) for domain in view.domains}
+    tables = [_terminal_table(view, f"{view.headline}, {ALL_CASES}", by_metric)]
+    if len(by_class) > 1:
+        tables.append(_terminal_table(view, f"{lead} by class", by_class))
+    if len(by_domain) > 1:
+        tables.append(_terminal_table(view, f"{lead} by domain", by_domain))
+    return tables
+
+
+def _terminal_table(view: TableView, corner: str, columns: Mapping[str, tuple[str, str, str]]) -> str:
+    """Return means with models as rows.
+
+    Args:
+        view: the comparison.
+        corner: the heading of the names of the models.
+        columns: domain, class and key of the metric of each column, by its heading.
+
+    """
+    # Means end in two places for their marks, so headings do too.
+    rows = [[corner, *(f"{heading}  " for heading in columns)]]
+    for model in view.models:
+        rows.append([model, *(_terminal_mean(view.cell(model, *place)) for place in columns.values())])
+    return draw(rows, left=1)
+
+
+def _terminal_mean(cell: Cell) -> str:
+    """Return mean and spread, with two places for marks."""
+    marks = ("^" if cell.is_best else "") + ("*" if cell.is_significant else "")
+    return f"{cell.mean} +- {cell.std}{marks:<2}"
+
+
+def _terminal_legend(view: TableView) -> list[str]:
+    """Return what the marks at the means say."""
+    best = ["^ best."] if any(cell.is_best for cell in view.cells.values()) else []
+    return [*best, view.star] if view.star else best
+
+
+def _terminal_tests(view: TableView) -> str:
+    """Return the tests of the headline."""
+    rows = [[f"against {view.baseline}", "metric", "difference", "95 % interval", "p", "p (Holm)"]]
+    for model in view.challengers:
+        named = model
+        for cell in view.row(model, ALL_CASES, view.headline):
+            heading = cell.metric.heading(view.unit)
+            rows.append([named, heading, cell.difference, cell.difference_interval, cell.p, cell.p_holm])
+            named = ""  # in its first row only
+    return draw(rows, left=2)
+
+
+# ---- Markdown
+
+
 def markdown(comparison: Comparison) -> str:
     """Return all means, intervals and differences as Markdown: a summary, then two tables per metric."""
-    view = _view(comparison)
-
-    def summary(model: str, metric: str) -> str:
-        key = (model, ALL_CASES, view.headline, metric)
-        return f"{_markdown_mean(view, key)} {_interval(view.estimates[key])}".strip()
-
-    folders = [
-        f"- {_markdown_text(model)}: {', '.join(f'`{folder}`' for folder in comparison.predictions[model])}"
-        + (" (baseline)" if model == comparison.baseline else "")
-        for model in view.models
-    ]
-    arrows = {metric: "↑" if metric in OVERLAPS else "↓" for metric in METRICS}
-    header = ["model", *(f"{title(metric, view.evaluation)} {arrows[metric]}" for metric in METRICS)]
-    rows = [[_markdown_text(model), *(summary(model, metric) for metric in METRICS)] for model in view.models]
+    view = table_view(comparison)
     parts = [
         "# Comparison of segmentation models",
         f"{view.overview}, against the references in `{comparison.labels}`.",
-        "\n".join(folders),
+        _markdown_folders(comparison),
         f"## Summary: {_markdown_text(view.headline)}, {ALL_CASES}",
-        _markdown_table([header, *rows], left=1),
+        _markdown_summary(view),
         "Mean ± standard deviation (interval of the mean); the best in bold. "
-        + _markdown_text(_legend(view, comparison) + comparison.note),
+        + _markdown_text(f"{view.star} {comparison.note}".strip()),
         view.evaluation.policy,
     ]
-    for metric in METRICS:
-        parts += _markdown_metric(view, metric, comparison.baseline)
+    for metric in METRICS.values():
+        parts += _markdown_metric(view, metric)
     if comparison.failures:
         lines = [f"- {_markdown_text(case)}: {_markdown_text(why)}" for case, why in comparison.failures.items()]
         parts += ["## Cases left out", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def latex(comparison: Comparison) -> str:
-    """Return one table per metric in LaTeX (package booktabs): domains and models as rows, classes as columns."""
-    view = _view(comparison)
-    note = textwrap.wrap(comparison.note, WIDTH, initial_indent="% ", subsequent_indent="% ")
-    tables = [_latex_table(view, comparison, metric) for metric in METRICS]
-    return "\n".join([r"% In the preamble: \usepackage{booktabs}", *note, "", *tables])
+def _markdown_folders(comparison: Comparison) -> str:
+    """Return the folders of each model as a list."""
+    lines = []
+    for model, folders in comparison.predictions.items():
+        paths = ", ".join(f"`{folder}`" for folder in folders)
+        lines.append(f"- {_markdown_text(model)}: {paths}{' (baseline)' if model == comparison.baseline else ''}")
+    return "\n".join(lines)
 
 
-def tidy_csv(comparison: Comparison) -> str:
-    """Return one row per estimate and test as CSV.
-
-    ``value`` is the mean of an estimate, or the difference of a test. Dice and Jaccard are in [0, 1]. What does not
-    apply is empty; what cannot be computed is nan.
-    """
-    unit = _view(comparison).evaluation.unit
-    rows = []
-    for kind, value, items in (
-        ("mean", "mean", comparison.estimates),
-        ("difference", "difference", comparison.tests),
-    ):
-        for item in items:
-            row = {"kind": kind, **asdict(item), "unit": "" if item.metric in OVERLAPS else unit}
-            row |= {"class": row.pop("label"), "value": row.pop(value)}
-            rows.append(row | ({"baseline": comparison.baseline} if kind == "difference" else {}))
-    return _csv(CSV_COLUMNS, rows)
+def _markdown_summary(view: TableView) -> str:
+    """Return all metrics of the headline over all cases, with their intervals."""
+    rows = [["model", *(f"{metric.heading(view.unit)} {metric.arrow}" for metric in METRICS.values())]]
+    for model in view.models:
+        cells = view.row(model, ALL_CASES, view.headline)
+        rows.append([_markdown_text(model), *(_followed(_markdown_mean(cell), cell.interval) for cell in cells)])
+    return draw(rows, left=1, form=MARKDOWN)
 
 
-def cases_csv(comparison: Comparison) -> str:
-    """Return one row per model, case (slice) and class as CSV."""
-    rows = [{"model": model, **row} for model, ev in comparison.evaluations.items() for row in tidy_rows(ev)]
-    return _csv(list(rows[0]), rows)
-
-
-def _view(comparison: Comparison) -> _View:
-    """Return what the tables show."""
-    estimates, tests = comparison.estimates, comparison.tests
-    return _View(
-        evaluation=next(iter(comparison.evaluations.values())),
-        models=list(comparison.evaluations),
-        challengers=list(dict.fromkeys(test.model for test in tests)),
-        domains=list(dict.fromkeys(estimate.domain for estimate in estimates)),
-        labels=list(dict.fromkeys(estimate.label for estimate in estimates)),
-        estimates={(item.model, item.domain, item.label, item.metric): item for item in estimates},
-        tests={(item.model, item.domain, item.label, item.metric): item for item in tests},
-    )
-
-
-def _number(metric: str, value: float, signed: bool = False) -> str:
-    """Return a value in the unit in which it is shown, with two decimals; "-" for NaN."""
-    return "-" if math.isnan(value) else f"{factor(metric) * value:{'+' if signed else ''}.2f}"
-
-
-def _interval(item: Estimate | PairedTest) -> str:
-    """Return an interval in parentheses, "" if there is none."""
-    if math.isnan(item.low):
-        return ""
-    low, high = (_number(item.metric, end, signed=isinstance(item, PairedTest)) for end in (item.low, item.high))
-    return f"({low} to {high})"
-
-
-def _p_value(p: float) -> str:
-    """Return a p value with three decimals, "-" if there is none."""
-    if math.isnan(p):
-        return "-"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _legend(view: _View, comparison: Comparison) -> str:
-    """Return what the star means, with a space behind it; "" if no mean has one."""
-    if not any(view.is_significant(key) for key in view.tests):
-        return ""
-    return f"* differs from {comparison.baseline}, corrected p < {SIGNIFICANT}. "
-
-
-def _terminal_mean(view: _View, key: Key) -> str:
-    """Return mean and spread, with a star or a space."""
-    estimate, metric = view.estimates[key], key[-1]
-    star = "*" if view.is_significant(key) else " "
-    return f"{_number(metric, estimate.mean)} +- {_number(metric, estimate.std)}{star}"
-
-
-def _terminal_tests(view: _View, baseline: str | None) -> str:
-    """Return the tests of the headline."""
-    rows = [[f"against {baseline}", "metric", "difference", "95 % interval", "p", "p (Holm)"]]
-    for model in view.challengers:
-        for metric in METRICS:
-            test = view.tests[model, ALL_CASES, view.headline, metric]
-            rows.append(
-                [
-                    model if metric == METRICS[0] else "",
-                    title(metric, view.evaluation),
-                    _number(metric, test.difference, signed=True),
-                    _interval(test).strip("()"),
-                    _p_value(test.p),
-                    _p_value(test.p_holm),
-                ]
-            )
-    return align(rows, left=2)
-
-
-def _grid(view: _View, tested: bool, escape: Callable[[str], str], cell: Callable[[Key], str], metric: str) -> Grid:
-    """Return one metric as blocks of rows of cells: the header, then one block per domain with a row per model.
-
-    Args:
-        view: the comparison.
-        tested: only what was tested: all models but the baseline, all domains but their mean.
-        escape: what makes a name fit for the format.
-        cell: the text of a cell.
-        metric: the metric.
-
-    """
-    blocks = [[["domain", "model", *map(escape, view.labels)]]]
-    for domain in view.domains:
-        models = [m for m in view.models if not tested or (m, domain, view.headline, metric) in view.tests]
-        rows = [[escape(m), *(cell((m, domain, label, metric)) for label in view.labels)] for m in models]
-        # The domain is named in its first row only.
-        blocks.append([[escape(domain) if row is rows[0] else "", *row] for row in rows])
-    return [block for block in blocks if block]
-
-
-def _markdown_metric(view: _View, metric: str, baseline: str | None) -> list[str]:
+def _markdown_metric(view: TableView, metric: Metric) -> list[str]:
     """Return the tables of one metric: means, and differences from the baseline."""
-
-    def difference(key: Key) -> str:
-        test = view.tests[key]
-        number = f"{_number(metric, test.difference, signed=True)} {_interval(test)}".strip()
-        return number if math.isnan(test.p_holm) else f"{number}, p {_p_value(test.p_holm)}"
-
-    means = _grid(view, False, _markdown_text, partial(_markdown_mean, view), metric)
-    parts = [f"## {title(metric, view.evaluation)}", _markdown_table(chain(*means), left=2)]
+    means = _grid(view, metric, models=view.models, domains=view.domains, escape=_markdown_text, text=_markdown_mean)
+    parts = [f"## {metric.heading(view.unit)}", draw(list(chain(*means)), left=2, form=MARKDOWN)]
     if view.challengers:
-        differences = _grid(view, True, _markdown_text, difference, metric)
-        parts.append(f"Difference from {_markdown_text(baseline or '')} (its interval), corrected p:")
-        parts.append(_markdown_table(chain(*differences), left=2))
+        differences = _grid(
+            view,
+            metric,
+            models=view.challengers,
+            domains=view.tested_domains,
+            escape=_markdown_text,
+            text=_markdown_difference,
+        )
+        parts.append(f"Difference from {_markdown_text(view.baseline or '')} (its interval), corrected p:")
+        parts.append(draw(list(chain(*differences)), left=2, form=MARKDOWN))
     return parts
 
 
-def _markdown_mean(view: _View, key: Key) -> str:
+def _markdown_mean(cell: Cell) -> str:
     """Return mean and spread, the best in bold, with a star if significant."""
-    estimate, metric = view.estimates[key], key[-1]
-    bold = "**" if view.is_best(key) else ""
-    star = r" \*" if view.is_significant(key) else ""
-    return f"{bold}{_number(metric, estimate.mean)}{bold} ± {_number(metric, estimate.std)}{star}"
+    bold = "**" if cell.is_best else ""
+    star = r" \*" if cell.is_significant else ""
+    return f"{bold}{cell.mean}{bold} ± {cell.std}{star}"
+
+
+def _markdown_difference(cell: Cell) -> str:
+    """Return the difference from the baseline, its interval, and p where a test was made."""
+    difference = _followed(cell.difference, cell.difference_interval)
+    return difference if cell.p_holm == UNKNOWN else f"{difference}, p {cell.p_holm}"
+
+
+def _followed(text: str, interval: str) -> str:
+    """Return a text with an interval in parentheses behind it, if there is one."""
+    return f"{text} ({interval})" if interval else text
 
 
 def _markdown_text(text: str) -> str:
@@ -319,54 +215,120 @@ def _markdown_text(text: str) -> str:
     return MARKDOWN_SIGNS.sub(r"\\\1", text)
 
 
-def _markdown_table(rows: Iterable[Sequence[str]], left: int) -> str:
-    """Return rows, the first of which is the header, with aligned columns: the first `left` flush left."""
-    header, *body = rows
-    widths = [max(map(len, column)) for column in zip(header, *body, strict=True)]
-    ruler = [f":{'-' * (width - 1)}" if i < left else f"{'-' * (width - 1)}:" for i, width in enumerate(widths)]
-    lines = [
-        [
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in (header, ruler, *body)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+# ---- LaTeX
 
 
-def _latex_table(view: _View, comparison: Comparison, metric: str) -> str:
+def latex(comparison: Comparison) -> str:
+    """Return one table per metric in LaTeX (package booktabs): domains and models as rows, classes as columns."""
+    view = table_view(comparison)
+    note = textwrap.wrap(comparison.note, WIDTH, initial_indent="% ", subsequent_indent="% ")
+    tables = [_latex_table(view, metric) for metric in METRICS.values()]
+    return "\n".join([r"% In the preamble: \usepackage{booktabs}", *note, "", *tables])
+
+
+def _latex_table(view: TableView, metric: Metric) -> str:
     """Return one metric as a LaTeX table: mean (standard deviation)."""
-
-    def cell(key: Key) -> str:
-        estimate = view.estimates[key]
-        mean = _number(metric, estimate.mean)
-        mean = f"\\textbf{{{mean}}}" if view.is_best(key) else mean
-        return f"{mean} ({_number(metric, estimate.std)}){'$^{*}$' if view.is_significant(key) else ''}"
-
-    blocks = [
-        "\n".join(f"{' & '.join(row)} \\\\" for row in block) for block in _grid(view, False, _latex_text, cell, metric)
-    ]
-    caption = f"{title(metric, view.evaluation)}, mean (standard deviation) of {view.overview}; the best in bold. "
+    header, first, *others = _grid(
+        view, metric, models=view.models, domains=view.domains, escape=_latex_text, text=_latex_mean
+    )
+    rows: list[Row] = [*header, *first]
+    for block in others:
+        rows += [SEPARATING_LINE, *block]
+    caption = (
+        f"{metric.heading(view.unit)}, mean (standard deviation) of {view.overview}; the best in bold. {view.star}"
+    )
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            f"\\caption{{{_latex_text(caption + _legend(view, comparison)).strip()}}}",
-            f"\\label{{tab:{metric}}}",
-            f"\\begin{{tabular}}{{ll{'r' * len(view.labels)}}}",
-            r"\toprule",
-            "\n\\midrule\n".join(blocks),
-            r"\bottomrule",
-            r"\end{tabular}",
+            f"\\caption{{{_latex_text(caption.strip())}}}",
+            f"\\label{{tab:{metric.key}}}",
+            draw(rows, left=2, form=LATEX),
             r"\end{table}",
             "",
         ]
     )
 
 
+def _latex_mean(cell: Cell) -> str:
+    """Return mean and spread, the best in bold, with a star if significant."""
+    mean = f"\\textbf{{{cell.mean}}}" if cell.is_best else cell.mean
+    return f"{mean} ({cell.std}){'$^{*}$' if cell.is_significant else ''}"
+
+
 def _latex_text(text: str) -> str:
     """Return a text so that LaTeX shows it as it is."""
     return "".join(LATEX_SIGNS.get(sign, sign) for sign in text)
+
+
+# ---- Markdown and LaTeX
+
+
+def _grid(
+    view: TableView,
+    metric: Metric,
+    *,
+    models: Sequence[str],
+    domains: Sequence[str],
+    escape: Callable[[str], str],
+    text: Callable[[Cell], str],
+) -> list[list[list[str]]]:
+    """Return one metric as blocks of rows of cells: the header, then one block per domain with a row per model.
+
+    Args:
+        view: the comparison.
+        metric: the metric.
+        models: which models are shown.
+        domains: which domains are shown.
+        escape: what makes a name fit for the format.
+        text: what a cell says.
+
+    """
+    blocks = [[["domain", "model", *map(escape, view.labels)]]]
+    for domain in domains:
+        named = escape(domain)
+        block = []
+        for model in models:
+            cells = [view.cell(model, domain, label, metric.key) for label in view.labels]
+            block.append([named, escape(model), *map(text, cells)])
+            named = ""  # in its first row only
+        blocks.append(block)
+    return blocks
+
+
+# ---- CSV
+
+
+def tidy_csv(comparison: Comparison) -> str:
+    """Return one row per estimate and test as CSV.
+
+    ``value`` is the mean of an estimate, or the difference of a test; ``best`` says of a mean whether no model's is
+    better as printed in the tables. Shares are in [0, 1]. What does not apply is empty; what cannot be computed is nan.
+    """
+    view = table_view(comparison)
+    means = [_mean_row(cell, view) for cell in view.cells.values()]
+    differences = [_difference_row(cell, cell.test, view) for cell in view.cells.values() if cell.test]
+    return _csv(CSV_COLUMNS, [*means, *differences])
+
+
+def _mean_row(cell: Cell, view: TableView) -> dict[str, Any]:
+    """Return a mean as a row of the tidy table."""
+    row = asdict(cell.estimate)
+    named = {"kind": "mean", "class": row.pop("label"), "value": row.pop("mean")}
+    return {**named, **row, "unit": cell.metric.stored_unit(view.unit), "best": cell.is_best}
+
+
+def _difference_row(cell: Cell, test: PairedTest, view: TableView) -> dict[str, Any]:
+    """Return a test of a cell as a row of the tidy table."""
+    row = asdict(test)
+    named = {"kind": "difference", "class": row.pop("label"), "value": row.pop("difference")}
+    return {**named, **row, "unit": cell.metric.stored_unit(view.unit), "baseline": view.baseline}
+
+
+def cases_csv(comparison: Comparison) -> str:
+    """Return one row per model, case (slice) and class as CSV."""
+    rows = [{"model": model, **row} for model, ev in comparison.evaluations.items() for row in tidy_rows(ev)]
+    return _csv(list(rows[0]), rows)
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

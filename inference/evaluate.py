@@ -4,10 +4,11 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from synfoc3d.domains import read_domains
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.inference.results import CaseResult, Evaluation, write_evaluation
-from synfoc3d.metrics import PER_SLICE, PER_VOLUME, Convention, Mask
+from synfoc3d.metrics import PER_SLICE, PER_VOLUME, Convention
 from synfoc3d.volumes import Scan, check_same_grid, label_values, list_labels, read_scan
 
 log = logging.getLogger(__name__)
@@ -56,12 +57,13 @@ def evaluate_folder(
     predictions: Path,
     domains: Path | None = None,
     output: Path | None = None,
+    *,
     classes: Mapping[str, int | Sequence[int]] | None = None,
     cases: Sequence[str] | None = None,
     num_processes: int | None = None,
     per_slice: bool = False,
 ) -> Evaluation:
-    """Compare predicted label volumes with their references: Dice, Jaccard, 95HD and ASD, per volume and in mm.
+    """Compare predicted label volumes with their references by all of `synfoc3d.metrics.METRICS`, per volume and in mm.
 
     Files belong together by case name (file name without ending), whatever their formats. Spacing is taken from the
     reference. Voxels that carry nnU-Net's ignore label in the reference are left out. What empty masks count is said
@@ -93,34 +95,40 @@ def evaluate_folder(
     """
     if output is not None and output.suffix != ".json":
         raise UserError(f"The output {output} must end in .json; the CSV table takes the same name and ends in .csv.")
-    if num_processes is None:
-        num_processes = min(default_num_processes, os.cpu_count() or 1)
-    if num_processes < 1:
-        raise UserError(f"The number of processes must be at least 1, but is {num_processes}.")
+    workers = _count_workers(num_processes)
 
     pairs, unpredicted, failures = _pair_files(labels, predictions, cases, domains)
     if unpredicted:
         log.info("%d references in %s have no prediction and are left out.", len(unpredicted), labels)
     meaning = _label_meaning(classes, labels, predictions)
     if meaning is None:
-        values = _map_pairs(_values_in, pairs, num_processes, "find classes", failures)
-        meaning = _values_as_classes(set().union(*values.values()), labels, predictions)
+        values = _map_pairs(_values_in, pairs, failures, workers=workers, title="find classes")
         pairs = [pair for pair in pairs if pair.case in values]
+        meaning = _values_as_classes(set().union(*values.values()), labels, predictions)
     convention = PER_SLICE if per_slice else PER_VOLUME
     compare = partial(_compare, meaning=meaning, convention=convention)
-    results = _map_pairs(compare, pairs, num_processes, "evaluate", failures)
+    results = _map_pairs(compare, pairs, failures, workers=workers, title="evaluate")
     evaluation = Evaluation(
-        labels,
-        predictions,
-        meaning.classes,
-        tuple(result for case in results.values() for result in case),
-        unpredicted,
-        dict(sorted(failures.items())),
-        convention,
+        labels=labels,
+        predictions=predictions,
+        classes=meaning.classes,
+        cases=tuple(chain.from_iterable(results.values())),
+        unpredicted=unpredicted,
+        failures=dict(sorted(failures.items())),
+        convention=convention,
     )
     if output is not None:
         write_evaluation(evaluation, output)
     return evaluation
+
+
+def _count_workers(num_processes: int | None) -> int:
+    """Return how many cases are compared at the same time; None takes nnU-Net's number, at most the processors."""
+    if num_processes is None:
+        return min(default_num_processes, os.cpu_count() or 1)
+    if num_processes < 1:
+        raise UserError(f"The number of processes must be at least 1, but is {num_processes}.")
+    return num_processes
 
 
 def _pair_files(
@@ -173,18 +181,23 @@ def _parse_labels(declared: Any, source: str, any_value: bool) -> _LabelMeaning:
     advice = f'write the labels in {source} as nnU-Net v2 does: {{"background": 0, "name": 1}}'
     if not isinstance(declared, Mapping):
         raise UserError(f"{declared!r} does not name label values; {advice}.")
-    values: dict[str, tuple[int, ...]] = {}
-    for name, value in declared.items():
-        several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-        if not several or not all(isinstance(item, int) and not isinstance(item, bool) for item in several):
-            raise UserError(f"The label {name!r} has the value {value!r}, not a whole number; {advice}.")
-        values[name] = several
-    ignored = values.get("ignore", (None,))[0]
+    values = {name: _parse_values(name, value, advice) for name, value in declared.items()}
     foreground = {name: several for name, several in values.items() if name != "ignore" and several != (0,)}
     if not foreground:
         raise UserError(f"{source} names no class but the background; {advice}.")
-    known = None if any_value else frozenset({0}.union(*values.values()))
-    return _LabelMeaning(foreground, ignored, known)
+    return _LabelMeaning(
+        classes=foreground,
+        ignored=values["ignore"][0] if "ignore" in values else None,
+        declared=None if any_value else frozenset({0}.union(*values.values())),
+    )
+
+
+def _parse_values(name: str, value: Any, advice: str) -> tuple[int, ...]:  # noqa: ANN401 - whatever the file says
+    """Return the values of one label: itself, or those of a region."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not values or not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
+        raise UserError(f"The label {name!r} has the value {value!r}, not a whole number; {advice}.")
+    return values
 
 
 def _values_as_classes(values: set[int], labels: Path, predictions: Path) -> _LabelMeaning:
@@ -195,38 +208,42 @@ def _values_as_classes(values: set[int], labels: Path, predictions: Path) -> _La
             f"No label volume in {labels} or {predictions} has a value above 0, and no dataset.json names classes; "
             "check the files or give the classes."
         )
-    return _LabelMeaning({str(value): (value,) for value in found}, None, None)
+    return _LabelMeaning(classes={str(value): (value,) for value in found}, ignored=None, declared=None)
 
 
 def _map_pairs(
     function: Callable[[_Pair], Result],
     pairs: Sequence[_Pair],
-    num_processes: int,
-    title: str,
     failures: dict[str, str],
+    *,
+    workers: int,
+    title: str,
 ) -> dict[str, Result]:
     """Apply a function to every pair, in parallel, with a progress bar.
 
+    Args:
+        function: what is done with a pair; a UserError says that its files cannot be used.
+        pairs: the cases.
+        failures: receives what the function said about the cases for which it raised UserError.
+        workers: how many pairs are worked on at the same time.
+        title: of the progress bar.
+
     Returns:
-        The results by case, in the order of the pairs, without the cases for which the function raised UserError: what
-        it said about these is added to the failures.
+        The results by case, in the order of the pairs, without the cases that failed.
 
     Raises:
         UserError: no pair has a result.
 
     """
-    workers = min(num_processes, len(pairs))
     attempt = partial(_attempt, function)
-
-    def collect(outcomes: Iterator[Result | UserError]) -> list[Result | UserError]:
-        return list(tqdm(outcomes, total=len(pairs), desc=title, unit="case", disable=None))
-
-    if workers <= 1:
-        outcomes = collect(map(attempt, pairs))
+    show = partial(tqdm, total=len(pairs), desc=title, unit="case", disable=None)
+    if min(workers, len(pairs)) <= 1:
+        outcomes = list(show(map(attempt, pairs)))
     else:
         # Spawned as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang.
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            outcomes = collect(pool.map(attempt, pairs))
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=spawn) as pool:
+            outcomes = list(show(pool.map(attempt, pairs)))
     done = {}
     for pair, outcome in zip(pairs, outcomes, strict=True):
         if isinstance(outcome, UserError):
@@ -248,36 +265,26 @@ def _attempt(function: Callable[[_Pair], Result], pair: _Pair) -> Result | UserE
 
 def _values_in(pair: _Pair) -> set[int]:
     """Return the label values of both files."""
-    return {
-        value for path in (pair.reference, pair.prediction) for value in label_values(read_scan(path, as_label=True))
-    }
+    reference, prediction = (read_scan(path, as_label=True) for path in (pair.reference, pair.prediction))
+    return {*label_values(reference), *label_values(prediction)}
 
 
 def _compare(pair: _Pair, meaning: _LabelMeaning, convention: Convention) -> tuple[CaseResult, ...]:
     """Read and compare the two files of one case; return one result, or one per slice."""
     reference, prediction = (_read_labels(path, meaning) for path in (pair.reference, pair.prediction))
     check_same_grid(reference, prediction)
-    valid = reference.values[0] != meaning.ignored if meaning.ignored is not None else True
-
-    def mask(scan: Scan, values: tuple[int, ...]) -> Mask:
-        return np.isin(scan.values[0], values) & valid
-
-    measured = {
-        name: convention.measure(mask(prediction, values), mask(reference, values), reference.spacing)
+    truth, predicted = reference.values[0], prediction.values[0]
+    valid = np.ones(truth.shape, bool) if meaning.ignored is None else truth != meaning.ignored
+    by_class = {
+        name: convention.measure(np.isin(predicted, values) & valid, np.isin(truth, values) & valid, reference.spacing)
         for name, values in meaning.classes.items()
     }
-    parts = next(iter(measured.values()))
-    return tuple(
-        CaseResult(
-            case=pair.case,
-            domain=pair.domain,
-            reference=pair.reference,
-            prediction=pair.prediction,
-            metrics={name: metrics[part] for name, metrics in measured.items()},
-            slice=part,
-        )
-        for part in parts
-    )
+    parts = list(next(iter(by_class.values())))  # the slices, or None alone for the volume
+    results = []
+    for part in parts:
+        metrics = {name: measured[part] for name, measured in by_class.items()}
+        results.append(CaseResult(pair.case, pair.domain, pair.reference, pair.prediction, metrics, slice=part))
+    return tuple(results)
 
 
 def _read_labels(path: Path, meaning: _LabelMeaning) -> Scan:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from synfoc3d.errors import UserError
 from synfoc3d.inference.results import Evaluation
 from synfoc3d.inference.statistics import mean_known
+from synfoc3d.metrics import HEADLINE
 from synfoc3d.volumes import ENDINGS, Scan, check_same_grid, read_scan
 
 # Bright on a gray scan and told apart by most eyes; more classes than colors begin anew.
@@ -56,13 +57,13 @@ class ChosenCase:
     Attributes:
         rank: ``best``, ``median`` or ``worst``.
         case: its name.
-        dice: mean over the classes, in [0, 1], by which it was chosen.
+        mean: of `HEADLINE` over the classes, by which it was chosen.
 
     """
 
     rank: str
     case: str
-    dice: float
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -87,17 +88,18 @@ class PlanePictures:
     height: int
 
 
-def case_dice(evaluation: Evaluation) -> dict[str, float]:
+def case_means(evaluation: Evaluation) -> dict[str, float]:
     """Return by case the mean Dice over its classes (of slices: over the class means), NaN where none is known."""
-    dice: dict[str, list[list[float]]] = {}
+    rows_of: dict[str, list[list[float]]] = {}
     for result in evaluation.cases:
-        dice.setdefault(result.case, []).append([result.metrics[label].dice for label in evaluation.classes])
-    return {case: float(mean_known(mean_known(np.array(rows), 0), 0)) for case, rows in dice.items()}
+        values = [result.metrics[label].values[HEADLINE] for label in evaluation.classes]
+        rows_of.setdefault(result.case, []).append(values)
+    return {case: float(mean_known(mean_known(np.array(rows), 0), 0)) for case, rows in rows_of.items()}
 
 
 def choose_cases(evaluation: Evaluation) -> list[ChosenCase]:
     """Return the best, the median and the worst case by mean Dice; fewer if there are fewer cases, none twice."""
-    ranked = sorted((dice, case) for case, dice in case_dice(evaluation).items() if not np.isnan(dice))
+    ranked = sorted((mean, case) for case, mean in case_means(evaluation).items() if not np.isnan(mean))
     if not ranked:
         return []
     places = {"best": len(ranked) - 1, "worst": 0, "median": len(ranked) // 2}

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from synfoc3d.errors import UserError
 from synfoc3d.inference.evaluate import evaluate_folder
-from synfoc3d.inference.results import Evaluation
+from synfoc3d.inference.results import CaseResult, Evaluation
 from synfoc3d.volumes import ENDINGS
 
 FOLD = re.compile(r"fold_\d+")
@@ -16,9 +17,10 @@ FOLD = re.compile(r"fold_\d+")
 def evaluate_models(
     labels: Path,
     predictions: Mapping[str, Sequence[Path]],
-    domains: Path | None,
-    per_slice: bool,
-    num_processes: int | None,
+    domains: Path | None = None,
+    *,
+    per_slice: bool = False,
+    num_processes: int | None = None,
 ) -> tuple[dict[str, Evaluation], dict[str, str]]:
     """Evaluate each model as `evaluate_folder` does, and leave out what cannot be compared.
 
@@ -37,16 +39,14 @@ def evaluate_models(
             folds that predict the same case; no case that all models have.
 
     """
-
-    def evaluate(name: str, folder: Path) -> Evaluation:
+    evaluate = partial(evaluate_folder, labels, domains=domains, num_processes=num_processes, per_slice=per_slice)
+    evaluations = {}
+    for name, folders in predictions.items():
         try:
-            return evaluate_folder(labels, folder, domains, num_processes=num_processes, per_slice=per_slice)
+            folds = [evaluate(folder) for folder in folders]
         except UserError as error:
             raise UserError(f"Model {name!r}: {error}") from error
-
-    evaluations = {
-        name: _join(name, [evaluate(name, folder) for folder in folders]) for name, folders in predictions.items()
-    }
+        evaluations[name] = _join(name, folds)
     _check_classes(evaluations)
     failures = _find_failures(evaluations, predictions)
     return {name: _without(evaluation, failures) for name, evaluation in evaluations.items()}, failures
@@ -90,22 +90,39 @@ def _join(name: str, folds: Sequence[Evaluation]) -> Evaluation:
     if len(folds) == 1:
         return folds[0]
     _check_classes({f"{name}, {fold.predictions.parent.name}": fold for fold in folds})
-    origin: dict[str, Path] = {}
+    predicted = _predicted_cases(name, folds)
+    cases: list[CaseResult] = []
+    failures: dict[str, str] = {}
+    for fold in folds:
+        cases += fold.cases
+        failures |= fold.failures
+    first = folds[0]
+    return replace(
+        first,
+        predictions=first.predictions.parent.parent,
+        cases=tuple(cases),
+        unpredicted=tuple(case for case in first.unpredicted if case not in predicted),
+        failures=failures,
+    )
+
+
+def _predicted_cases(name: str, folds: Sequence[Evaluation]) -> dict[str, Path]:
+    """Return the folder of each case that a fold predicted.
+
+    Raises:
+        UserError: a case that two folds predict.
+
+    """
+    folder_of: dict[str, Path] = {}
     for fold in folds:
         for case in (*fold.case_names, *fold.failures):
-            if case in origin:
+            if case in folder_of:
                 raise UserError(
-                    f"Model {name!r} has two masks of case {case}, in {origin[case]} and {fold.predictions}; compare "
-                    "its folds as models of their own."
+                    f"Model {name!r} has two masks of case {case}, in {folder_of[case]} and {fold.predictions}; "
+                    "compare its folds as models of their own."
                 )
-            origin[case] = fold.predictions
-    return replace(
-        folds[0],
-        predictions=folds[0].predictions.parent.parent,
-        cases=tuple(case for fold in folds for case in fold.cases),
-        unpredicted=tuple(case for case in folds[0].unpredicted if case not in origin),
-        failures={case: reason for fold in folds for case, reason in fold.failures.items()},
-    )
+            folder_of[case] = fold.predictions
+    return folder_of
 
 
 def _check_classes(evaluations: Mapping[str, Evaluation]) -> None:
@@ -131,19 +148,19 @@ def _find_failures(evaluations: Mapping[str, Evaluation], predictions: Mapping[s
         UserError: no case is left.
 
     """
-    scored = {name: set(evaluation.case_names) for name, evaluation in evaluations.items()}
-    cases = set().union(*scored.values(), *(evaluation.failures for evaluation in evaluations.values()))
-    failures: dict[str, str] = {}
-    for case in sorted(cases):
-        reasons = []
-        for name, evaluation in evaluations.items():
+    cases: set[str] = set()
+    reasons: dict[str, list[str]] = {}
+    for evaluation in evaluations.values():
+        cases |= {*evaluation.case_names, *evaluation.failures}
+    for name, evaluation in evaluations.items():
+        for case in cases.difference(evaluation.case_names):
             if case in evaluation.failures:
-                reasons.append(f"Model {name!r} cannot be scored on case {case}: {evaluation.failures[case]}")
-            elif case not in scored[name]:
+                reason = f"Model {name!r} cannot be scored on case {case}: {evaluation.failures[case]}"
+            else:
                 folders = " or ".join(map(str, predictions[name]))
-                reasons.append(f"Model {name!r} has no mask of case {case} in {folders}.")
-        if reasons:
-            failures[case] = " ".join(reasons)
+                reason = f"Model {name!r} has no mask of case {case} in {folders}."
+            reasons.setdefault(case, []).append(reason)
+    failures = {case: " ".join(reasons[case]) for case in sorted(reasons)}
     if len(failures) == len(cases):
         first = next(iter(failures.values()))
         raise UserError(f"No case can be scored for all models; give masks of the same cases. The first case: {first}")

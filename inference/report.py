@@ -14,27 +14,28 @@ from synfoc3d import __version__
 from synfoc3d.atomic import atomic_write_text
 from synfoc3d.errors import UserError
 from synfoc3d.inference import report_tables
-from synfoc3d.inference import tables as plain_tables
 from synfoc3d.inference.comparison import Comparison
 from synfoc3d.inference.overlays import (
     CLASS_COLORS,
     ChosenCase,
-    case_dice,
+    case_means,
     choose_cases,
     draw_case,
     find_image_folder,
     find_scan,
 )
 from synfoc3d.inference.report_plots import box_plot, model_color, training_curves
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, METRICS, CaseResult, Evaluation
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, CaseResult, Evaluation
 from synfoc3d.inference.statistics import mean_known
+from synfoc3d.inference.table_view import table_view
 from synfoc3d.inference.training_records import ModelRecord, find_record
+from synfoc3d.metrics import HEADLINE, METRICS
 
 ValuesOf = Callable[[Sequence[CaseResult], str, str], list[float]]  # (cases, group, metric) -> values
 
 TEMPLATE = "report.html.jinja"
 TITLE = "Comparison of segmentation models"
-PLOTTED = ("dice", "hd95")
+FEATURED = (HEADLINE, "hd95")  # in the box plots and on the cards at the top
 BOX_CAPTION = (
     "Box: quartiles and median. Whiskers: to the furthest values within 1.5 interquartile ranges. Points: single "
     "{scored} (where there are too many, only those beyond the whiskers)."
@@ -74,6 +75,7 @@ def write_report(comparison: Comparison, output: Path, images: Path | None = Non
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"typographic": report_tables.typographic, "p_text": report_tables.p_text}
     values = {
         "title": title,
         "date": date.today().isoformat(),
@@ -95,7 +97,7 @@ def _first(comparison: Comparison) -> Evaluation:
 
 def _numbers(comparison: Comparison) -> dict[str, Any]:
     """Return the tables of the page and what explains them."""
-    first, tables = _first(comparison), report_tables.estimate_tables(comparison)
+    first, view = _first(comparison), table_view(comparison)
     counts = {
         "model": len(comparison.evaluations),
         "case": len(first.case_names),
@@ -108,17 +110,15 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         "scored": first.convention.scored,
         "colors": {name: model_color(index) for index, name in enumerate(comparison.evaluations)},
         "baseline": comparison.baseline,
-        "columns": [
-            {
-                "title": plain_tables.TITLES[metric],
-                "unit": plain_tables.unit(metric, first),
-                "arrow": "↑" if metric in plain_tables.OVERLAPS else "↓",
-            }
-            for metric in METRICS
-        ],
-        "headline": report_tables.headline(tables),
-        "tables": tables,
-        "verdicts": report_tables.verdicts(comparison),
+        "metrics": METRICS.values(),
+        "lead": METRICS[HEADLINE],
+        "distance_unit": view.unit,
+        "cards": {
+            model: [view.cell(model, ALL_CASES, view.headline, key) for key in FEATURED] for model in view.models
+        },
+        "headline": report_tables.headline_table(view),
+        "tables": report_tables.estimate_tables(view),
+        "verdicts": report_tables.verdicts(view),
         "cases": report_tables.case_table(comparison.evaluations),
         "has_domains": bool(first.domains),
         "empty": report_tables.empty_table(comparison.evaluations),
@@ -146,13 +146,15 @@ def _drawings(evaluations: Mapping[str, Evaluation], groups: Sequence[str], valu
     """Draw one box plot per metric, with the groups side by side."""
     first = next(iter(evaluations.values()))
     drawings = []
-    for metric in PLOTTED:
-        factor = plain_tables.factor(metric)
+    for key in FEATURED:
+        metric = METRICS[key]
         values = {
-            group: {name: [factor * v for v in values_of(ev.cases, group, metric)] for name, ev in evaluations.items()}
+            group: {
+                name: [metric.factor * v for v in values_of(ev.cases, group, key)] for name, ev in evaluations.items()
+            }
             for group in groups
         }
-        title, unit = plain_tables.TITLES[metric], plain_tables.unit(metric, first)
+        title, unit = metric.title, metric.shown_unit(first.unit)
         models = ", ".join(evaluations)
         drawings.append(box_plot(title, unit, values, f"Box plot of {title} of {models}. {what}"))
     return _Figure(drawings, f"{what} {BOX_CAPTION.format(scored=first.convention.scored)}")
@@ -167,12 +169,12 @@ def _of_class(cases: Sequence[CaseResult], label: str, metric: str) -> list[floa
     """Return the value of one class (or the mean over the classes) of each case."""
     if label == MEAN_OF_CLASSES:
         return [_class_mean(case, metric) for case in cases]
-    return [getattr(case.metrics[label], metric) for case in cases]
+    return [case.metrics[label].values[metric] for case in cases]
 
 
 def _class_mean(case: CaseResult, metric: str) -> float:
     """Return the mean of a metric over the classes that are not absent from both masks, NaN if all are."""
-    return float(mean_known(np.array([getattr(metrics, metric) for metrics in case.metrics.values()]), 0))
+    return float(mean_known(np.array([metrics.values[metric] for metrics in case.metrics.values()]), 0))
 
 
 def _overlays(comparison: Comparison, images: Path | None) -> dict[str, Any]:
@@ -206,7 +208,7 @@ def _overlay(comparison: Comparison, chosen: ChosenCase, images: Path | None) ->
         "name": chosen.case,
         "domain": one.domain,
         "models": [
-            (name, report_tables.shown("dice", case_dice(evaluation)[chosen.case]))
+            (name, report_tables.shown_mean(case_means(evaluation)[chosen.case]))
             for name, evaluation in comparison.evaluations.items()
         ],
         "planes": planes,

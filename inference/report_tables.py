@@ -1,55 +1,23 @@
-"""The figures of a comparison as rows of text for the report."""
+"""The figures of a comparison as rows for the report."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from synfoc3d.inference.comparison import SIGNIFICANT, Comparison, Estimate, PairedTest
-from synfoc3d.inference.overlays import case_dice
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, METRICS, Evaluation
-from synfoc3d.inference.tables import OVERLAPS, factor
+from synfoc3d.inference.overlays import case_means
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, Evaluation
+from synfoc3d.inference.table_view import UNKNOWN, Cell, TableView, number
 from synfoc3d.inference.training_records import ModelRecord, flatten
+from synfoc3d.metrics import HEADLINE, METRICS
 
-UNKNOWN = "–"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one model.
-
-    Attributes:
-        mean: the mean.
-        std: the standard deviation.
-        interval: the 95 % interval of the mean.
-        best: whether no other model of the group has a better mean.
-        difference: from the baseline, with the p value; "" for the baseline itself or without one.
-        verdict: ``better`` or ``worse`` where the test says so, else "".
-
-    """
-
-    mean: str
-    std: str
-    interval: str
-    best: bool
-    difference: str
-    verdict: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model of a group: its name, the number of cases, and a cell per metric."""
-
-    model: str
-    n: int
-    cells: list[Cell]
+NOT_KNOWN = "–"  # in the page, for settings and for `UNKNOWN`
 
 
 @dataclass(frozen=True)
 class Group:
-    """The models side by side for one class of one domain."""
+    """The models side by side for one class of one domain: a cell per metric by model."""
 
     label: str
-    rows: list[Row]
+    rows: dict[str, list[Cell]]
 
 
 @dataclass(frozen=True)
@@ -60,111 +28,64 @@ class Table:
     groups: list[Group]
 
 
-def shown(metric: str, value: float, signed: bool = False) -> str:
-    """Return a value as the report shows it: overlaps in percent, two decimals."""
-    if not math.isfinite(value):
-        return UNKNOWN
-    text = f"{factor(metric) * value:{'+' if signed else ''}.2f}"
-    return text.replace("-", "\u2212")
+def typographic(text: str) -> str:
+    """Return a figure or an interval with a minus sign for a hyphen, and a dash for what is unknown."""
+    return NOT_KNOWN if text == UNKNOWN else text.replace("-", "\u2212")
 
 
-def p_text(p: float) -> str:
-    """Return a p value as text without a break, "not tested" for NaN."""
-    if math.isnan(p):
+def p_text(p: str) -> str:
+    """Return a p value of a `Cell` as text without a break, "not tested" for one that is unknown."""
+    if p == UNKNOWN:
         return "not tested"
-    return "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{p:.3f}"
+    return "p\u00a0<\u00a00.001" if p.startswith("<") else f"p\u00a0=\u00a0{p}"
 
 
-def headline(tables: Sequence[Table]) -> Table:
-    """Return the first of the tables with its first group alone: the mean of classes, or the only class."""
-    return Table(tables[0].domain, tables[0].groups[:1])
+def estimate_tables(view: TableView) -> list[Table]:
+    """Return a table per domain in their order, but all cases first; in each, the mean of classes first."""
+    domains = sorted(view.domains, key=lambda domain: domain != ALL_CASES)
+    labels = sorted(view.labels, key=lambda label: label != MEAN_OF_CLASSES)
+    return [Table(domain, [_group(view, domain, label) for label in labels]) for domain in domains]
 
 
-def estimate_tables(comparison: Comparison) -> list[Table]:
-    """Return a table per domain in the order of the estimates, all cases first; in each, the mean of classes first."""
-    tests = {(test.model, test.domain, test.label, test.metric): test for test in comparison.tests}
-    grouped: dict[str, dict[str, list[Estimate]]] = {}
-    for estimate in comparison.estimates:
-        grouped.setdefault(estimate.domain, {}).setdefault(estimate.label, []).append(estimate)
-    tables = []
-    for domain, by_label in grouped.items():
-        groups = [Group(label, _rows(estimates, tests)) for label, estimates in by_label.items()]
-        tables.append(Table(domain, sorted(groups, key=lambda group: group.label != MEAN_OF_CLASSES)))
-    return sorted(tables, key=lambda table: table.domain != ALL_CASES)
+def headline_table(view: TableView) -> Table:
+    """Return the mean of classes, or the only class, over all cases."""
+    return Table(ALL_CASES, [_group(view, ALL_CASES, view.headline)])
 
 
-def _rows(estimates: Sequence[Estimate], tests: Mapping[tuple[str, str, str, str], PairedTest]) -> list[Row]:
-    """Return the models of one class and domain."""
-    found = {(estimate.model, estimate.metric): estimate for estimate in estimates}
-    best = {metric: _best([e.mean for e in estimates if e.metric == metric], metric) for metric in METRICS}
-    rows = []
-    for model in dict.fromkeys(estimate.model for estimate in estimates):
-        own = [found[model, metric] for metric in METRICS if (model, metric) in found]
-        cells = [_cell(e, best[e.metric], tests.get((model, e.domain, e.label, e.metric))) for e in own]
-        rows.append(Row(model, own[0].n, cells))
-    return rows
+def _group(view: TableView, domain: str, label: str) -> Group:
+    return Group(label, {model: view.row(model, domain, label) for model in view.models})
 
 
-def _best(means: Sequence[float], metric: str) -> float:
-    """Return the best of several means, NaN if there is only one or none."""
-    known = [mean for mean in means if math.isfinite(mean)]
-    if len(known) < 2:
-        return math.nan
-    return max(known) if metric in OVERLAPS else min(known)
-
-
-def _cell(estimate: Estimate, best: float, test: PairedTest | None) -> Cell:
-    """Return one estimate, with its test against the baseline if there is one, as texts."""
-    metric = estimate.metric
-    difference = verdict = ""
-    if test is not None:
-        difference = f"{shown(metric, test.difference, signed=True)}, {p_text(test.p_holm)}"
-        if test.p_holm < SIGNIFICANT and test.difference:
-            verdict = "better" if (test.difference > 0) == (metric in OVERLAPS) else "worse"
-    low, high = (shown(metric, bound) for bound in (estimate.low, estimate.high))
-    return Cell(
-        mean=shown(metric, estimate.mean),
-        std=shown(metric, estimate.std),
-        interval=f"{low} to {high}" if low != UNKNOWN else "",
-        best=estimate.mean == best,
-        difference=difference,
-        verdict=verdict,
-    )
-
-
-def verdicts(comparison: Comparison) -> list[tuple[str, str]]:
+def verdicts(view: TableView) -> list[tuple[str, str]]:
     """Return how each model's mean Dice compares with the baseline's: ``better``, ``worse`` or "", and a sentence."""
-    table = headline(estimate_tables(comparison))
-    sentences = []
-    for row in table.groups[0].rows:
-        found = [
-            t
-            for t in comparison.tests
-            if (t.model, t.domain, t.label) == (row.model, table.domain, table.groups[0].label)
-        ]
-        for test in (test for test in found if test.metric == "dice"):
-            low, high = (shown("dice", bound, signed=True) for bound in (test.low, test.high))
-            word = row.cells[0].verdict
-            judgment = {"better": "higher", "worse": "lower", "": "no significant difference"}[word]
-            sentences.append(
-                (
-                    word,
-                    f"{row.model} against {comparison.baseline}: Dice {shown('dice', test.difference, signed=True)} "
-                    f"points (95 % interval {low} to {high}), {p_text(test.p_holm)}"
-                    + (f": {judgment}." if not math.isnan(test.p_holm) else "."),
-                )
-            )
-    return sentences
+    cells = [view.cell(model, ALL_CASES, view.headline, HEADLINE) for model in view.challengers]
+    return [(cell.verdict, _verdict(cell, view.baseline)) for cell in cells]
+
+
+def _verdict(cell: Cell, baseline: str | None) -> str:
+    """Return the sentence that compares a model with the baseline."""
+    interval = f" (95 % interval {typographic(cell.difference_interval)})" if cell.difference_interval else ""
+    sentence = (
+        f"{cell.estimate.model} against {baseline}: {cell.metric.title} {typographic(cell.difference)} points"
+        f"{interval}, {p_text(cell.p_holm)}"
+    )
+    if cell.p_holm == UNKNOWN:
+        return f"{sentence}."
+    judgment = {"better": "higher", "worse": "lower", "": "no significant difference"}[cell.verdict]
+    return f"{sentence}: {judgment}."
 
 
 def case_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, str, list[str]]]:
-    """Return name, domain and each model's mean Dice of every case."""
-    dice = [case_dice(evaluation) for evaluation in evaluations.values()]
-    domains = {result.case: result.domain for evaluation in evaluations.values() for result in evaluation.cases}
-    return [
-        (case, domain, [shown("dice", of_model.get(case, math.nan)) for of_model in dice])
-        for case, domain in domains.items()
-    ]
+    """Return name, domain and each model's mean Dice, over the classes, of every case."""
+    first = next(iter(evaluations.values()))
+    domain_of = {result.case: result.domain for result in first.cases}
+    means = [case_means(evaluation) for evaluation in evaluations.values()]
+    return [(case, domain, [shown_mean(of_model[case]) for of_model in means]) for case, domain in domain_of.items()]
+
+
+def shown_mean(value: float) -> str:
+    """Return a mean of `HEADLINE` as the page shows it."""
+    return typographic(number(METRICS[HEADLINE], value))
 
 
 def empty_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, str, list[int]]]:
@@ -180,7 +101,7 @@ def differing_settings(records: Mapping[str, ModelRecord]) -> list[tuple[str, li
     """Return what the models' trainings and predictions do not have in common: name, and the value of each model."""
     columns = [_all_facts(record) for record in records.values()]
     names = dict.fromkeys(name for column in columns for name in column)
-    rows = [(name, [column.get(name, UNKNOWN) for column in columns]) for name in names]
+    rows = [(name, [column.get(name, NOT_KNOWN) for column in columns]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 

@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,8 @@ import numpy as np
 
 from synfoc3d import __version__
 from synfoc3d.atomic import atomic_write_text
-from synfoc3d.metrics import PER_VOLUME, CaseMetrics, Convention
+from synfoc3d.metrics import METRICS, PER_VOLUME, CaseMetrics, Convention
 
-METRICS = ("dice", "jaccard", "hd95", "asd")
-NNUNET_NAMES = {
-    "Dice": "dice",
-    "IoU": "jaccard",
-    "HD95": "hd95",
-    "ASD": "asd",
-    "n_pred": "predicted_voxels",
-    "n_ref": "reference_voxels",
-}
 ALL_CASES = "all cases"
 MEAN_OF_DOMAINS = "mean of domains"
 MEAN_OF_CLASSES = "mean of classes"
@@ -37,7 +29,7 @@ class CaseResult:
         domain: scanner, vendor or site of the case; "" if the evaluation knows no domains.
         reference: file of the reference labels.
         prediction: file of the predicted labels.
-        metrics: the figures by class name.
+        metrics: its metrics by class name.
         slice: index along the file's last axis, counted from 0; None where the volume was compared as a whole.
 
     """
@@ -57,10 +49,10 @@ class Summary:
     Attributes:
         domain: name of a domain, `ALL_CASES` or `MEAN_OF_DOMAINS`.
         label: name of a class or `MEAN_OF_CLASSES`.
-        n: number of values that entered: cases (slices), domains or classes without those that are NaN.
-        mean: by metric, NaN values left out; NaN if there is no other. Dice and Jaccard in [0, 1], distances in the
+        n: number of values that entered: cases (slices), domains or classes without those whose metrics are all NaN.
+        mean: by key of the metric, NaN values left out; NaN if there is no other. Shares in [0, 1], distances in the
             unit of the convention.
-        std: by metric, the population standard deviation of the same values.
+        std: by key of the metric, the population standard deviation of the same values.
 
     """
 
@@ -101,7 +93,7 @@ class Evaluation:
 
     @property
     def unit(self) -> str:
-        """Unit of 95HD and ASD."""
+        """Unit of distances."""
         return self.convention.unit
 
     @property
@@ -125,13 +117,13 @@ class Evaluation:
 
         Each spread is over the same things as its mean: cases (slices), domains or classes.
         """
-        rows = []
+        per_domain: list[Summary] = []
         for domain in self.domains:
-            rows += self._group(domain, [case for case in self.cases if case.domain == domain])
-        per_domain = rows[:]
-        rows += self._group(ALL_CASES, self.cases)
+            per_domain += self._over_cases(domain, [case for case in self.cases if case.domain == domain])
+        rows = [*per_domain, *self._over_cases(ALL_CASES, self.cases)]
         if per_domain:
-            rows += self._rows(MEAN_OF_DOMAINS, lambda label: [row.mean for row in per_domain if row.label == label])
+            means = {label: [row.mean for row in per_domain if row.label == label] for label in self.classes}
+            rows += _summarize_classes(MEAN_OF_DOMAINS, means)
         return rows
 
     def empty_masks(self) -> dict[str, dict[str, int]]:
@@ -149,16 +141,10 @@ class Evaluation:
             }
         return counts
 
-    def _group(self, domain: str, cases: Sequence[CaseResult]) -> list[Summary]:
+    def _over_cases(self, domain: str, cases: Sequence[CaseResult]) -> list[Summary]:
         """Summarize cases class by class, and over the classes."""
-        return self._rows(domain, lambda label: [asdict(case.metrics[label]) for case in cases])
-
-    def _rows(self, domain: str, values_of: Callable[[str], list[dict[str, float]]]) -> list[Summary]:
-        """Return one row per class from its values, and the row of the mean of classes."""
-        rows = [_summarize(domain, label, values_of(label)) for label in self.classes]
-        if len(rows) > 1:
-            rows.append(_summarize(domain, MEAN_OF_CLASSES, [row.mean for row in rows]))
-        return rows
+        values = {label: [case.metrics[label].values for case in cases] for label in self.classes}
+        return _summarize_classes(domain, values)
 
 
 def write_evaluation(evaluation: Evaluation, output: Path) -> None:
@@ -166,8 +152,8 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
 
     The JSON file holds nnU-Net's keys (`metric_per_case`, `mean`, `foreground_mean`, with NaN written as nnU-Net
     does in summary.json), so that tools made for nnU-Net read it, and ours: `convention`, `cases`, `summary`,
-    `empty_masks`, `classes`, `failures`, `references_without_prediction`. Dice and Jaccard are in [0, 1], distances in
-    the unit of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
+    `empty_masks`, `classes`, `failures`, `references_without_prediction`. Shares are in [0, 1], distances in the unit
+    of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
 
     Both files are replaced at once: a reader never sees half of one.
 
@@ -202,17 +188,27 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
     atomic_write_text(output.with_suffix(".csv"), table.getvalue())
 
 
+def _summarize_classes(domain: str, values: Mapping[str, Sequence[dict[str, float]]]) -> list[Summary]:
+    """Return one row per class from its values, and that of the mean of classes."""
+    rows = [_summarize(domain, label, of_class) for label, of_class in values.items()]
+    if len(rows) > 1:
+        rows.append(_summarize(domain, MEAN_OF_CLASSES, [row.mean for row in rows]))
+    return rows
+
+
 def _summarize(domain: str, label: str, values: Sequence[dict[str, float]]) -> Summary:
-    """Average dicts of metrics, leaving out those that are NaN: the empty mask policy makes all four NaN at once."""
-    kept = [value for value in values if not np.isnan(value["dice"])]
-    columns = {name: [value[name] for value in kept] or [np.nan] for name in METRICS}
-    return Summary(
-        domain=domain,
-        label=label,
-        n=len(kept),
-        mean={name: float(np.mean(column)) for name, column in columns.items()},
-        std={name: float(np.std(column)) for name, column in columns.items()},
-    )
+    """Average values by key of the metric, each metric over those of its values that are not NaN."""
+    entered = [value for value in values if not all(map(math.isnan, value.values()))]
+    mean, std = {}, {}
+    for key in METRICS:
+        known = _known([value[key] for value in entered])
+        mean[key], std[key] = float(np.mean(known)), float(np.std(known))
+    return Summary(domain, label, n=len(entered), mean=mean, std=std)
+
+
+def _known(values: Sequence[float]) -> Sequence[float]:
+    """Return the values that are not NaN, or one NaN if there is none: numpy warns of the mean of nothing."""
+    return [value for value in values if not math.isnan(value)] or [math.nan]
 
 
 def tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
@@ -224,7 +220,7 @@ def tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
                 "domain": case.domain,
                 **_slice(case),
                 "class": label,
-                **{name: getattr(metrics, name) for name in METRICS},
+                **metrics.values,
                 "n_ref": metrics.reference_voxels,
                 "n_pred": metrics.predicted_voxels,
             }
@@ -237,28 +233,36 @@ def _slice(case: CaseResult) -> dict[str, int]:
 
 def _nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Return the part of the result that has the keys, and the averages, of nnU-Net's summary.json."""
-    keys = {label: str(values[0]) if len(values) == 1 else str(values) for label, values in evaluation.classes.items()}
-    per_case: list[dict[str, Any]] = [
+    keys = {label: _nnunet_key(values) for label, values in evaluation.classes.items()}
+    per_case = [
         {
             "reference_file": str(case.reference),
             "prediction_file": str(case.prediction),
             **_slice(case),
-            "metrics": {
-                keys[label]: {theirs: getattr(metrics, ours) for theirs, ours in NNUNET_NAMES.items()}
-                for label, metrics in case.metrics.items()
-            },
+            "metrics": {keys[label]: _nnunet_metrics(metrics) for label, metrics in case.metrics.items()},
         }
         for case in evaluation.cases
     ]
-    mean = {
-        key: {name: _nanmean([case["metrics"][key][name] for case in per_case]) for name in NNUNET_NAMES}
-        for key in keys.values()
-    }
-    foreground = {name: float(np.mean([values[name] for values in mean.values()])) for name in NNUNET_NAMES}
+    mean = {}
+    for label, key in keys.items():
+        of_class = [_nnunet_metrics(case.metrics[label]) for case in evaluation.cases]
+        mean[key] = _average_by_name(of_class, leave_out_nan=True)
+    foreground = _average_by_name(list(mean.values()), leave_out_nan=False)
     return {"foreground_mean": foreground, "mean": mean, "metric_per_case": per_case}
 
 
-def _nanmean(values: Sequence[float]) -> float:
-    """Return the mean of the values that are not NaN, or NaN if there is none, without numpy's warning."""
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
+def _nnunet_key(values: tuple[int, ...]) -> str:
+    """Return what nnU-Net calls a class: its label value, or the values of a region."""
+    return str(values[0]) if len(values) == 1 else str(values)
+
+
+def _nnunet_metrics(metrics: CaseMetrics) -> dict[str, float]:
+    """Return the metrics of one class of a case under nnU-Net's names."""
+    named = {METRICS[key].nnunet_name: value for key, value in metrics.values.items()}
+    return {**named, "n_pred": metrics.predicted_voxels, "n_ref": metrics.reference_voxels}
+
+
+def _average_by_name(rows: Sequence[dict[str, float]], leave_out_nan: bool) -> dict[str, float]:
+    """Average the values of each name; nnU-Net leaves NaN out over cases, but not over classes."""
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: float(np.mean(_known(column) if leave_out_nan else column)) for name, column in columns.items()}

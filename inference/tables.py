@@ -1,12 +1,13 @@
 """Evaluations as aligned plain-text tables."""
 
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sized
 
 from synfoc3d.errors import UserError, did_you_mean
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, Evaluation, Summary
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, Evaluation
+from synfoc3d.inference.table_view import number
+from synfoc3d.inference.text_tables import draw
+from synfoc3d.metrics import HEADLINE, METRICS
 
-TITLES = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
-OVERLAPS = ("dice", "jaccard")  # shown in percent, higher is better; the others are distances, lower is better
 NAMED_AT_MOST = 10
 """Cases without a prediction that are named below a table; all are in the JSON file."""
 
@@ -18,20 +19,14 @@ def format_table(evaluation: Evaluation) -> str:
     averaged. Below stand what empty masks count and how many there are of each kind and class, and how many cases are
     not part of the table.
     """
-    header = ["domain", "class", *(title(metric, evaluation) for metric in METRICS), "n"]
-    rows = [[row.domain, row.label, *_cells(row), str(row.n)] for row in evaluation.summaries()]
-    counts = [
-        [label, *(str(count[kind]) for kind in ("both", "prediction", "reference"))]
-        for label, count in evaluation.empty_masks().items()
-    ]
-    empty = [f"empty masks ({evaluation.convention.scored})", "both", "prediction only", "reference only"]
-    parts = [align([header, *rows], left=2), evaluation.policy, align([empty, *counts], left=1)]
+    parts = [_means_table(evaluation), evaluation.policy, _empty_table(evaluation)]
     if evaluation.unpredicted:
         subject = _count(
             evaluation.unpredicted, "reference without a prediction is", "references without a prediction are"
         )
+        named = ", ".join(evaluation.unpredicted[:NAMED_AT_MOST])
         more = ", and more" if len(evaluation.unpredicted) > NAMED_AT_MOST else ""
-        parts.append(f"{subject} not part of the table: {', '.join(evaluation.unpredicted[:NAMED_AT_MOST])}{more}.")
+        parts.append(f"{subject} not part of the table: {named}{more}.")
     if evaluation.failures:
         subject = _count(
             evaluation.failures, "case could not be evaluated and is", "cases could not be evaluated and are"
@@ -40,7 +35,24 @@ def format_table(evaluation: Evaluation) -> str:
     return "\n\n".join(parts)
 
 
-def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice") -> str:
+def _means_table(evaluation: Evaluation) -> str:
+    """Return mean and spread of each metric, a row per domain and class."""
+    rows = [["domain", "class", *(metric.heading(evaluation.unit) for metric in METRICS.values()), "n"]]
+    for row in evaluation.summaries():
+        figures = [f"{number(m, row.mean[key])} +- {number(m, row.std[key])}" for key, m in METRICS.items()]
+        rows.append([row.domain, row.label, *figures, str(row.n)])
+    return draw(rows, left=2)
+
+
+def _empty_table(evaluation: Evaluation) -> str:
+    """Return how many masks of each class are empty."""
+    rows = [[f"empty masks ({evaluation.convention.scored})", "both", "prediction only", "reference only"]]
+    for label, count in evaluation.empty_masks().items():
+        rows.append([label, str(count["both"]), str(count["prediction"]), str(count["reference"])])
+    return draw(rows, left=1)
+
+
+def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = HEADLINE) -> str:
     """Return the mean of one metric of several methods as a table: methods as rows, domains as columns.
 
     Each figure is the mean over the classes (`MEAN_OF_CLASSES`) of a domain; the last column is the mean over the
@@ -48,7 +60,7 @@ def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice"
 
     Args:
         evaluations: evaluations of the same cases and classes, by name of the method.
-        metric: dice or jaccard (shown in percent), hd95 or asd (in mm, or pixels if scored per slice).
+        metric: key of one of `METRICS`.
 
     Raises:
         UserError: an unknown metric, no evaluation, or evaluations of different cases, domains or classes, or one per
@@ -59,6 +71,24 @@ def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice"
         raise UserError(f"There is no metric {metric!r}.{did_you_mean(metric, METRICS)}")
     if not evaluations:
         raise UserError("There is no evaluation to compare; give at least one.")
+    _check_comparable(evaluations)
+    shown, first = METRICS[metric], next(iter(evaluations.values()))
+    columns = [*first.domains, MEAN_OF_DOMAINS] if first.domains else [ALL_CASES]
+    label = MEAN_OF_CLASSES if len(first.classes) > 1 else next(iter(first.classes))
+    rows = [[shown.heading(first.unit), *columns]]
+    for name, evaluation in evaluations.items():
+        means = {row.domain: row.mean[metric] for row in evaluation.summaries() if row.label == label}
+        rows.append([name, *(number(shown, means[column]) for column in columns)])
+    return draw(rows, left=1)
+
+
+def _check_comparable(evaluations: Mapping[str, Evaluation]) -> None:
+    """Check that all evaluations averaged the same things in the same way.
+
+    Raises:
+        UserError: two that did not.
+
+    """
     first_name, first = next(iter(evaluations.items()))
     for name, evaluation in evaluations.items():
         if evaluation.convention != first.convention:
@@ -72,13 +102,6 @@ def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = "dice"
                 f"{first_name} and {name} were not evaluated on the same cases, domains and classes "
                 f"(only one has case, domain, class {odd}); evaluate both on the same list of cases."
             )
-    columns = [*first.domains, MEAN_OF_DOMAINS] if first.domains else [ALL_CASES]
-    rows = []
-    for name, evaluation in evaluations.items():
-        label = MEAN_OF_CLASSES if len(evaluation.classes) > 1 else next(iter(evaluation.classes))
-        means = {row.domain: row.mean[metric] for row in evaluation.summaries() if row.label == label}
-        rows.append([name, *(f"{factor(metric) * means[column]:.2f}" for column in columns)])
-    return align([[title(metric, first), *columns], *rows], left=1)
 
 
 def _compared(evaluation: Evaluation) -> set[tuple[str, str, str]]:
@@ -89,36 +112,3 @@ def _compared(evaluation: Evaluation) -> set[tuple[str, str, str]]:
 def _count(things: Sized, one: str, several: str) -> str:
     """Return the number of things and the words that go with it."""
     return f"{len(things)} {one if len(things) == 1 else several}"
-
-
-def title(metric: str, evaluation: Evaluation) -> str:
-    """Return the name of a metric with the unit in which it is shown."""
-    return f"{TITLES[metric]} {unit(metric, evaluation)}"
-
-
-def unit(metric: str, evaluation: Evaluation) -> str:
-    """Return the unit in which a metric is shown."""
-    return "%" if metric in OVERLAPS else evaluation.unit
-
-
-def factor(metric: str) -> float:
-    """Return what a value is multiplied by to be shown."""
-    return 100.0 if metric in OVERLAPS else 1.0
-
-
-def _cells(row: Summary) -> list[str]:
-    """Return mean and spread of each metric as text."""
-    return [f"{factor(metric) * row.mean[metric]:.2f} +- {factor(metric) * row.std[metric]:.2f}" for metric in METRICS]
-
-
-def align(rows: Sequence[Sequence[str]], left: int) -> str:
-    """Return rows of cells as lines of text: the first `left` columns flush left, a rule below row 0."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

@@ -1,8 +1,13 @@
-"""Overlap and surface distance of one segmented structure, and the two conventions under which they are reported."""
+"""The metrics of one segmented structure, and the two conventions under which they are reported.
+
+`METRICS` is the only place that knows which metrics there are: files, tables, statistics and the report read it. A new
+one is one entry there and its function.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,26 +17,151 @@ Mask = NDArray[np.bool_]
 
 PIXEL = (1.0, 1.0)
 PUBLISHED_MISS = 100.0  # 95HD and ASD of an empty prediction in the code published with SynFoC (CVPR 2025), in pixels
+PERCENT = "%"
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPair:
+    """Two masks of one structure, neither of them empty, and what metrics ask about them, computed once for all.
+
+    The surface of a mask is its voxels with a face neighbor outside the mask; outside the array counts as outside the
+    mask.
+
+    Attributes:
+        prediction: bool mask (D, H, W) without its axes of length 1, cut out around both structures.
+        reference: bool mask of the same shape.
+        spacing: distance of neighboring voxels in mm (pixels per slice), one per axis of the masks.
+
+    """
+
+    prediction: Mask
+    reference: Mask
+    spacing: tuple[float, ...]
+
+    @cached_property
+    def predicted_voxels(self) -> int:
+        """Number of voxels of the prediction."""
+        return int(np.count_nonzero(self.prediction))
+
+    @cached_property
+    def reference_voxels(self) -> int:
+        """Number of voxels of the reference."""
+        return int(np.count_nonzero(self.reference))
+
+    @cached_property
+    def common_voxels(self) -> int:
+        """Number of voxels that are in both."""
+        return int(np.count_nonzero(self.prediction & self.reference))
+
+    @cached_property
+    def to_reference(self) -> NDArray[np.float64]:
+        """Distance (N,) of each surface voxel of the prediction to the surface of the reference, as the spacing."""
+        return _distances(*self._surfaces, self.spacing)
+
+    @cached_property
+    def to_prediction(self) -> NDArray[np.float64]:
+        """Distance (N,) of each surface voxel of the reference to the surface of the prediction, as the spacing."""
+        return _distances(*self._surfaces[::-1], self.spacing)
+
+    @cached_property
+    def _surfaces(self) -> tuple[Mask, Mask]:
+        return _surface(self.prediction), _surface(self.reference)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit of one structure in one case or slice.
+
+    Attributes:
+        key: its name in files and in code, such as ``hd95``.
+        title: its name in tables, such as ``95HD``.
+        higher_is_better: its direction.
+        unit: `PERCENT` for shares, which are in [0, 1] in files and in percent in tables; None for distances, whose
+            unit is that of the convention.
+        nnunet_name: its name in nnU-Net's summary.json, or one in that style.
+        missed: what it counts if only one of the masks is empty; None: the largest distance of the convention.
+        measure: what computes it.
+
+    """
+
+    key: str
+    title: str
+    higher_is_better: bool
+    unit: str | None
+    nnunet_name: str
+    missed: float | None
+    measure: Callable[[MaskPair], float]
+
+    @property
+    def factor(self) -> float:
+        """What a value is multiplied by to be shown in tables."""
+        return 100.0 if self.unit == PERCENT else 1.0
+
+    @property
+    def arrow(self) -> str:
+        """Its direction as a sign for headings."""
+        return "↑" if self.higher_is_better else "↓"
+
+    def stored_unit(self, distance_unit: str) -> str:
+        """Return the unit of its values in files, given that of the convention's distances; shares have none."""
+        return "" if self.unit == PERCENT else self.shown_unit(distance_unit)
+
+    def shown_unit(self, distance_unit: str) -> str:
+        """Return the unit in which it is shown, given that of the convention's distances."""
+        return distance_unit if self.unit is None else self.unit
+
+    def heading(self, distance_unit: str) -> str:
+        """Return title and unit, such as ``95HD mm``, given the unit of the convention's distances."""
+        return f"{self.title} {self.shown_unit(distance_unit)}"
+
+
+def _dice(pair: MaskPair) -> float:
+    """Return 2 |P and R| / (|P| + |R|)."""
+    return 2 * pair.common_voxels / (pair.predicted_voxels + pair.reference_voxels)
+
+
+def _jaccard(pair: MaskPair) -> float:
+    """Return |P and R| / |P or R|."""
+    return pair.common_voxels / (pair.predicted_voxels + pair.reference_voxels - pair.common_voxels)
+
+
+def _hd95(pair: MaskPair) -> float:
+    """Return the 95th percentile of the surface distances of both directions taken together."""
+    return float(np.percentile(np.concatenate([pair.to_reference, pair.to_prediction]), 95))
+
+
+def _asd(pair: MaskPair) -> float:
+    """Return the mean distance from the surface of the prediction to the surface of the reference."""
+    return float(pair.to_reference.mean())
+
+
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric("dice", "Dice", higher_is_better=True, unit=PERCENT, nnunet_name="Dice", missed=0.0, measure=_dice),
+        Metric(
+            "jaccard", "Jaccard", higher_is_better=True, unit=PERCENT, nnunet_name="IoU", missed=0.0, measure=_jaccard
+        ),
+        Metric("hd95", "95HD", higher_is_better=False, unit=None, nnunet_name="HD95", missed=None, measure=_hd95),
+        Metric("asd", "ASD", higher_is_better=False, unit=None, nnunet_name="ASD", missed=None, measure=_asd),
+    )
+}
+HEADLINE = "dice"  # the metric that stands for all of them where there is room for one
 
 
 @dataclass(frozen=True)
 class CaseMetrics:
-    """The four figures of one structure in one case or slice.
+    """The metrics of one structure in one case or slice.
 
     Attributes:
-        dice: 2 |P and R| / (|P| + |R|), in [0, 1].
-        jaccard: |P and R| / |P or R|, in [0, 1].
-        hd95: 95th percentile of the surface distances of both directions taken together, in mm (pixels per slice).
-        asd: mean distance from the surface of the prediction to the surface of the reference, in mm (pixels per slice).
+        values: by key of `METRICS`; NaN where the structure is rightly absent. Shares in [0, 1], distances in mm
+            (pixels per slice).
         reference_voxels: number of voxels of the structure in the reference.
         predicted_voxels: number of voxels of the structure in the prediction.
 
     """
 
-    dice: float
-    jaccard: float
-    hd95: float
-    asd: float
+    values: dict[str, float]
     reference_voxels: int
     predicted_voxels: int
 
@@ -39,15 +169,15 @@ class CaseMetrics:
 def segmentation_metrics(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> CaseMetrics:
     """Compare two masks of one structure as a whole; the figures are those of medpy (dc, jc, hd95, asd).
 
-    The surface of a mask is its voxels with a face neighbor outside the mask; outside the volume counts as outside
-    the mask. An axis of length 1 has no neighbors, so (1, H, W) gives exactly the result of (H, W).
+    An axis of length 1 has no neighbors, so (1, H, W) gives exactly the result of (H, W).
 
     ASD is directed, prediction to reference, as reported in the literature on semi-supervised segmentation: by SynFoC
     (CVPR 2025) in pixels of slices, with the code of SSL4MIS in voxels of volumes, here in mm of volumes.
 
-    Empty masks: if both are empty, all four figures are NaN (a structure rightly absent is no success to average,
-    as in nnU-Net). If exactly one is empty, Dice = Jaccard = 0 and 95HD = ASD = the distance between the centers of
-    two opposite corner voxels: no two surfaces are further apart, so missing a structure never improves a mean.
+    Empty masks: if both are empty, all metrics are NaN (a structure rightly absent is no success to average, as in
+    nnU-Net). If exactly one is empty, each is its `Metric.missed`: Dice = Jaccard = 0, and distances are that between
+    the centers of two opposite corner voxels: no two surfaces are further apart, so missing a structure never improves
+    a mean.
 
     Args:
         prediction: bool mask (D, H, W) or (H, W).
@@ -61,17 +191,19 @@ def segmentation_metrics(prediction: Mask, reference: Mask, spacing: Sequence[fl
     _check(prediction, reference, spacing)
     predicted_voxels, reference_voxels = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     if not predicted_voxels and not reference_voxels:
-        return _constant(math.nan, math.nan, reference_voxels, predicted_voxels)
-    if not predicted_voxels or not reference_voxels:
-        return _constant(0.0, _diagonal(reference.shape, spacing), reference_voxels, predicted_voxels)
-    return _compare(prediction, reference, spacing, reference_voxels, predicted_voxels)
+        values = _absent()
+    elif not predicted_voxels or not reference_voxels:
+        values = _missed(_diagonal(reference.shape, spacing))
+    else:
+        values = _compare(prediction, reference, spacing)
+    return CaseMetrics(values, reference_voxels, predicted_voxels)
 
 
 def slice_metrics(prediction: Mask, reference: Mask) -> CaseMetrics:
     """Compare two masks of one structure in a 2D slice, in pixels, as the code published with SynFoC (CVPR 2025) does.
 
-    Empty masks: if the reference is empty, all four figures are NaN (medpy fails on it; the published test slices
-    contain every structure). If only the prediction is, Dice = Jaccard = 0 and 95HD = ASD = 100.
+    Empty masks: if the reference is empty, all metrics are NaN (medpy fails on it; the published test slices contain
+    every structure). If only the prediction is, each is its `Metric.missed`: Dice = Jaccard = 0, and distances are 100.
 
     Args:
         prediction: bool mask (H, W).
@@ -84,10 +216,12 @@ def slice_metrics(prediction: Mask, reference: Mask) -> CaseMetrics:
     _check(prediction, reference, PIXEL)
     predicted_voxels, reference_voxels = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
     if not reference_voxels:
-        return _constant(math.nan, math.nan, reference_voxels, predicted_voxels)
-    if not predicted_voxels:
-        return _constant(0.0, PUBLISHED_MISS, reference_voxels, predicted_voxels)
-    return _compare(prediction, reference, PIXEL, reference_voxels, predicted_voxels)
+        values = _absent()
+    elif not predicted_voxels:
+        values = _missed(PUBLISHED_MISS)
+    else:
+        values = _compare(prediction, reference, PIXEL)
+    return CaseMetrics(values, reference_voxels, predicted_voxels)
 
 
 @dataclass(frozen=True)
@@ -96,10 +230,12 @@ class Convention:
 
     Attributes:
         name: ``per volume`` or ``per slice``.
-        unit: of 95HD and ASD.
+        unit: of distances.
         scored: what has figures of its own and is averaged, as a plural.
-        empty_masks: what empty masks count, in words for tables and files.
-        measure: (prediction (D, H, W), reference, spacing in mm) -> figures by slice, counted from 0 along D; the only
+        absent: what is left out of every mean because masks are empty, as a clause.
+        missed: which masks are empty where a structure counts as missed, as a clause.
+        largest_distance: what distances are then, in words.
+        measure: (prediction (D, H, W), reference, spacing in mm) -> metrics by slice, counted from 0 along D; the only
             key is None if the volume is compared as a whole.
 
     """
@@ -107,8 +243,20 @@ class Convention:
     name: str
     unit: str
     scored: str
-    empty_masks: str
+    absent: str
+    missed: str
+    largest_distance: str
     measure: Callable[[Mask, Mask, Sequence[float]], dict[int | None, CaseMetrics]]
+
+    @property
+    def empty_masks(self) -> str:
+        """What empty masks count, in words for tables and files."""
+        titles: dict[str, list[str]] = {}
+        for metric in METRICS.values():
+            counted = self.largest_distance if metric.missed is None else f"{metric.missed:g}"
+            titles.setdefault(counted, []).append(metric.title)
+        values = " and ".join(" = ".join([*names, counted]) for counted, names in titles.items())
+        return f"Empty masks: {self.absent}; if only {self.missed}, {values}."
 
 
 def _measure_volume(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> dict[int | None, CaseMetrics]:
@@ -125,16 +273,18 @@ PER_VOLUME = Convention(
     name="per volume",
     unit="mm",
     scored="cases",
-    empty_masks="Empty masks: a structure absent from both prediction and reference is counted but left out of every "
-    "mean (NaN); if only one of them is empty, Dice = Jaccard = 0 and 95HD = ASD = the diagonal of the volume in mm.",
+    absent="a structure absent from both prediction and reference is counted but left out of every mean (NaN)",
+    missed="one of them is empty",
+    largest_distance="the diagonal of the volume in mm",
     measure=_measure_volume,
 )
 PER_SLICE = Convention(
     name="per slice",
     unit="px",
     scored="slices",
-    empty_masks="Empty masks: slices whose reference lacks the structure are counted but left out of every mean (NaN); "
-    "if only the prediction is empty, Dice = Jaccard = 0 and 95HD = ASD = 100 pixels.",
+    absent="slices whose reference lacks the structure are counted but left out of every mean (NaN)",
+    missed="the prediction is empty",
+    largest_distance="100 pixels",
     measure=_measure_slices,
 )
 
@@ -158,9 +308,14 @@ def _check(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> None:
         )
 
 
-def _constant(overlap: float, distance: float, reference_voxels: int, predicted_voxels: int) -> CaseMetrics:
-    """Return the figures of a pair of masks of which at least one is empty."""
-    return CaseMetrics(overlap, overlap, distance, distance, reference_voxels, predicted_voxels)
+def _absent() -> dict[str, float]:
+    """Return the metrics of a structure that is rightly absent."""
+    return dict.fromkeys(METRICS, math.nan)
+
+
+def _missed(largest_distance: float) -> dict[str, float]:
+    """Return the metrics of a pair of masks of which one is empty."""
+    return {key: largest_distance if metric.missed is None else metric.missed for key, metric in METRICS.items()}
 
 
 def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
@@ -168,30 +323,14 @@ def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
     return math.hypot(*((length - 1) * float(step) for length, step in zip(shape, spacing, strict=True)))
 
 
-def _compare(
-    prediction: Mask, reference: Mask, spacing: Sequence[float], reference_voxels: int, predicted_voxels: int
-) -> CaseMetrics:
+def _compare(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> dict[str, float]:
     """Compare two masks that are not empty; distances in the unit of the spacing."""
     extended = [axis for axis, length in enumerate(reference.shape) if length > 1] or [0]
     flat_shape = [reference.shape[axis] for axis in extended]
     prediction, reference = prediction.reshape(flat_shape), reference.reshape(flat_shape)
     window = _bounding_box(prediction | reference)
-    prediction, reference = prediction[window], reference[window]
-    common = int(np.count_nonzero(prediction & reference))
-    total = reference_voxels + predicted_voxels
-
-    surfaces = _surface(prediction), _surface(reference)
-    voxel_size = [float(spacing[axis]) for axis in extended]
-    to_reference = _distances(*surfaces, voxel_size)
-    to_prediction = _distances(*surfaces[::-1], voxel_size)
-    return CaseMetrics(
-        dice=2 * common / total,
-        jaccard=common / (total - common),
-        hd95=float(np.percentile(np.concatenate([to_reference, to_prediction]), 95)),
-        asd=float(to_reference.mean()),
-        reference_voxels=reference_voxels,
-        predicted_voxels=predicted_voxels,
-    )
+    pair = MaskPair(prediction[window], reference[window], tuple(float(spacing[axis]) for axis in extended))
+    return {key: metric.measure(pair) for key, metric in METRICS.items()}
 
 
 def _bounding_box(mask: Mask) -> tuple[slice, ...]:

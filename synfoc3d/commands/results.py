@@ -12,7 +12,7 @@ from synfoc3d.errors import cases_failed
 
 
 def _evaluate(commands: Commands) -> None:
-    parser = command(commands, "evaluate", "Dice, Jaccard, 95HD and ASD per case, class and domain", _run_evaluate)
+    parser = command(commands, "evaluate", "overlap and surface distance per case, class and domain", _run_evaluate)
     parser.add_argument("-g", dest="labels", type=Path, required=True, help="folder of reference labels")
     parser.add_argument("-p", dest="predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
@@ -64,7 +64,15 @@ def _run_compare(args: argparse.Namespace) -> None:
 
     models = parse_models(args.models)
     baseline = args.baseline or (next(iter(models)) if len(models) > 1 else None)
-    result = compare(args.labels, models, baseline, args.domains, args.per_slice, args.processes, args.seed)
+    result = compare(
+        args.labels,
+        models,
+        baseline,
+        args.domains,
+        per_slice=args.per_slice,
+        num_processes=args.processes,
+        seed=args.seed,
+    )
     write_tables(result, args.output)
     report = args.output / "report.html"
     write_report(result, report, args.images, args.title)

@@ -22,20 +22,29 @@ from pydantic import (
 
 from synfoc3d.config import Section, is_settings_file, override
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.metrics import METRICS
 from synfoc3d.prediction_modes import find_mode
 
 
 def _known_mode(name: str) -> str:
+    """Return the name of a prediction mode if there is one, or raise what pydantic reports with its place in the plan."""
     try:
         return find_mode(name).name
     except UserError as error:
-        raise ValueError(str(error)) from None  # pydantic adds the place in the plan
+        raise ValueError(str(error)) from None
+
+
+def _known_metric(key: str) -> str:
+    """Return the key of a metric if there is one, or raise what pydantic reports."""
+    if key not in METRICS:
+        raise ValueError(f"there is no metric {key!r}.{did_you_mean(key, METRICS)}")
+    return key
 
 
 # Names become folders and are joined by two underscores.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+][A-Za-z0-9+.-]*(_[A-Za-z0-9+.-]+)*$")]
 Model = Annotated[str, AfterValidator(_known_mode)]
-Metric = Literal["dice", "jaccard", "hd95", "asd"]
+MetricKey = Annotated[str, AfterValidator(_known_metric)]
 ONE_RULE = {"fold", "num_labeled", "labeled_ids"}
 BELONGS_TO = {  # which rule of a split reads which further key
     "labeled_domain": "num_labeled",
@@ -139,7 +148,7 @@ class Published(Section):
     """Published figures to show beside ours: by row, then by split or group, then by metric (percent, mm or pixels)."""
 
     source: str
-    rows: dict[str, dict[str, dict[Metric, float]]]
+    rows: dict[str, dict[str, dict[MetricKey, float]]]
 
 
 class Plan(Section):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,8 @@ import numpy as np
 
 from synfoc3d.atomic import atomic_write_text
 from synfoc3d.experiment.plan import Plan
+from synfoc3d.metrics import HEADLINE, METRICS
 
-METRICS = {"dice": "Dice (%)", "jaccard": "Jaccard (%)", "hd95": "95HD", "asd": "ASD"}
-PERCENT = ("dice", "jaccard")
 Key = tuple[str, str, int]  # row, split, seed
 
 
@@ -26,7 +26,7 @@ class Scores:
         domains: means of each domain, in the order of the evaluation.
         overall: mean of the domains, or of all cases where there are no domains.
         headline: which of the two ``overall`` is.
-        unit: of 95HD and ASD.
+        unit: of distances.
     """
 
     domains: dict[str, dict[str, float]]
@@ -68,7 +68,8 @@ def read_scores(path: Path) -> Scores:
         if row["domain"] not in rows or row["label"] == MEAN_OF_CLASSES:
             rows[row["domain"]] = row
     means = {
-        domain: {metric: row["mean"][metric] * (100 if metric in PERCENT else 1) for metric in METRICS}
+        # An evaluation may be older than a metric.
+        domain: {key: row["mean"].get(key, math.nan) * metric.factor for key, metric in METRICS.items()}
         for domain, row in rows.items()
     }
     headline = MEAN_OF_DOMAINS if MEAN_OF_DOMAINS in means else ALL_CASES
@@ -120,14 +121,14 @@ def write_summary(plan: Plan, scores: Mapping[Key, Scores], folder: Path, report
         reports: files below the folder to link to.
     """
     cells = summarize(plan, scores)
-    units = {scores_of.unit for scores_of in scores.values()}
+    unit = ", ".join(sorted({scores_of.unit for scores_of in scores.values()}))
     parts = ["# Results", _explanation(plan)]
-    for metric, title in METRICS.items():
-        heading = title if metric in PERCENT else f"{title} ({', '.join(sorted(units))})"
-        parts += [f"## {heading}", _table(plan, cells, metric)]
+    for key, metric in METRICS.items():
+        parts += [f"## {metric.title} ({metric.shown_unit(unit)})", _table(plan, cells, key)]
     by_domain = _domain_table(plan, cells)
     if by_domain:
-        parts += ["## Dice (%) by domain of the test cases", by_domain]
+        lead = METRICS[HEADLINE]
+        parts += [f"## {lead.title} ({lead.shown_unit(unit)}) by domain of the test cases", by_domain]
     if reports:
         links = [f"- [{path.parent.name}]({path.relative_to(folder).as_posix()})" for path in reports]
         parts += ["## Reports", "\n".join(links)]
@@ -183,14 +184,14 @@ def _table(plan: Plan, cells: Iterable[Cell], metric: str) -> str:
 
 
 def _domain_table(plan: Plan, cells: Sequence[Cell]) -> str:
-    """Return the Markdown table of Dice by domain of the test cases, "" without domains."""
+    """Return the Markdown table of the main metric by domain of the test cases, "" without domains."""
     columns = [*plan.groups] or [split.name for split in plan.splits]
     shown = [cell for cell in cells if cell.column in columns]
     heads = {(cell.row, cell.column): cell.domain for cell in reversed(shown)}  # the overall figure comes first
     domains = list(dict.fromkeys(c.domain for c in shown if c.domain != heads[c.row, c.column]))
     if not domains:
         return ""
-    figures = {(c.row, c.column, c.domain): _shown(c.mean["dice"], c.sd["dice"]) for c in shown}
+    figures = {(c.row, c.column, c.domain): _shown(c.mean[HEADLINE], c.sd[HEADLINE]) for c in shown}
     lines = [
         [row, column, *(figures.get((row, column, domain), "-") for domain in domains)]
         for row in plan.rows

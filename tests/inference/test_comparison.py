@@ -8,9 +8,9 @@ from scipy.stats import wilcoxon
 from synfoc3d.errors import UserError
 from synfoc3d.inference import paired_evaluations
 from synfoc3d.inference.comparison import compare, parse_models
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, METRICS, CaseResult, Evaluation
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, CaseResult, Evaluation
 from synfoc3d.inference.statistics import holm
-from synfoc3d.metrics import PER_SLICE, PER_VOLUME, CaseMetrics
+from synfoc3d.metrics import METRICS, PER_SLICE, PER_VOLUME, CaseMetrics
 
 NAN = math.nan
 
@@ -18,8 +18,9 @@ NAN = math.nan
 def figures(dice):
     """All metrics of a case from its Dice; NaN stands for a structure absent from both masks."""
     if math.isnan(dice):
-        return CaseMetrics(NAN, NAN, NAN, NAN, 0, 0)
-    return CaseMetrics(dice, dice / (2 - dice), 50 * (1 - dice), 20 * (1 - dice), 9, 9)
+        return CaseMetrics(dict.fromkeys(METRICS, NAN), 0, 0)
+    values = {"dice": dice, "jaccard": dice / (2 - dice), "hd95": 50 * (1 - dice), "asd": 20 * (1 - dice)}
+    return CaseMetrics(values, 9, 9)
 
 
 @pytest.fixture

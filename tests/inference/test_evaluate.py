@@ -43,6 +43,11 @@ def folders(tmp_path):
     return labels, write(tmp_path / "predicted", a=cube(1, 1, 2), b=cube(2, 2, 2))
 
 
+def dice(case, label="1"):
+    """Return the Dice of one class of a case."""
+    return case.metrics[label].values["dice"]
+
+
 def evaluate(folders, **options):
     return evaluate_folder(*folders, num_processes=1, **options)
 
@@ -56,9 +61,9 @@ def domains_file(folder, text):
 def test_values_per_case_in_mm(folders):
     a, b = evaluate(folders).cases
     assert (a.case, b.case) == ("a", "b")
-    metrics = a.metrics["1"]
-    assert (metrics.dice, metrics.jaccard, metrics.hd95, metrics.asd) == pytest.approx((0.5, 1 / 3, 3.0, 1.5))
-    assert (b.metrics["1"].dice, b.metrics["1"].hd95) == (1, 0)
+    expected = {"dice": 0.5, "jaccard": 1 / 3, "hd95": 3.0, "asd": 1.5}
+    assert {key: a.metrics["1"].values[key] for key in expected} == pytest.approx(expected)
+    assert (dice(b), b.metrics["1"].values["hd95"]) == (1, 0)
 
 
 def test_references_without_prediction_are_reported(folders):
@@ -81,7 +86,7 @@ def test_images_and_single_time_points_are_compared(folders, shape):
     volume = (np.arange(math.prod(shape)) % 2).astype(np.uint8).reshape(shape)
     for folder in folders:
         write(folder, a=volume)
-    assert evaluate(folders, cases=["a"]).cases[0].metrics["1"].dice == 1
+    assert dice(evaluate(folders, cases=["a"]).cases[0]) == 1
 
 
 def test_formats_may_differ(folders):
@@ -91,7 +96,7 @@ def test_formats_may_differ(folders):
     image.SetSpacing([0.5, 0.8, 3.0])
     image.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
     sitk.WriteImage(image, str(folders[1] / "a.nrrd"))
-    assert evaluate(folders).cases[0].metrics["1"].dice == 1
+    assert dice(evaluate(folders).cases[0]) == 1
 
 
 def shifted_affine(by):
@@ -102,7 +107,7 @@ def shifted_affine(by):
 
 def test_rounding_of_the_affine_is_accepted(folders):
     write(folders[1], affine=shifted_affine(0.3), a=cube(1, 1, 2))  # a tenth of a voxel
-    assert evaluate(folders).cases[0].metrics["1"].hd95 == pytest.approx(3.0)
+    assert evaluate(folders).cases[0].metrics["1"].values["hd95"] == pytest.approx(3.0)
 
 
 def test_parallel_evaluation_gives_the_same(folders):
@@ -209,13 +214,13 @@ def test_per_slice_there_is_a_result_per_slice(sliced):
     evaluation = evaluate(sliced, per_slice=True)
     assert [(case.case, case.slice) for case in evaluation.cases] == [(n, z) for n in "ab" for z in range(SHAPE[2])]
     assert evaluation.case_names == ("a", "b")
-    dice = [case.metrics["1"].dice for case in evaluation.cases[:4]]
-    assert dice == pytest.approx([math.nan, 0, 0.5, math.nan], nan_ok=True)
+    values = [dice(case) for case in evaluation.cases[:4]]
+    assert values == pytest.approx([math.nan, 0, 0.5, math.nan], nan_ok=True)
 
 
 def test_per_slice_distances_are_in_pixels(sliced):
     metrics = evaluate(sliced, per_slice=True).cases[2].metrics["1"]
-    assert (metrics.hd95, metrics.asd) == (1, 0.5)
+    assert (metrics.values["hd95"], metrics.values["asd"]) == (1, 0.5)
 
 
 def test_per_slice_means_are_over_slices_then_domains(tmp_path, sliced):
@@ -237,8 +242,8 @@ def test_per_slice_a_region_is_missed_only_if_all_its_values_are(tmp_path, folde
     write_dataset_json(tmp_path / "data", whole=[1, 2], core=2)
     write(folders[0], a=cube(1, 1, 1, value=2))
     write(folders[1], a=cube(1, 1, 1))
-    metrics = evaluate(folders, per_slice=True).cases[1].metrics
-    assert (metrics["whole"].dice, metrics["core"].dice, metrics["core"].asd) == (1, 0, 100)
+    case = evaluate(folders, per_slice=True).cases[1]
+    assert (dice(case, "whole"), dice(case, "core"), case.metrics["core"].values["asd"]) == (1, 0, 100)
 
 
 def test_per_slice_json_has_nnunets_keys_and_the_slice(tmp_path, folders):
@@ -257,7 +262,7 @@ def test_class_names_come_from_dataset_json(tmp_path, folders, place):
     write_dataset_json(tmp_path / place, RV=1, LV=2)
     evaluation = evaluate(folders)
     assert evaluation.classes == {"RV": (1,), "LV": (2,)}
-    assert math.isnan(evaluation.cases[0].metrics["LV"].dice)
+    assert math.isnan(dice(evaluation.cases[0], "LV"))
 
 
 def test_without_dataset_json_the_values_are_the_classes(folders):
@@ -274,8 +279,8 @@ def test_regions_join_their_values(tmp_path, folders):
     write_dataset_json(tmp_path / "data", whole=[1, 2], core=2)
     write(folders[0], a=cube(1, 1, 1) + cube(3, 3, 3, value=2))
     write(folders[1], a=cube(1, 1, 1, value=2) + cube(3, 3, 3))
-    metrics = evaluate(folders).cases[0].metrics
-    assert (metrics["whole"].dice, metrics["core"].dice) == (1, 0)
+    case = evaluate(folders).cases[0]
+    assert (dice(case, "whole"), dice(case, "core")) == (1, 0)
 
 
 def test_ignored_voxels_do_not_count(tmp_path, folders):
@@ -287,7 +292,7 @@ def test_ignored_voxels_do_not_count(tmp_path, folders):
     write(folders[1], a=cube(1, 1, 1) + cube(1, 1, 3, size=1))
     evaluation = evaluate(folders)
     assert list(evaluation.classes) == ["RV"]
-    assert evaluation.cases[0].metrics["RV"].dice == 1
+    assert dice(evaluation.cases[0], "RV") == 1
 
 
 def test_volumes_without_any_class_are_refused(folders):

@@ -11,7 +11,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
 from synfoc3d.errors import UserError
-from synfoc3d.inference.overlays import CLASS_COLORS, case_dice, choose_cases, draw_case, find_image_folder, find_scan
+from synfoc3d.inference.overlays import CLASS_COLORS, case_means, choose_cases, draw_case, find_image_folder, find_scan
 from synfoc3d.inference.results import CaseResult, Evaluation
 from synfoc3d.metrics import CaseMetrics
 
@@ -64,7 +64,7 @@ def write(tmp_path, write_nifti):
 
 def evaluation(dice_by_case):
     cases = [
-        CaseResult(case, "", Path("r"), Path("p"), {str(i): CaseMetrics(d, d, 1, 1, 9, 9) for i, d in enumerate(dice)})
+        CaseResult(case, "", Path("r"), Path("p"), {str(i): CaseMetrics({"dice": d}, 9, 9) for i, d in enumerate(dice)})
         for case, dice in dice_by_case.items()
     ]
     return Evaluation(Path("l"), Path("p"), {"0": (1,), "1": (2,)}, tuple(cases), ())
@@ -75,13 +75,13 @@ def ranks(dice_by_case):
 
 
 def test_classes_absent_from_both_masks_do_not_count():
-    dice = case_dice(evaluation({"a": (0.5, math.nan), "b": (math.nan, math.nan)}))
+    dice = case_means(evaluation({"a": (0.5, math.nan), "b": (math.nan, math.nan)}))
     assert dice["a"] == 0.5 and math.isnan(dice["b"])
 
 
 def test_slices_of_a_case_are_averaged_by_class():
     slices = [*evaluation({"a": (0.5, math.nan)}).cases, *evaluation({"a": (0.7, 0.2)}).cases]
-    dice = case_dice(replace(evaluation({"a": (1.0, 1.0)}), cases=tuple(slices)))
+    dice = case_means(replace(evaluation({"a": (1.0, 1.0)}), cases=tuple(slices)))
     assert dice == {"a": pytest.approx((0.6 + 0.2) / 2)}
 
 

@@ -7,7 +7,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.inference.comparison import compare
 from synfoc3d.inference.evaluate import evaluate_folder
 from synfoc3d.inference.paired_evaluations import prediction_folders
-from synfoc3d.inference.results import METRICS
+from synfoc3d.metrics import METRICS
 
 SHAPE = (6, 7, 8)
 

@@ -14,8 +14,9 @@ from synfoc3d.errors import UserError
 from synfoc3d.inference.comparison import Comparison, Estimate, PairedTest
 from synfoc3d.inference.report import write_report
 from synfoc3d.inference.report_tables import estimate_tables, verdicts
-from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, METRICS, CaseResult, Evaluation
-from synfoc3d.metrics import PER_SLICE, PER_VOLUME, CaseMetrics
+from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, CaseResult, Evaluation
+from synfoc3d.inference.table_view import table_view
+from synfoc3d.metrics import METRICS, PER_SLICE, PER_VOLUME, CaseMetrics
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
@@ -79,7 +80,8 @@ def evaluate(data, index, cases, domain_of, value):
     """An evaluation with made-up figures: Dice ``value`` in the first case and a little less in each further one."""
     results = []
     for place, case in enumerate(cases):
-        metrics = CaseMetrics(value - place / 100, value / 2, 10 * value, 5 * value, 9, 9)
+        figures = {"dice": value - place / 100, "jaccard": value / 2, "hd95": 10 * value, "asd": 5 * value}
+        metrics = CaseMetrics(figures, 9, 9)
         files = [data / folder / f"{case}.nii.gz" for folder in ("labelsTr", f"masks_{index}")]
         results.append(CaseResult(case, domain_of(place), *files, {"RV": metrics, "LV": metrics}))
     return Evaluation(data / "labelsTr", data / f"masks_{index}", {"RV": (1,), "LV": (2,)}, tuple(results), ())
@@ -218,7 +220,7 @@ def test_better_and_worse_follow_the_direction_of_the_metric(page):
 )
 def test_sentence_against_the_baseline(comparison, p, words):
     tests = tuple(replace(test, p_holm=p) for test in comparison.tests)
-    ((_, sentence),) = verdicts(replace(comparison, tests=tests))
+    ((_, sentence),) = verdicts(table_view(replace(comparison, tests=tests)))
     assert (
         " ".join(sentence.split())
         == f"SynFoC against nnU-Net: Dice +10.00 points (95 % interval +5.00 to +30.00), {words}"
@@ -226,22 +228,36 @@ def test_sentence_against_the_baseline(comparison, p, words):
 
 
 def test_the_sentence_stands_in_the_page(page, comparison):
-    assert " ".join(verdicts(comparison)[0][1].split()) in page.text
+    assert " ".join(verdicts(table_view(comparison))[0][1].split()) in page.text
 
 
 def test_without_a_baseline_nothing_is_tested(comparison):
-    assert verdicts(replace(comparison, baseline=None, tests=())) == []
+    assert verdicts(table_view(replace(comparison, baseline=None, tests=()))) == []
 
 
-def test_unknown_figures(comparison):
+def test_a_difference_of_a_single_pair_has_no_interval(comparison):
+    nothing = {"low": math.nan, "high": math.nan, "p": math.nan, "p_holm": math.nan}
+    tests = tuple(replace(test, n=1, **nothing) for test in comparison.tests)
+    ((_, sentence),) = verdicts(table_view(replace(comparison, tests=tests)))
+    assert sentence == "SynFoC against nnU-Net: Dice +10.00 points, not tested."
+
+
+def test_unknown_figures_are_dashes(folders, write):
+    made = compare(folders(["A", "B"], ["a"]), ["A", "B"], ["a"])
     empty = {"mean": math.nan, "std": math.nan, "low": math.nan, "high": math.nan, "n": 0}
-    estimates = tuple(replace(estimate, **empty) for estimate in comparison.estimates)
-    cell = estimate_tables(replace(comparison, estimates=estimates, tests=()))[0].groups[0].rows[0].cells[0]
-    assert (cell.mean, cell.std, cell.interval, cell.best) == ("–", "–", "", False)
+    page = write(replace(made, estimates=tuple(replace(estimate, **empty) for estimate in made.estimates)))
+    assert page.text.count("– ± –") == len(made.estimates) + 2 * len(METRICS)  # the headline is shown twice
+    assert not [attrs for _, attrs in page.elements if "best" in attrs.get("class", "")]
+
+
+def test_negative_figures_have_a_minus_sign(comparison, write):
+    tests = tuple(replace(test, difference=-test.difference, low=-0.3, high=-0.05) for test in comparison.tests)
+    page = write(replace(comparison, tests=tests))
+    assert "−10.00, p = 0.012" in page.text and "(95 % interval −30.00 to −5.00)" in page.text
 
 
 def test_all_cases_and_the_mean_of_classes_come_first(comparison):
-    tables = estimate_tables(comparison)
+    tables = estimate_tables(table_view(comparison))
     assert [table.domain for table in tables] == [ALL_CASES, "GE", "Siemens"]
     assert [group.label for group in tables[0].groups] == [MEAN_OF_CLASSES, "RV", "LV"]
 

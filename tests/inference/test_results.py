@@ -15,14 +15,15 @@ from synfoc3d.inference.results import (
     Evaluation,
     write_evaluation,
 )
-from synfoc3d.metrics import PER_SLICE, PER_VOLUME, CaseMetrics
+from synfoc3d.metrics import METRICS, PER_SLICE, PER_VOLUME, CaseMetrics
 
-BOTH_EMPTY = CaseMetrics(math.nan, math.nan, math.nan, math.nan, 0, 0)
-PREDICTION_EMPTY = CaseMetrics(0.0, 0.0, 50.0, 50.0, 30, 0)
+BOTH_EMPTY = CaseMetrics(dict.fromkeys(METRICS, math.nan), 0, 0)
+MISSED = {"dice": 0.0, "jaccard": 0.0, "hd95": 50.0, "asd": 50.0}
+PREDICTION_EMPTY = CaseMetrics(MISSED, 30, 0)
 
 
 def metrics(dice, hd95=2.0):
-    return CaseMetrics(dice, dice / (2 - dice), hd95, hd95 / 2, 30, 20)
+    return CaseMetrics({"dice": dice, "jaccard": dice / (2 - dice), "hd95": hd95, "asd": hd95 / 2}, 30, 20)
 
 
 def case(name, domain, **by_class):
@@ -110,7 +111,7 @@ def test_names_of_the_cases_occur_once():
 
 
 def test_an_invented_structure_is_an_empty_reference():
-    result = evaluation(case("a", "", RV=CaseMetrics(0.0, 0.0, 50.0, 50.0, 0, 20)))
+    result = evaluation(case("a", "", RV=CaseMetrics(MISSED, 0, 20)))
     assert result.empty_masks()["RV"]["reference"] == 1
 
 

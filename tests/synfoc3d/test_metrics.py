@@ -19,6 +19,11 @@ def cube(shape, *starts, size=2):
     return mask
 
 
+def four(result):
+    """Return Dice, Jaccard, 95HD and ASD."""
+    return tuple(result.values[key] for key in ("dice", "jaccard", "hd95", "asd"))
+
+
 def surface_points(mask, spacing):
     """Surface voxels in mm, by looking at the six neighbors of every voxel: independent of medpy."""
     padded = np.pad(mask, 1)
@@ -40,8 +45,7 @@ def mask_pairs(draw, min_side=2):
 def test_cubes_shifted_by_one_voxel_along_the_first_axis():
     result = segmentation_metrics(cube((7, 6, 5), 2, 1, 1), cube((7, 6, 5), 1, 1, 1), SPACING)
     # 4 of 8 voxels overlap; half of each surface lies 3 mm off the other, so the 95th percentile is 3 mm.
-    assert (result.dice, result.jaccard) == pytest.approx((0.5, 1 / 3))
-    assert (result.hd95, result.asd) == pytest.approx((3.0, 1.5))
+    assert four(result) == pytest.approx((0.5, 1 / 3, 3.0, 1.5))
     assert (result.reference_voxels, result.predicted_voxels) == (8, 8)
 
 
@@ -50,15 +54,15 @@ def test_spacing_belongs_to_the_axes_of_the_array(axis, hd95):
     start = [1, 1, 1]
     start[axis] += 1
     result = segmentation_metrics(cube((7, 6, 5), *start), cube((7, 6, 5), 1, 1, 1), SPACING)
-    assert (result.hd95, result.asd) == pytest.approx((hd95, hd95 / 2))
+    assert four(result)[2:] == pytest.approx((hd95, hd95 / 2))
 
 
 def test_asd_goes_from_prediction_to_reference():
     short, long = np.zeros((2, 4, 5, 6), dtype=bool)
     short[1, 2, 1], long[1, 2, 1:4] = True, True
-    assert segmentation_metrics(short, long, SPACING).asd == 0
+    assert segmentation_metrics(short, long, SPACING).values["asd"] == 0
     # Of the three voxels of the long one, two lie 0.8 and 1.6 mm off.
-    assert segmentation_metrics(long, short, SPACING).asd == pytest.approx((0 + 0.8 + 1.6) / 3)
+    assert segmentation_metrics(long, short, SPACING).values["asd"] == pytest.approx((0 + 0.8 + 1.6) / 3)
 
 
 def test_the_border_of_the_volume_is_a_surface():
@@ -66,14 +70,15 @@ def test_the_border_of_the_volume_is_a_surface():
     center = cube((4, 4, 4), 1, 1, 1)
     # All 56 outer voxels of the filled volume are its surface: 24 on faces, 24 on edges, 8 corners off the center.
     asd = (24 * 1 + 24 * math.sqrt(2) + 8 * math.sqrt(3)) / 56
-    assert segmentation_metrics(filled, center, (1, 1, 1)).asd == pytest.approx(asd)
+    assert segmentation_metrics(filled, center, (1, 1, 1)).values["asd"] == pytest.approx(asd)
 
 
 def assert_equals_medpy(result, prediction, reference, spacing):
-    assert result.dice == pytest.approx(binary.dc(prediction, reference), abs=1e-12)
-    assert result.jaccard == pytest.approx(binary.jc(prediction, reference), abs=1e-12)
-    assert result.hd95 == pytest.approx(binary.hd95(prediction, reference, spacing), abs=1e-9)
-    assert result.asd == pytest.approx(binary.asd(prediction, reference, spacing), abs=1e-9)
+    dice, jaccard, hd95, asd = four(result)
+    assert dice == pytest.approx(binary.dc(prediction, reference), abs=1e-12)
+    assert jaccard == pytest.approx(binary.jc(prediction, reference), abs=1e-12)
+    assert hd95 == pytest.approx(binary.hd95(prediction, reference, spacing), abs=1e-9)
+    assert asd == pytest.approx(binary.asd(prediction, reference, spacing), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=150)
@@ -107,8 +112,8 @@ def test_distances_agree_with_brute_force(masks):
     distances = cdist(*points)
     to_reference, to_prediction = distances.min(axis=1), distances.min(axis=0)
     result = segmentation_metrics(*masks, SPACING)
-    assert result.asd == pytest.approx(to_reference.mean())
-    assert result.hd95 == pytest.approx(np.percentile(np.hstack([to_reference, to_prediction]), 95))
+    assert result.values["asd"] == pytest.approx(to_reference.mean())
+    assert result.values["hd95"] == pytest.approx(np.percentile(np.hstack([to_reference, to_prediction]), 95))
 
 
 @settings(deadline=None, max_examples=60)
@@ -116,9 +121,10 @@ def test_distances_agree_with_brute_force(masks):
 def test_values_stay_in_their_bounds(masks):
     result = segmentation_metrics(*masks, SPACING)
     worst = math.hypot(*((length - 1) * step for length, step in zip(masks[0].shape, SPACING, strict=True)))
-    assert 0 <= result.jaccard <= result.dice <= 1
-    assert 0 <= result.hd95 <= worst + 1e-9
-    assert 0 <= result.asd <= worst + 1e-9
+    dice, jaccard, hd95, asd = four(result)
+    assert 0 <= jaccard <= dice <= 1
+    assert 0 <= hd95 <= worst + 1e-9
+    assert 0 <= asd <= worst + 1e-9
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -133,18 +139,18 @@ def test_an_axis_of_length_one_gives_the_2d_result(axis):
 def test_equal_masks_are_perfect():
     mask = cube((7, 6, 5), 1, 2, 3)
     result = segmentation_metrics(mask, mask, SPACING)
-    assert (result.dice, result.jaccard, result.hd95, result.asd) == (1, 1, 0, 0)
+    assert four(result) == (1, 1, 0, 0)
 
 
 def test_one_voxel_volume():
     mask = np.ones((1, 1, 1), dtype=bool)
-    assert segmentation_metrics(mask, mask, SPACING).hd95 == 0
+    assert segmentation_metrics(mask, mask, SPACING).values["hd95"] == 0
 
 
 def test_two_empty_masks_give_nan():
     empty = np.zeros((4, 5, 6), dtype=bool)
     result = segmentation_metrics(empty, empty, SPACING)
-    assert all(math.isnan(value) for value in (result.dice, result.jaccard, result.hd95, result.asd))
+    assert all(math.isnan(value) for value in four(result))
     assert (result.reference_voxels, result.predicted_voxels) == (0, 0)
 
 
@@ -154,7 +160,7 @@ def test_one_empty_mask_is_the_worst_case(missing):
     masks[missing][:] = False
     result = segmentation_metrics(spacing=SPACING, **masks)
     diagonal = math.sqrt((3 * 3.0) ** 2 + (4 * 0.5) ** 2 + (5 * 0.8) ** 2)
-    assert (result.dice, result.jaccard, result.hd95, result.asd) == pytest.approx((0, 0, diagonal, diagonal))
+    assert four(result) == pytest.approx((0, 0, diagonal, diagonal))
 
 
 def test_a_slice_gives_the_figures_of_medpy_in_pixels():
@@ -164,7 +170,7 @@ def test_a_slice_gives_the_figures_of_medpy_in_pixels():
 
 def test_a_slice_without_prediction_is_a_hundred_pixels_off():
     result = slice_metrics(np.zeros((5, 6), dtype=bool), cube((5, 6), 1, 2))
-    assert (result.dice, result.jaccard, result.hd95, result.asd) == (0, 0, 100, 100)
+    assert four(result) == (0, 0, 100, 100)
     assert (result.reference_voxels, result.predicted_voxels) == (4, 0)
 
 
@@ -172,7 +178,7 @@ def test_a_slice_without_prediction_is_a_hundred_pixels_off():
 def test_a_slice_without_reference_has_no_figures(predicted):
     prediction = cube((5, 6), 1, 2) if predicted else np.zeros((5, 6), dtype=bool)
     result = slice_metrics(prediction, np.zeros((5, 6), dtype=bool))
-    assert all(math.isnan(value) for value in (result.dice, result.jaccard, result.hd95, result.asd))
+    assert all(math.isnan(value) for value in four(result))
     assert (result.reference_voxels, result.predicted_voxels) == (0, predicted)
 
 
@@ -189,10 +195,10 @@ def test_per_volume_there_is_one_result():
 def test_per_slice_every_slice_is_alone():
     results = PER_SLICE.measure(cube((4, 6, 5), 2, 1, 1), cube((4, 6, 5), 1, 1, 2), SPACING)
     assert list(results) == [0, 1, 2, 3]
-    assert math.isnan(results[0].dice) and math.isnan(results[3].dice)
-    assert (results[1].dice, results[1].hd95) == (0, 100)  # missed
+    assert math.isnan(results[0].values["dice"]) and math.isnan(results[3].values["dice"])
+    assert four(results[1]) == (0, 0, 100, 100)  # missed
     # Half of the square lies one pixel off, not 0.8 mm.
-    assert (results[2].dice, results[2].hd95, results[2].asd) == (0.5, 1, 0.5)
+    assert four(results[2]) == pytest.approx((0.5, 1 / 3, 1, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +206,8 @@ def test_per_slice_every_slice_is_alone():
 )
 def test_the_policy_is_stated(convention, unit, words):
     assert convention.unit == unit
-    assert "left out of every mean" in convention.empty_masks and words in convention.empty_masks
+    assert "left out of every mean" in convention.empty_masks
+    assert f"is empty, Dice = Jaccard = 0 and 95HD = ASD = {words}" in convention.empty_masks
 
 
 def test_label_maps_are_refused():

@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "published metric": (
         {"published": {"source": "P", "rows": {"low": {"A": {"dcie": 1}}}}},
-        "published.rows.low.A.dcie.*'dice', 'jaccard'",
+        "published.rows.low.A.dcie.*: there is no metric 'dcie'. Did you mean 'dice'",
     ),
     "seed among settings": ({"settings": {"seed": 1}}, "settings: the seed .* leave it out"),
     "nonsense among settings": ({"settings": {"": 1}}, "--set needs key=value"),
