@@ -32,6 +32,7 @@ setup(
         "synfoc3d.commands",
         "synfoc3d.doctor",
         "synfoc3d.experiment",
+        "synfoc3d.files",
         "synfoc3d.networks",
         "synfoc3d.losses",
         "synfoc3d.methods",

@@ -9,39 +9,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.errors import UserError
+from synfoc3d.files.yaml_files import Kind, is_yaml_file, parse_yaml, preset_texts, read_yaml
 from synfoc3d.networks.registry import RANDOM
+from synfoc3d.sections import Section, differences, merge, validate
 
 CONFIG_VARIABLE = "SYNFOC3D_CONFIG"
 EXTENDS = "extends"  # key of a settings file that names the one it builds on
+SETTINGS_KIND = Kind("settings file", "preset", "a mapping of settings")
 
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "poly", "poly_step"]
 Interval = tuple[NonNegative, NonNegative]
-
-
-class Section(BaseModel):
-    """A frozen part of the settings tree that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown(cls, given: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
-        if isinstance(given, Mapping):
-            for key in given:
-                if key not in cls.model_fields:
-                    raise ValueError(f"unknown setting {key!r}.{did_you_mean(str(key), cls.model_fields)}")
-        return given
 
 
 class MethodSettings(Section):
@@ -200,19 +188,9 @@ def resolve(given: Mapping[str, Any], method: type[MethodSettings], source: str 
         UserError: for an unknown key, a wrong type or a value out of range; the sentence names the key.
     """
     tree = dict(given)
-    try:
-        tree["method"] = method.model_validate(tree.get("method") or {})
-        return Settings.model_validate(
-            {key: {} if value is None and key in SECTIONS else value for key, value in tree.items()}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        within = ("method",) if first["loc"] and error.title == method.__name__ else ()
-        where = ".".join(str(part) for part in (*within, *first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        got = "" if "unknown setting" in reason else f" (got {first['input']!r})"
-        place = f"{where}: " if where else ("method: " if error.title == method.__name__ else "")
-        raise UserError(f"{source}: {place}{reason}{got}") from None
+    own = tree.pop("method", None)
+    tree["method"] = validate(method, {} if own is None else own, source, "method")
+    return validate(Settings, tree, source)
 
 
 PACKAGES = (
@@ -226,7 +204,6 @@ PACKAGES = (
     "numpy",
     "scipy",
 )
-SECTIONS = frozenset({"method", "foundation", "conventional", "optimizers", "augmentation"})
 
 
 def read_partial(name_or_file: str) -> dict[str, Any]:
@@ -245,63 +222,15 @@ def _read_extended(name_or_file: str, extending: tuple[str, ...]) -> dict[str, A
     """Read a file and what it extends; ``extending`` are the files on the way to it."""
     if name_or_file in extending:
         raise UserError(f"The settings extend each other in a circle: {' -> '.join([*extending, name_or_file])}.")
-    tree = _read_tree(name_or_file)
+    tree = read_yaml(name_or_file, preset_texts(), SETTINGS_KIND)
     base = tree.pop(EXTENDS, None)
     if base is None:
         return tree
     if not isinstance(base, str):
         raise UserError(f"{name_or_file}: {EXTENDS} must name a preset or a YAML file, but is {base!r}.")
-    if is_settings_file(base):
+    if is_yaml_file(base):
         base = os.path.normpath(Path(name_or_file).parent / base)
     return merge(_read_extended(base, (*extending, name_or_file)), tree)
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested dict with its values replaced one by one; a section without values changes nothing."""
-    merged = dict(base)
-    for key, value in changes.items():
-        if isinstance(merged.get(key), Mapping) and isinstance(value, Mapping):
-            merged[key] = merge(merged[key], value)
-        elif value is not None or key not in SECTIONS:
-            merged[key] = value
-    return merged
-
-
-def is_settings_file(name_or_file: str) -> bool:
-    """Whether ``--config`` takes this for a file; anything else is the name of a preset."""
-    return Path(name_or_file).suffix.lower() in (".yaml", ".yml")
-
-
-def _read_tree(name_or_file: str) -> dict[str, Any]:
-    """Read the YAML mapping in one preset or file."""
-    if not is_settings_file(name_or_file):
-        presets = {p.name.removesuffix(".yaml"): p for p in _preset_files()}
-        if name_or_file not in presets:
-            raise UserError(f"There is no preset {name_or_file!r}.{did_you_mean(name_or_file, presets)}")
-        text = presets[name_or_file].read_text(encoding="utf-8")
-    elif Path(name_or_file).is_file():
-        text = _read_text(Path(name_or_file))
-    else:
-        raise UserError(f"The settings file {name_or_file} does not exist; give a preset's name or a YAML file.")
-    try:
-        tree = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{name_or_file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{name_or_file} must hold a mapping of settings, but holds a {type(tree).__name__}.")
-    return tree
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"The settings file {path} is no UTF-8 text: save it as YAML in UTF-8.") from None
-
-
-def _preset_files() -> list[Any]:
-    folder = resources.files("synfoc3d.configs")
-    return [entry for entry in folder.iterdir() if entry.name.endswith(".yaml")]
 
 
 def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -329,8 +258,8 @@ def override(tree: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, A
 def _number_or_text(assignment: str, value: str) -> Any:  # noqa: ANN401 - a YAML scalar or list
     """Read a YAML value; YAML 1.1 takes ``1e-4`` for text, which nobody means."""
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = parse_yaml(value)
+    except ValueError:
         raise UserError(f"--set {assignment}: the value is no YAML; a list is written [1,2] without spaces.") from None
     if isinstance(parsed, str):
         try:
@@ -370,18 +299,6 @@ def to_yaml(settings: Settings, **facts: Any) -> str:  # noqa: ANN401 - plain va
 def versions() -> dict[str, str]:
     """Installed versions of synfoc3d and of the packages that decide its results."""
     return {name: metadata.version(name) for name in PACKAGES}
-
-
-def differences(first: Section, second: Section, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two resolved trees."""
-    keys = []
-    for name in type(first).model_fields:
-        a, b = getattr(first, name), getattr(second, name)
-        if isinstance(a, Section) and isinstance(b, Section):
-            keys += differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            keys.append(prefix + name)
-    return keys
 
 
 def refuse_difference(given: Settings, saved: Settings) -> None:

@@ -5,29 +5,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    Field,
-    StrictInt,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, StrictInt, StringConstraints, field_validator, model_validator
 
-from synfoc3d.config import Section, is_settings_file, override
+from synfoc3d.config import override
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.yaml_files import Kind, is_yaml_file, preset_texts, read_yaml
 from synfoc3d.metrics import METRICS
 from synfoc3d.prediction_modes import find_mode
+from synfoc3d.sections import Section, validate
 
 
 def _known_mode(name: str) -> str:
-    """Return the name of a prediction mode if there is one, or raise what pydantic reports with its place in the plan."""
+    """Return the name of a prediction mode if there is one, or raise what pydantic reports."""
     try:
         return find_mode(name).name
     except UserError as error:
@@ -41,6 +33,7 @@ def _known_metric(key: str) -> str:
     return key
 
 
+PLAN_KIND = Kind("plan", "experiment", "the plan of an experiment")
 # Names become folders and are joined by two underscores.
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+][A-Za-z0-9+.-]*(_[A-Za-z0-9+.-]+)*$")]
 Model = Annotated[str, AfterValidator(_known_mode)]
@@ -258,26 +251,14 @@ def read_plan(name_or_file: str, dataset: str | None = None, changes: Sequence[s
     Raises:
         UserError: no such plan, no valid YAML, or a plan that makes no sense; the sentence names the place.
     """
-    if is_settings_file(name_or_file):
-        path = Path(name_or_file)
-        if not path.is_file():
-            raise UserError(f"The plan {path} does not exist; give a YAML file or one of: {', '.join(preset_plans())}.")
-        try:
-            tree, folder = _read_yaml(path.read_text(encoding="utf-8"), name_or_file), path.parent
-        except UnicodeDecodeError:
-            raise UserError(f"The plan {path} is no UTF-8 text: save it as YAML in UTF-8.") from None
-    else:
-        presets = preset_plans()
-        if name_or_file not in presets:
-            raise UserError(f"There is no experiment {name_or_file!r}.{did_you_mean(name_or_file, presets)}")
-        tree, folder = _read_yaml(presets[name_or_file], name_or_file), None
+    tree = read_yaml(name_or_file, preset_plans(), PLAN_KIND)
     if dataset is not None:
         tree["dataset"] = dataset
     given = tree.get("settings")
     if changes and (given is None or isinstance(given, dict)):
         tree["settings"] = {**(given or {}), **{text.partition("=")[0]: _value(text) for text in changes}}
     plan = parse_plan(tree, name_or_file)
-    return plan if folder is None else _beside(plan, folder)
+    return _beside(plan, Path(name_or_file).parent) if is_yaml_file(name_or_file) else plan
 
 
 def parse_plan(tree: dict[str, Any], source: str) -> Plan:
@@ -290,14 +271,7 @@ def parse_plan(tree: dict[str, Any], source: str) -> Plan:
     Raises:
         UserError: an unknown key, a wrong value or names that do not fit together.
     """
-    try:
-        plan = Plan.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] in ("value_error", "missing") else f" (got {first['input']!r})"
-        raise UserError(f"{source}: {f'{where}: ' if where else ''}{reason}{got}") from None
+    plan = validate(Plan, tree, source)
     for where, settings in [
         ("settings", plan.settings),
         *((f"methods.{n}", m.settings) for n, m in plan.methods.items()),
@@ -310,9 +284,7 @@ def parse_plan(tree: dict[str, Any], source: str) -> Plan:
 
 def preset_plans() -> dict[str, str]:
     """Text of every experiment that comes with the package, by name."""
-    folder = resources.files("synfoc3d.configs") / "experiments"
-    files = sorted(folder.iterdir(), key=lambda file: file.name)
-    return {f.name.removesuffix(".yaml"): f.read_text(encoding="utf-8") for f in files if f.name.endswith(".yaml")}
+    return preset_texts("experiments")
 
 
 def _value(assignment: str) -> Any:  # noqa: ANN401 - a YAML scalar or list
@@ -327,30 +299,8 @@ def _beside(plan: Plan, folder: Path) -> Plan:
     """Look for the settings files of a plan beside it."""
     methods = {
         name: method.model_copy(update={"config": str((folder / method.config).absolute())})
-        if method.config and is_settings_file(method.config)
+        if method.config and is_yaml_file(method.config)
         else method
         for name, method in plan.methods.items()
     }
     return plan.model_copy(update={"methods": methods})
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that comes twice instead of keeping the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Return the mapping of a node."""
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        for name, count in keys.items():
-            if count > 1:
-                raise yaml.YAMLError(f"{name!r} is there {count} times in one mapping, line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        tree = yaml.load(text, Loader=_UniqueKeys)  # a safe loader
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{source} must hold the plan of an experiment, but holds a {type(tree).__name__}.")
-    return tree

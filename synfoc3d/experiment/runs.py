@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from json import loads
 from pathlib import Path
 
-import yaml
 from tqdm import tqdm
 
 from synfoc3d.atomic import atomic_write_text
@@ -21,7 +20,7 @@ from synfoc3d.config import CONFIG_VARIABLE, dump
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.data import ExperimentData, HeldOutCases, resolve_data, write_data
 from synfoc3d.experiment.methods import check_methods, is_stock
-from synfoc3d.experiment.plan import MethodPlan, Plan, assignments, parse_plan
+from synfoc3d.experiment.plan import MethodPlan, Plan, assignments, read_plan
 from synfoc3d.experiment.summary import Key, read_scores, write_summary
 from synfoc3d.folders import find_dataset
 
@@ -349,7 +348,7 @@ def _refuse_other_plan(plan: Plan, file: Path) -> None:
     """
     if not file.is_file():
         return
-    before = parse_plan(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+    before = read_plan(str(file))
     may_grow = {"methods", "seeds", "published", "baseline"}
     changed = [key for key in Plan.model_fields if key not in may_grow and getattr(plan, key) != getattr(before, key)]
     changed += [f"methods.{name}" for name, method in before.methods.items() if plan.methods.get(name) != method]

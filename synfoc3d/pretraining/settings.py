@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from synfoc3d.config import NonNegative, Positive, Precision, Section
-from synfoc3d.errors import UserError
+from synfoc3d.config import NonNegative, Positive, Precision
+from synfoc3d.sections import Section, validate
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -141,13 +141,4 @@ def resolve_pretraining(given: Mapping[str, Any], source: str = "the settings") 
     Raises:
         UserError: for an unknown key, a wrong type or a value out of range; the sentence names the key.
     """
-    sections = {name for name, field in PretrainSettings.model_fields.items() if isinstance(field.default, Section)}
-    tree = {key: {} if value is None and key in sections else value for key, value in given.items()}
-    try:
-        return PretrainSettings.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        got = "" if "unknown setting" in reason else f" (got {first['input']!r})"
-        raise UserError(f"{source}: {where + ': ' if where else ''}{reason}{got}") from None
+    return validate(PretrainSettings, given, source)

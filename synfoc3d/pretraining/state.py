@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from synfoc3d.checkpoint import save_atomic
-from synfoc3d.config import differences, merge
 from synfoc3d.errors import UserError
 from synfoc3d.networks.checkpoints import load_checkpoint
 from synfoc3d.networks.sam import FoundationNetwork, build_sam
 from synfoc3d.pretraining.settings import PretrainSettings, resolve_pretraining
+from synfoc3d.sections import differences, merge
 
 ARCHITECTURE = "compact"
 NUM_CHANNELS = 2

@@ -47,6 +47,11 @@ def test_empty_section_is_the_default(section: str) -> None:
     assert resolve({section: None}, SynFoCSettings) == resolve({}, SynFoCSettings)
 
 
+@pytest.mark.parametrize("kind", ["conventional", "foundation"])
+def test_empty_optimizer_is_the_default(kind: str) -> None:
+    assert resolve({"optimizers": {kind: None}}, SynFoCSettings) == resolve({}, SynFoCSettings)
+
+
 @pytest.mark.parametrize(
     ("wrong", "meant"),
     [
@@ -156,9 +161,10 @@ def test_override_through_a_value_is_refused() -> None:
         override({"epochs": 3}, ["epochs.x=1"])
 
 
-def test_override_that_is_no_yaml_is_refused() -> None:
-    with pytest.raises(UserError, match="foundation.channels"):
-        override({}, ["foundation.channels=[0, 1"])
+@pytest.mark.parametrize("assignment", ["foundation.channels=[0, 1", "foundation.lora=2024-13-01"])
+def test_override_that_is_no_yaml_is_refused(assignment: str) -> None:
+    with pytest.raises(UserError, match=f"--set {assignment}: the value is no YAML".replace("[", r"\[")):
+        override({}, [assignment])
 
 
 def test_there_are_presets() -> None:
@@ -206,7 +212,13 @@ def test_missing_file_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"), [("a: [1", "not valid YAML"), ("- 1", "holds a list"), ("3", "holds a int")]
+    ("text", "reason"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1", "holds a list"),
+        ("3", "holds a int"),
+        ("seed: 1\nseed: 2", "'seed' is there 2 times"),
+    ],
 )
 def test_file_that_is_no_mapping_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "my.yml"
@@ -233,6 +245,13 @@ def test_file_that_extends_a_preset_changes_single_values(tmp_path: Path) -> Non
     file.write_text("extends: paper\nepochs: 3\nfoundation: {lora_rank: 8}\noptimizers:\n", encoding="utf-8")
     paper, ours = read_partial("paper"), read_partial(str(file))
     assert ours == paper | {"epochs": 3, "foundation": paper["foundation"] | {"lora_rank": 8}}
+
+
+def test_empty_section_of_an_extending_file_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    (tmp_path / "base.yaml").write_text("optimizers: {conventional: {lr: 0.5}}\nshapes: {organs: 3}", encoding="utf-8")
+    file.write_text("extends: base.yaml\noptimizers: {conventional: }\nshapes:\n", encoding="utf-8")
+    assert read_partial(str(file)) == {"optimizers": {"conventional": {"lr": 0.5}}, "shapes": {"organs": 3}}
 
 
 def test_extended_file_lies_beside_the_one_that_names_it(tmp_path: Path) -> None:

@@ -270,6 +270,11 @@ class TestFolder:
     def test_same_plan_goes_on(self, project: Any, started: Path) -> None:
         assert len(self.prepare(project, started).runs) == 2
 
+    def test_damaged_plan_of_the_folder_is_named(self, project: Any, started: Path) -> None:
+        (started / "plan.yaml").write_text("dataset: [", encoding="utf-8")
+        with pytest.raises(UserError, match=r"plan\.yaml is not valid YAML"):
+            self.prepare(project, started)
+
     @pytest.mark.parametrize(
         ("changes", "named"),
         [

@@ -120,6 +120,12 @@ def test_more_steps_can_be_asked_for_when_continuing(tmp_path):
     assert record(tmp_path)["steps"] == 4
 
 
+def test_section_without_values_keeps_the_saved_one_when_continuing(tmp_path):
+    pretrain(tmp_path, TINY | {"steps": 2, "shapes": {"organs": 2}})
+    pretrain(tmp_path, {"steps": 3, "shapes": None}, resume=True)
+    assert record(tmp_path)["settings"]["shapes"]["organs"] == 2
+
+
 def test_other_settings_are_refused_when_continuing(finished):
     with pytest.raises(UserError, match=r"other settings \(lr, shapes.organs\)"):
         pretrain(finished, {"lr": 1.0, "shapes": {"organs": 2}}, resume=True)

@@ -1,0 +1,104 @@
+"""YAML that users write: files and presets of this package, read into mappings with one sentence per mistake."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from synfoc3d.errors import UserError, did_you_mean
+
+ENDINGS = (".yaml", ".yml")
+
+
+class Kind(NamedTuple):
+    """What to call a YAML file in the message of an error.
+
+    Attributes:
+        file: noun of a user's file, such as ``settings file``.
+        preset: noun of a file that comes with the package, such as ``preset``.
+        content: what a file holds, such as ``a mapping of settings``.
+    """
+
+    file: str
+    preset: str
+    content: str
+
+
+def is_yaml_file(name_or_file: str) -> bool:
+    """Whether this is taken for a user's file; anything else is the name of a preset."""
+    return Path(name_or_file).suffix.lower() in ENDINGS
+
+
+def preset_texts(*below: str) -> dict[str, str]:
+    """Texts of the presets in ``configs``, or in a folder below it, by name without ending."""
+    folder = resources.files("synfoc3d.configs").joinpath(*below)
+    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
+    return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
+
+
+def read_yaml(name_or_file: str, presets: Mapping[str, str], kind: Kind) -> dict[str, Any]:
+    """Read the mapping in a user's file or in a preset; {} where there is nothing in it.
+
+    Args:
+        name_or_file: path that ends in .yaml or .yml, or the name of a preset.
+        presets: text of every preset, by name.
+        kind: words for the messages.
+
+    Raises:
+        UserError: no such file or preset, no readable text in UTF-8, no valid YAML, or no mapping.
+    """
+    if is_yaml_file(name_or_file):
+        text = _read_text(Path(name_or_file), presets, kind)
+    elif name_or_file in presets:
+        text = presets[name_or_file]
+    else:
+        raise UserError(f"There is no {kind.preset} {name_or_file!r}.{did_you_mean(name_or_file, presets)}")
+    try:
+        tree = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{name_or_file} is not valid YAML: {error}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{name_or_file} must hold {kind.content}, but holds a {type(tree).__name__}.")
+    return tree
+
+
+def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text says
+    """Value of a YAML text; a key that comes twice in a mapping is refused, since only one of its values would count.
+
+    Raises:
+        ValueError: no valid YAML; the text is the reason in one line.
+    """
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)  # a safe loader
+    except (yaml.YAMLError, ValueError) as error:  # PyYAML lets the ValueError of an impossible date through
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _read_text(file: Path, presets: Mapping[str, str], kind: Kind) -> str:
+    if not file.is_file():
+        raise UserError(f"The {kind.file} {file} does not exist; give a YAML file or one of: {', '.join(presets)}.")
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"The {kind.file} {file} is no UTF-8 text: save it as YAML in UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"The {kind.file} {file} cannot be read: {error.strerror}.") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, which refuses a key that comes twice instead of keeping the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return the mapping of a node."""
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, count in keys.items():
+            if count > 1:
+                raise yaml.YAMLError(f"{name!r} is there {count} times in one mapping, line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
