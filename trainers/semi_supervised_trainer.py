@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from time import time
@@ -31,6 +32,7 @@ from synfoc3d.optimizers import learning_rate, make_optimizer
 from synfoc3d.precision import autocast, resolve_precision
 from synfoc3d.prediction import on_net_grid
 from synfoc3d.splits import Split, read_splits
+from synfoc3d.trainers.semi_supervised_best import BestEpoch
 from synfoc3d.trainers.semi_supervised_data import (
     PairedLoader,
     UnlabeledCases,
@@ -122,6 +124,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.method = self.method_class(self.settings.method, build).to(self.device)
         self.students = dict(self.method.students())
         self.optimizers = {name: self._optimizer(student) for name, student in self.students.items()}
+        self.best_epochs = {name: BestEpoch() for name in list(self.students)[1:]}  # of the first one nnU-Net keeps it
         first = next(iter(self.optimizers.values()))
         return first, _NoSchedule()
 
@@ -359,17 +362,20 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         keys = ("loss", "tp_hard", "fp_hard", "fn_hard")
         super().on_validation_epoch_end([{key: o[f"{first}/{key}"] for key in keys} for o in val_outputs])
         sums = {k: v.sum(0) for k, v in collate_outputs(val_outputs).items()}
-        for name in self.students:
-            tp, fp, fn = (sums[f"{name}/{key}"] for key in keys[1:])
-            with np.errstate(invalid="ignore"):
-                dice = 2 * tp / (2 * tp + fp + fn)
-            self.curves.add(self.current_epoch, {f"val_dice_{name}": float(np.nanmean(dice))})
+        self.val_dice = {name: mean_dice(*(sums[f"{name}/{key}"] for key in keys[1:])) for name in self.students}
+        self.curves.add(self.current_epoch, {f"val_dice_{name}": dice for name, dice in self.val_dice.items()})
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's, with checkpoint_latest written by the clock, and our curves."""
+        """nnU-Net's, with checkpoint_latest written by the clock, our curves, and the best epoch of every student."""
         due = time() - self.last_save >= 60 * self.settings.save_every_minutes
         self.save_every = 1 if due else sys.maxsize
         self.curves.write()  # before the checkpoint, so that a kill in between loses no row of the table
+        reached = [name for name, best in self.best_epochs.items() if best.is_reached(self.val_dice[name])]
+        for name in reached:
+            self.print_to_log_file(f"New best EMA pseudo Dice ({name}): {self.best_epochs[name].best:.4f}")
+            self.save_checkpoint(
+                str(Path(self.output_folder) / checkpoints.best_checkpoint(name, next(iter(self.students))))
+            )
         super().on_epoch_end()
         if due:
             self.last_save = time()
@@ -388,6 +394,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "students": {name: trainable_state(s, with_base) for name, s in self.students.items()},
             "method": self._method_state(),
             "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "best_epochs": {name: best.state() for name, best in self.best_epochs.items()},
             "random": checkpoints.random_state(),
         }
         checkpoint = {
@@ -443,6 +450,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         checkpoints.load_partial(self.method, section["method"], self._frozen_keys(), "method")
         for name, state in section["optimizers"].items():
             self.optimizers[name].load_state_dict(state)
+        for name, state in section.get("best_epochs", {}).items():  # checkpoints of 0.1 have none
+            self.best_epochs[name] = BestEpoch(**state)
         self.resume_random_state = section["random"]
 
     # --- final validation -----------------------------------------------------------------------------------------
@@ -455,6 +464,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
                 validate_foundation(self, student, self.do_split()[1], Path(self.output_folder) / f"validation_{name}")
             elif student is self.network:
                 super().perform_actual_validation(save_probabilities)
+
+
+def mean_dice(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
+    """Mean foreground Dice from counts per class (C,); NaN where no class was seen at all."""
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        return float(np.nanmean(2 * tp / (2 * tp + fp + fn)))
 
 
 class _NoSchedule:
