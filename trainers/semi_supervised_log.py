@@ -13,20 +13,9 @@ import numpy as np
 
 from synfoc3d.atomic import atomic_write_text
 from synfoc3d.figures import figure_file
+from synfoc3d.methods.base import Panel
 
-# panel title -> curves drawn in it, where they were logged
-PANELS: dict[str, tuple[str, ...]] = {
-    "loss": ("loss", "loss_x", "loss_u", "loss_supervised"),
-    "consistency": ("loss_c", "loss_d", "loss_consistency"),
-    "confidence": ("alpha", "self_confidence", "mutual_confidence", "confident", "agreement", "lambda"),
-    "Dice": (
-        "val_dice_conventional",
-        "val_dice_foundation",
-        "pseudo_dice",
-        "pseudo_dice_conventional",
-        "pseudo_dice_foundation",
-    ),
-}
+COLUMNS = 4  # of panels in a row of the picture
 
 
 class EpochLog:
@@ -34,10 +23,12 @@ class EpochLog:
 
     Args:
         folder: receives ``synfoc3d_log.csv`` and ``synfoc3d_progress.png``.
+        panels: of the picture; values that are in none of them get one panel more.
         before_epoch: rows of an earlier run up to here (excluded) are kept when it is continued.
     """
 
-    def __init__(self, folder: Path, before_epoch: int = 0) -> None:
+    def __init__(self, folder: Path, panels: Sequence[Panel] = (), before_epoch: int = 0) -> None:
+        self.panels = tuple(panels)
         self.csv_file = folder / "synfoc3d_log.csv"
         self.picture = folder / "synfoc3d_progress.png"
         self.rows: list[dict[str, float]] = []
@@ -63,18 +54,30 @@ class EpochLog:
         atomic_write_text(self.csv_file, text.getvalue())
         self._draw()
 
+    def drawn_panels(self) -> list[Panel]:
+        """The panels of the picture, each with the keys that have a value; those without one are left out."""
+        present = {key: None for row in self.rows for key, value in row.items() if not math.isnan(value)}
+        del present["epoch"]
+        named = {key for panel in self.panels for key in panel.keys}
+        rest = Panel("other", tuple(key for key in present if key not in named))
+        panels = [
+            panel._replace(keys=tuple(key for key in panel.keys if key in present)) for panel in (*self.panels, rest)
+        ]
+        return [panel for panel in panels if panel.keys]
+
     def _draw(self) -> None:
-        present = {key for row in self.rows for key, value in row.items() if not math.isnan(value)}
-        panels = {title: [k for k in keys if k in present] for title, keys in PANELS.items()}
-        panels = {title: keys for title, keys in panels.items() if keys}
+        panels = self.drawn_panels()
         epochs = [row["epoch"] for row in self.rows]
-        with figure_file(self.picture, 1, len(panels), (5, 4)) as (_, axes):
-            for axis, (title, keys) in zip(axes[0], panels.items(), strict=True):
-                for key in keys:
+        rows = math.ceil(len(panels) / COLUMNS)
+        with figure_file(self.picture, rows, math.ceil(len(panels) / rows), (5, 4)) as (_, axes):
+            for axis in axes.flat[len(panels) :]:
+                axis.axis("off")
+            for axis, panel in zip(axes.flat, panels, strict=False):
+                for key in panel.keys:
                     values = [row.get(key, math.nan) for row in self.rows]
                     axis.plot(epochs, values, label=key, marker=".", markersize=3)
-                axis.set(title=title, xlabel="epoch")
-                if title in ("confidence", "Dice"):
+                axis.set(title=panel.title, xlabel="epoch")
+                if panel.is_share:
                     axis.set_ylim(-0.02, 1.02)
                 axis.grid(alpha=0.3)
                 axis.legend(fontsize=8)

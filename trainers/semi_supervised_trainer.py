@@ -24,7 +24,7 @@ from synfoc3d.atomic import atomic_write_text
 from synfoc3d.augmentation import is_color, strong_view
 from synfoc3d.errors import UserError
 from synfoc3d.losses.segmentation import segmentation_loss
-from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Progress, Unlabeled, full_resolution
+from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Panel, Progress, Unlabeled, full_resolution
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
@@ -119,7 +119,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             return waiting.pop() if waiting else self._another_network()
 
         build = Builder(
-            self.label_manager.num_segmentation_heads, conventional, self._build_foundation, self.supervised_loss
+            self.label_manager.num_segmentation_heads,
+            conventional,
+            self._build_foundation,
+            self.supervised_loss,
+            self.strong_view,
         )
         self.method = self.method_class(self.settings.method, build).to(self.device)
         self.students = dict(self.method.students())
@@ -244,9 +248,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             return Batch(labeled)
         weak, hidden, value_range = self._to_device(raw, "unlabeled_")
         value_range = resolve_range(rule, value_range, weak)
-        color = is_color(self.configuration_manager.normalization_schemes)
-        strong = strong_view(weak, value_range, self.settings.augmentation, self.strong_image_size(), color)
+        strong = self.method.strong_view(weak, value_range)
         return Batch(labeled, Unlabeled(weak, strong, value_range, hidden[0][:, 0].long()))
+
+    def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
+        """Strong view of weak patches (B, C, [D,] H, W) as the settings say; see :func:`~synfoc3d.augmentation.strong_view`."""
+        color = is_color(self.configuration_manager.normalization_schemes)
+        return strong_view(weak, value_range, self.settings.augmentation, self.strong_image_size(), color)
 
     def strong_image_size(self) -> int:
         """S, the image side to which the strong view's blur refers: the foundation network's, in pixels."""
@@ -266,10 +274,16 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().on_train_start()
         text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=self.foundation_identity)
         atomic_write_text(Path(self.output_folder) / "synfoc3d.yaml", text)
-        self.curves = EpochLog(Path(self.output_folder), self.current_epoch)
+        self.curves = EpochLog(Path(self.output_folder), self.panels(), self.current_epoch)
         if self.resume_random_state is not None:
             checkpoints.restore_random_state(self.resume_random_state)
             self.resume_random_state = None
+
+    def panels(self) -> list[Panel]:
+        """Curves of this training's picture: the loss, the method's own, validation and learning rates."""
+        val_dice, rates = (tuple(f"{what}_{name}" for name in self.students) for what in ("val_dice", "lr"))
+        validation = Panel("validation Dice", val_dice, is_share=True)
+        return [Panel("loss", ("loss",)), *self.method.panels, validation, Panel("learning rate", rates)]
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's, with every network in train mode and every learning rate at this epoch."""

@@ -112,7 +112,7 @@ def _method_class(trainer: str) -> type[Method]:
 
 def _students(method_class: type[Method], settings: Settings) -> set[str]:
     """Names of the networks that a method trains, found by building it around networks without content."""
-    build = Builder(2, nn.Identity, nn.Identity, lambda *_: None)  # type: ignore[arg-type]
+    build = Builder(2, nn.Identity, nn.Identity, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
     return set(method_class(settings.method, build).students())
 
 

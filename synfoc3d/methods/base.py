@@ -91,6 +91,20 @@ class StepResult(NamedTuple):
     logs: dict[str, Tensor]
 
 
+class Panel(NamedTuple):
+    """A panel of curves in the picture of a training.
+
+    Attributes:
+        title: its heading.
+        keys: names of logged values, drawn as far as they were logged.
+        is_share: all values lie in [0, 1], which the panel shows whole.
+    """
+
+    title: str
+    keys: tuple[str, ...]
+    is_share: bool = False
+
+
 @dataclass(frozen=True)
 class Builder:
     """Hands a method the networks and the labelled loss of the run; each call builds a new network.
@@ -100,12 +114,14 @@ class Builder:
         conventional: builds nnU-Net's network, (B, C, [D,] H, W) -> logits, or a list of them, finest first.
         foundation: builds the foundation network, slice by slice.
         supervised_loss: labelled loss of a conventional network from its raw output.
+        strong_view: makes the strong view of weak patches (B, C, [D,] H, W) with ranges (B, C, 2) as the settings say.
     """
 
     num_classes: int
     conventional: Callable[[], nn.Module]
     foundation: Callable[[], SlicewiseFoundation]
     supervised_loss: Callable[[Any, Labeled], Tensor]
+    strong_view: Callable[[Tensor, Tensor], Tensor]
 
 
 class Method(nn.Module):
@@ -123,6 +139,7 @@ class Method(nn.Module):
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     uses_unlabeled: ClassVar[bool] = True
+    panels: ClassVar[tuple[Panel, ...]] = ()  # curves of the values it logs; what is in none is drawn in one more panel
 
     def __init__(self, settings: MethodSettings, build: Builder) -> None:
         super().__init__()
@@ -132,6 +149,18 @@ class Method(nn.Module):
     def students(self) -> Mapping[str, nn.Module]:
         """Networks trained by gradients, by name; the names are also those of the models that can predict."""
         raise NotImplementedError
+
+    def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
+        """Make the strong view of unlabeled patches; a method with an augmentation of its own replaces this.
+
+        Args:
+            weak: (B, C, [D,] H, W) in units of the preprocessed image.
+            value_range: (B, C, 2), what the foundation network's [0, 1] stands for in each sample.
+
+        Returns:
+            Tensor of the same shape and units, voxel-aligned.
+        """
+        return self.build.strong_view(weak, value_range)
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
         """Loss (scalar) and log values (scalars) of one batch."""

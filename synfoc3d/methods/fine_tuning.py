@@ -9,7 +9,7 @@ from torch import nn
 from synfoc3d.config import MethodSettings
 from synfoc3d.in_plane import depth, in_plane_size, resize_in_plane
 from synfoc3d.losses.segmentation import cross_entropy, dice_loss
-from synfoc3d.methods.base import Batch, Builder, Method, Progress, StepResult
+from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult
 from synfoc3d.methods.window import draw_window
 
 
@@ -33,6 +33,7 @@ class FineTuning(Method):
     """
 
     Settings = FineTuningSettings
+    panels = (Panel("parts of the loss", ("loss_ce", "loss_dice")),)
     uses_unlabeled = False
 
     def __init__(self, settings: FineTuningSettings, build: Builder) -> None:

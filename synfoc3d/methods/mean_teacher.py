@@ -13,7 +13,7 @@ from torch import nn
 
 from synfoc3d.config import MethodSettings
 from synfoc3d.losses.rampup import gaussian_rampup
-from synfoc3d.methods.base import Batch, Builder, Method, Progress, StepResult, full_resolution, teacher_of
+from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult, full_resolution, teacher_of
 from synfoc3d.networks.teacher import update_teacher
 
 LABELED_WEIGHT = 0.5  # the public code takes the mean of cross-entropy and Dice; the labeled loss here is their sum
@@ -42,6 +42,7 @@ class MeanTeacher(Method):
     """
 
     Settings = MeanTeacherSettings
+    panels = (Panel("parts of the loss", ("loss_supervised",)), Panel("consistency", ("loss_consistency",)))
 
     def __init__(self, settings: MeanTeacherSettings, build: Builder) -> None:
         super().__init__(settings, build)

@@ -14,7 +14,7 @@ from synfoc3d.config import MethodSettings
 from synfoc3d.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.losses.rampup import LambdaForm
 from synfoc3d.losses.segmentation import segmentation_loss
-from synfoc3d.methods.base import Builder, Labeled, Unlabeled, full_resolution
+from synfoc3d.methods.base import Builder, Labeled, Panel, Unlabeled, full_resolution
 from synfoc3d.methods.copy_paste import BoxKind, paste
 from synfoc3d.methods.window import Window
 
@@ -41,6 +41,13 @@ class MixingSettings(MethodSettings):
     teacher_scope: Literal["all", "window"] = "all"
     mask_background: bool = False
     bidirectional: bool = False
+
+
+PANELS = (
+    Panel("parts of the loss", ("loss_x", "loss_u")),
+    Panel("pseudo-label Dice", ("pseudo_dice", "pseudo_dice_conventional", "pseudo_dice_foundation"), is_share=True),
+)
+"""Curves of every method that learns from mixed samples."""
 
 
 class Mixed(NamedTuple):

@@ -20,6 +20,7 @@ from synfoc3d.methods.base import (
     Batch,
     Builder,
     Method,
+    Panel,
     Progress,
     StepResult,
     Unlabeled,
@@ -29,7 +30,15 @@ from synfoc3d.methods.base import (
 )
 from synfoc3d.methods.confidence import Scope, label_agreement, mutual_confidence
 from synfoc3d.methods.copy_paste import draw_boxes
-from synfoc3d.methods.mixing import ConventionalSide, FoundationSide, Mixed, MixingSettings, mixed_loss, pseudo_label
+from synfoc3d.methods.mixing import (
+    PANELS,
+    ConventionalSide,
+    FoundationSide,
+    Mixed,
+    MixingSettings,
+    mixed_loss,
+    pseudo_label,
+)
 from synfoc3d.methods.window import Window, draw_window
 from synfoc3d.networks.teacher import update_teacher
 
@@ -52,6 +61,9 @@ class SynFoCSettings(MixingSettings):
     structures: tuple[tuple[int, ...], ...] | None = None
 
 
+CONFIDENCE = ("alpha", "self_confidence", "mutual_confidence", "confident", "agreement", "lambda")
+
+
 class Confidence(NamedTuple):
     """How far the conventional teacher is trusted.
 
@@ -72,6 +84,11 @@ class SynFoC(Method):
     """The two students, their teachers, and one training step."""
 
     Settings = SynFoCSettings
+    panels = (
+        *PANELS,
+        Panel("consistency", ("loss_c", "loss_d")),
+        Panel("confidence", CONFIDENCE, is_share=True),
+    )
 
     def __init__(self, settings: SynFoCSettings, build: Builder) -> None:
         super().__init__(settings, build)

@@ -16,6 +16,7 @@ from synfoc3d.methods.base import (
     Batch,
     Builder,
     Method,
+    Panel,
     Progress,
     StepResult,
     Unlabeled,
@@ -23,7 +24,15 @@ from synfoc3d.methods.base import (
     teacher_of,
 )
 from synfoc3d.methods.copy_paste import draw_boxes
-from synfoc3d.methods.mixing import ConventionalSide, FoundationSide, MixingSettings, Side, mixed_loss, pseudo_label
+from synfoc3d.methods.mixing import (
+    PANELS,
+    ConventionalSide,
+    FoundationSide,
+    MixingSettings,
+    Side,
+    mixed_loss,
+    pseudo_label,
+)
 from synfoc3d.methods.window import Window, draw_window
 from synfoc3d.networks.teacher import update_teacher
 
@@ -42,6 +51,7 @@ class SynFoCBase(Method):
     """A student, its teacher, and SynFoC's step without a partner: L = L_x + lambda(t) L_u."""
 
     Settings = SynFoCBaseSettings
+    panels = (*PANELS, Panel("confidence", ("confident", "lambda"), is_share=True))
 
     def __init__(self, settings: SynFoCBaseSettings, build: Builder) -> None:
         super().__init__(settings, build)

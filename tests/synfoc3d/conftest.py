@@ -101,6 +101,7 @@ def _builder(case: Case, deep_supervision: bool = False, slice_by_slice: bool = 
         conventional,
         lambda: SlicewiseFoundation(TinyFoundation(classes), IMAGE_SIZE, **foundation),
         labelled_loss,
+        lambda weak, _: weak,
     )
 
 

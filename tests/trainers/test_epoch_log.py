@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from synfoc3d.methods.base import Panel
 from synfoc3d.trainers.semi_supervised_log import EpochLog, epoch_means
 
 
@@ -27,19 +28,26 @@ def test_picture_is_drawn(log):
     assert log.picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_known_values_are_drawn_in_their_panels_and_the_others_in_one_more(tmp_path):
+    panels = (Panel("sizes", ("first", "missing")), Panel("nothing", ("unknown",)))
+    log = EpochLog(tmp_path, panels)
+    log.add(0, {"first": 1.0, "surprise": 2.0, "unknown": math.nan})
+    assert log.drawn_panels() == [Panel("sizes", ("first",)), Panel("other", ("surprise",))]
+
+
 def test_values_of_one_epoch_share_a_row(log):
     assert [row["epoch"] for row in log.rows] == [0, 1]
 
 
 def test_continued_log_writes_the_earlier_rows_again_unchanged(log):
     before = log.csv_file.read_text()
-    continued = EpochLog(log.csv_file.parent, before_epoch=2)
+    continued = EpochLog(log.csv_file.parent, (), 2)
     continued.write()
     assert continued.csv_file.read_text() == before
 
 
 def test_continued_log_forgets_epochs_after_the_checkpoint(log):
-    continued = EpochLog(log.csv_file.parent, before_epoch=1)
+    continued = EpochLog(log.csv_file.parent, (), 1)
     continued.add(1, {"loss": 2.0})
     assert [row["loss"] for row in continued.rows] == [1.25, 2.0]
 
@@ -49,7 +57,7 @@ def test_fresh_log_ignores_an_earlier_file(log):
 
 
 def test_empty_cells_are_read_as_unknown(log):
-    rows = EpochLog(log.csv_file.parent, before_epoch=2).rows
+    rows = EpochLog(log.csv_file.parent, (), 2).rows
     assert math.isnan(rows[1]["pseudo_dice"]) and math.isnan(rows[0]["val_dice_conventional"])
 
 
