@@ -41,8 +41,9 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
     cases, others = _group_channels(source if source.is_dir() else source.parent, ending)
     if source.is_file():
         case, files = _case_of(source, cases, ending)
-        single = output.name.endswith(ending)
-        return [Job(case, files, output.with_name(output.name.removesuffix(ending)) if single else output / case)]
+        named = output.name.endswith(ending)
+        target = output.with_name(output.name.removesuffix(ending)) if named else output / case
+        return [Job(case, files, target)]
     if output.name.endswith(ending):
         raise UserError(f"{source} is a folder, but {output} a file: give a folder with -o.")
     if others:
