@@ -63,20 +63,22 @@ def export_model(choice: ModelChoice, output: Path) -> list[str]:
     if output.exists():
         raise UserError(f"{output} exists already: remove it, or give another name with -o.")
     source, info = choice.folder(), read_info(choice)
-    found = {fold: checkpoints.load(source / f"fold_{fold}" / choice.checkpoint) for fold in choice.folds}
+    dataset = source.parent.name
+    files = {fold: source / f"fold_{fold}" / choice.checkpoint for fold in choice.folds}
+    found = {fold: checkpoints.load(file) for fold, file in files.items()}
     expected = _stock_shapes(info)
     for fold, checkpoint in found.items():
-        _check_weights(checkpoint, expected, source / f"fold_{fold}" / choice.checkpoint)
+        _check_weights(checkpoint, expected, files[fold])
 
-    facts = _facts(choice, source.parent.name, found)
+    facts = _facts(choice, dataset, found)
     as_zip = output.suffix.lower() == ".zip"
     with _appearing_whole(output) as temporary:
-        model = temporary / source.parent.name / _identifier(choice)
+        model = temporary / dataset / _identifier(choice)
         _write_model(source, model, found, info.dataset_json)
         (model / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (model / README_FILE).write_text(_readme(choice, source.parent.name), encoding="utf-8")
+        (model / README_FILE).write_text(_readme(choice, dataset), encoding="utf-8")
         os.rename(_zipped(model.parent) if as_zip else model, output)
-    return _commands_zip(choice, source.parent.name, output) if as_zip else [_command_folder(choice, output)]
+    return _commands_zip(choice, dataset, output) if as_zip else [_command_folder(choice, output)]
 
 
 def _identifier(choice: ModelChoice) -> str:
@@ -121,7 +123,8 @@ def _readme(choice: ModelChoice, dataset: str) -> str:
 def _stock_shapes(info: ModelInfo) -> dict[str, torch.Size]:
     """Shape of every entry in the state dict of the network that nnU-Net's own trainer builds."""
     heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
-    return {name: value.shape for name, value in build_conventional(STOCK_TRAINER, info, heads).state_dict().items()}
+    network = build_conventional(STOCK_TRAINER, info, heads)
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 def _check_weights(checkpoint: Mapping[str, Any], expected: Mapping[str, torch.Size], file: Path) -> None:
@@ -148,6 +151,7 @@ def _check_weights(checkpoint: Mapping[str, Any], expected: Mapping[str, torch.S
 
 def _facts(choice: ModelChoice, dataset: str, found: Found) -> dict[str, Any]:
     """What the export is, for people and programs that meet it later."""
+    trainings = {str(fold): _training_facts(choice.checkpoint, checkpoint) for fold, checkpoint in found.items()}
     return {
         "synfoc3d": __version__,
         "nnunetv2": metadata.version("nnunetv2"),
@@ -156,7 +160,7 @@ def _facts(choice: ModelChoice, dataset: str, found: Found) -> dict[str, Any]:
         "dataset": dataset,
         "configuration": choice.configuration,
         "plans": choice.plans,
-        "folds": {str(fold): _training_facts(choice.checkpoint, checkpoint) for fold, checkpoint in found.items()},
+        "folds": trainings,
     }
 
 
@@ -166,7 +170,8 @@ def _training_facts(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     settings, foundation = dict(section["settings"]), dict(section["foundation"])
     settings["foundation"] = dict(settings["foundation"])
     for part in (settings["foundation"], foundation):
-        part["checkpoint"] = part["checkpoint"] and Path(part["checkpoint"]).name
+        if part["checkpoint"]:
+            part["checkpoint"] = Path(part["checkpoint"]).name
     return {
         "checkpoint": name,
         "epochs_trained": checkpoint["current_epoch"],

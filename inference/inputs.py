@@ -33,7 +33,7 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
         ending: of the files of the training, such as ``.nii.gz``.
 
     Raises:
-        UserError: no such input, no image in it, or images without a channel number.
+        UserError: no such input, no image in it, images without a channel number, or a mask in the place of its scan.
     """
     output = output.resolve()
     if not source.exists():
@@ -41,8 +41,10 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
     cases, others = _group_channels(source if source.is_dir() else source.parent, ending)
     if source.is_file():
         case, files = _case_of(source, cases, ending)
-        single = output.name.endswith(ending)
-        return [Job(case, files, output.with_name(output.name.removesuffix(ending)) if single else output / case)]
+        named = output.name.endswith(ending)
+        target = output.with_name(output.name.removesuffix(ending)) if named else output / case
+        _refuse_own_mask(files, target.with_name(target.name + ending))
+        return [Job(case, files, target)]
     if output.name.endswith(ending):
         raise UserError(f"{source} is a folder, but {output} a file: give a folder with -o.")
     if others:
@@ -67,6 +69,13 @@ def is_finished(job: Job, ending: str, save_probabilities: bool) -> bool:
     """Whether an earlier run wrote everything that is asked for."""
     endings = [ending, ".npz", ".pkl"] if save_probabilities else [ending]
     return all(job.target.with_name(job.target.name + one).is_file() for one in endings)
+
+
+def _refuse_own_mask(files: Sequence[Path], mask: Path) -> None:
+    """Refuse a mask that would replace a channel of its scan, such as scan.nii.gz written into its own folder."""
+    for file in files:
+        if file.resolve() == mask.resolve():
+            raise UserError(f"The mask of {file} would replace the scan itself: give another place with -o.")
 
 
 def _case_of(source: Path, cases: dict[str, list[Path]], ending: str) -> tuple[str, tuple[Path, ...]]:

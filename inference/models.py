@@ -103,12 +103,23 @@ class TrainedModel:
         return self.mode.combine is not None or isinstance(first, SlicewiseFoundation)
 
     def predictor(
-        self, device: torch.device, step_size: float = 0.5, mirroring: bool = True, precision: Precision | None = None
+        self,
+        device: torch.device,
+        *,
+        step_size: float = 0.5,
+        mirroring: bool = True,
+        precision: Precision | None = None,
     ) -> CasePredictor:
         """What runs the networks over a case; see :class:`~synfoc3d.prediction.CasePredictor`."""
-        info = self.info
         return CasePredictor(
-            info.plans, info.configuration, info.dataset_json, self.mirror_axes, device, step_size, mirroring, precision
+            self.info.plans,
+            self.info.configuration,
+            self.info.dataset_json,
+            mirror_axes=self.mirror_axes,
+            device=device,
+            step_size=step_size,
+            mirroring=mirroring,
+            precision=precision,
         )
 
     @torch.inference_mode()
@@ -192,17 +203,21 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     folder, info = choice.folder(), read_info(choice)
     files = [folder / f"fold_{fold}" / choice.checkpoint for fold in choice.folds]
     found = [checkpoints.load(file) for file in files]
-    trained = checkpoints.students_of(found[0])
-    if any(checkpoints.students_of(checkpoint) != trained for checkpoint in found):
+    trained = [checkpoints.students_of(checkpoint) for checkpoint in found]
+    if len(set(trained)) > 1:
         raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
-    mode = _resolve_mode(choice, trained)
-    sections = [checkpoint.get(checkpoints.SECTION) for checkpoint in found]
+    mode = _resolve_mode(choice, trained[0])
+    folds, settings = [], []
+    for file, checkpoint in zip(files, found, strict=True):
+        folds.append(_fold_networks(choice.trainer, mode, info, file=file, checkpoint=checkpoint))
+        if checkpoints.SECTION in checkpoint:
+            settings.append(checkpoint[checkpoints.SECTION]["settings"])
     return TrainedModel(
         info,
         mode,
-        tuple(_fold_networks(choice.trainer, mode, info, *pair) for pair in zip(files, found, strict=True)),
-        found[0].get("inference_allowed_mirroring_axes"),
-        tuple(section["settings"] for section in sections if section),
+        tuple(folds),
+        mirror_axes=found[0].get("inference_allowed_mirroring_axes"),
+        settings=tuple(settings),
     )
 
 
@@ -218,14 +233,15 @@ def _resolve_mode(choice: ModelChoice, trained: frozenset[str]) -> PredictionMod
 
 
 def _fold_networks(
-    trainer: str, mode: PredictionMode, info: ModelInfo, file: Path, checkpoint: dict[str, Any]
+    trainer: str, mode: PredictionMode, info: ModelInfo, *, file: Path, checkpoint: dict[str, Any]
 ) -> FoldNetworks:
     """The mode's students, each from the checkpoint asked for or from its own of the best epochs."""
     students, files = {}, {}
     for student in mode.students:
         own = checkpoints.file_of_student(student, file, checkpoint)
         content = checkpoint if own == file else checkpoints.load(own)
-        students[student], files[student] = _network(trainer, student, info, content), own
+        students[student] = _network(trainer, student, info, content)
+        files[student] = own
     return FoldNetworks(students, files)
 
 

@@ -39,7 +39,8 @@ class Outcome:
         elif isinstance(error, BrokenProcessPool):
             reason = "a worker process died, most likely out of memory; run again with -npp 1 -nps 1 or 0"
         else:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())} (more with --verbose)"
+            one_line = " ".join(str(error).split())
+            reason = f"{type(error).__name__}: {one_line} (more with --verbose)"
         log.debug("Case %s failed.", job.case, exc_info=error)
         self.failures[job.case] = reason
 
@@ -56,6 +57,7 @@ def run_pipeline(
     jobs: Sequence[Job],
     info: ModelInfo,
     segment: Callable[[np.ndarray], np.ndarray],
+    *,
     are_probabilities: bool,
     workers: Workers,
     save_probabilities: bool = False,

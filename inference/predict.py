@@ -71,7 +71,7 @@ class PredictOptions:
 
 
 def predict(
-    source: Path, output: Path, choice: ModelChoice, device: str = "cpu", options: PredictOptions | None = None
+    source: Path, output: Path, choice: ModelChoice, *, device: str = "cpu", options: PredictOptions | None = None
 ) -> int:
     """Segment a folder of scans, or one scan.
 
@@ -121,11 +121,12 @@ def predict(
 
 def _segment_all(model: TrainedModel, jobs: list[Job], device: torch.device, options: PredictOptions) -> Outcome:
     """Segment every case under one progress bar, which counts the parts of a case as well."""
-    predictor = model.predictor(device, options.step_size, options.mirroring, options.precision)
+    predictor = model.predictor(
+        device, step_size=options.step_size, mirroring=options.mirroring, precision=options.precision
+    )
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
-    with tqdm(
-        total=len(jobs), desc="Segmenting", bar_format=form, disable=None if options.progress_bar else True
-    ) as bar:
+    hidden = None if options.progress_bar else True  # None hides it where the output is no terminal
+    with tqdm(total=len(jobs), desc="Segmenting", bar_format=form, disable=hidden) as bar:
         finished = 0
 
         def segment(image: np.ndarray) -> np.ndarray:
@@ -140,26 +141,27 @@ def _segment_all(model: TrainedModel, jobs: list[Job], device: torch.device, opt
             jobs,
             model.info,
             segment,
-            model.gives_probabilities,
-            Workers(options.preprocessing_processes, options.export_processes),
-            options.save_probabilities,
-            count_case,
+            are_probabilities=model.gives_probabilities,
+            workers=Workers(options.preprocessing_processes, options.export_processes),
+            save_probabilities=options.save_probabilities,
+            on_finished=count_case,
         )
 
 
 def _record(choice: ModelChoice, model: TrainedModel, device: str, options: PredictOptions) -> dict[str, Any]:
     """How masks are made, in JSON's types."""
     versions = {name: metadata.version(name) for name in ("torch", "nnunetv2", "segment-anything")}
+    folds = [str(fold) for fold in choice.folds]
     return {
         "synfoc3d_version": __version__,
         "versions": {"python": platform.python_version(), **versions},
         **asdict(choice),
         "model": model.mode.name,
         "model_folder": str(choice.folder().resolve()),
-        "checkpoints": {str(fold): _files(networks) for fold, networks in zip(choice.folds, model.folds, strict=True)},
+        "checkpoints": dict(zip(folds, map(_files, model.folds), strict=True)),
         "device": device,
         **asdict(options),
-        "settings": {str(fold): tree for fold, tree in zip(choice.folds, model.settings, strict=False)},
+        "settings": dict(zip(folds, model.settings, strict=False)),  # nnU-Net's own trainers have none
     }
 
 
@@ -190,9 +192,6 @@ def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
 
 def _write_records(folder: Path, model: TrainedModel, record: Mapping[str, Any]) -> None:
     """Write what nnU-Net's tools expect beside masks, and how these are made."""
-    for name, content in (
-        ("plans.json", model.info.plans.plans),
-        ("dataset.json", model.info.dataset_json),
-        (RECORD_FILE, record),
-    ):
+    files = {"plans.json": model.info.plans.plans, "dataset.json": model.info.dataset_json, RECORD_FILE: record}
+    for name, content in files.items():
         atomic_write_text(folder / name, json.dumps(content, indent=4) + "\n")

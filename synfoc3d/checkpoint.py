@@ -65,11 +65,9 @@ def load(file: Path) -> dict[str, Any]:
 def _numpy_numbers() -> list[Any]:
     """What nnU-Net's own trainers put into their logs: numbers of numpy, which unpickle without running code."""
     rebuild = np.float64(0).__reduce__()[0]  # numpy's function behind a pickled number; it has no public name
-    return [
-        *((rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # renamed in numpy 2
-        np.dtype,
-        *(type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")),
-    ]
+    places = [(rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # renamed in numpy 2
+    types = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
+    return [*places, np.dtype, *types]
 
 
 def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -193,7 +191,8 @@ def network_state(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]
     prefix = f"{name}."
     state = {key.removeprefix(prefix): value for key, value in part["method"].items() if key.startswith(prefix)}
     if not state:
-        kept = ", ".join(sorted({key.split(".")[0] for key in part["method"]} | set(part["students"])))
+        of_method = {key.partition(".")[0] for key in part["method"]}
+        kept = ", ".join(sorted(of_method.union(part["students"])))
         raise UserError(f"{checkpoint['trainer_name']} kept no network {name}; it has: {kept}.")
     return state
 

@@ -252,7 +252,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return Batch(labeled, Unlabeled(weak, strong, value_range, hidden[0][:, 0].long()))
 
     def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
-        """Strong view of weak patches (B, C, [D,] H, W) as the settings say; see :func:`~synfoc3d.augmentation.strong_view`."""
+        """Strong view of weak patches (B, C, [D,] H, W) with their ranges (B, C, 2), as the settings say."""
         color = is_color(self.configuration_manager.normalization_schemes)
         return strong_view(weak, value_range, self.settings.augmentation, self.strong_image_size(), color)
 

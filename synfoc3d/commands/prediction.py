@@ -3,6 +3,7 @@
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synfoc3d.commands.common import (
     Commands,
@@ -12,6 +13,24 @@ from synfoc3d.commands.common import (
     device,
 )
 from synfoc3d.prediction_modes import MODES
+
+if TYPE_CHECKING:
+    from synfoc3d.inference.models import ModelChoice
+
+
+def _choice(args: argparse.Namespace, mode: str | None = None) -> "ModelChoice":
+    """The model that the arguments of :func:`add_model` name."""
+    from synfoc3d.inference.models import ModelChoice
+
+    return ModelChoice(
+        args.dataset,
+        args.configuration,
+        folds=tuple(args.folds),
+        trainer=args.trainer,
+        plans=args.plans,
+        checkpoint=args.checkpoint,
+        model=mode,
+    )
 
 
 def _predict(commands: Commands) -> None:
@@ -41,15 +60,12 @@ def _predict(commands: Commands) -> None:
 def _run_predict(args: argparse.Namespace) -> None:
     import logging
 
-    from synfoc3d.inference.predict import FAST_STEP_SIZE, ModelChoice, PredictOptions, predict
+    from synfoc3d.inference.predict import FAST_STEP_SIZE, PredictOptions, predict
 
     if args.verbose:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("synfoc3d").setLevel(logging.DEBUG)
-    choice = ModelChoice(
-        args.dataset, args.configuration, tuple(args.folds), args.trainer, args.plans, args.checkpoint, args.model
-    )
-    default_step = FAST_STEP_SIZE if args.fast else 0.5
+    default_step = FAST_STEP_SIZE if args.fast else PredictOptions.step_size
     options = PredictOptions(
         step_size=default_step if args.step_size is None else args.step_size,
         mirroring=not (args.disable_tta or args.fast),
@@ -62,7 +78,7 @@ def _run_predict(args: argparse.Namespace) -> None:
         export_processes=args.nps,
         progress_bar=not args.disable_progress_bar,
     )
-    count = predict(args.source, args.output, choice, device(args.device), options)
+    count = predict(args.source, args.output, _choice(args, args.model), device=device(args.device), options=options)
     print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
 
 
@@ -81,19 +97,23 @@ def _rank(commands: Commands) -> None:
 def _run_rank(args: argparse.Namespace) -> None:
     from synfoc3d.domains import DOMAINS_FILE
     from synfoc3d.folders import find_dataset, nnunet_folder
-    from synfoc3d.inference.models import ModelChoice
     from synfoc3d.inference.rank import rank
 
-    choice = ModelChoice(args.dataset, args.configuration, tuple(args.folds), args.trainer, args.plans, args.checkpoint)
     source, domains = args.source, args.domains
     if source is None:
         dataset = nnunet_folder("nnUNet_raw") / find_dataset(args.dataset)
         source, own = dataset / "imagesUn", dataset / DOMAINS_FILE
         domains = domains or (own if own.is_file() else None)
     cases = rank(
-        source, args.output, choice, device(args.device), domains, args.npp, args.pictures,
-        not args.disable_progress_bar,
-    )  # fmt: skip
+        source,
+        args.output,
+        _choice(args),
+        device=device(args.device),
+        domains=domains,
+        processes=args.npp,
+        pictures=args.pictures,
+        progress_bar=not args.disable_progress_bar,
+    )
     print("rank  alpha  self  mutual  case")
     for number, one in enumerate(cases[:20], 1):
         print(f"{number:4}  {one.alpha:5.2f}  {one.own:4.2f}  {one.mutual:6.2f}  {one.case}")
@@ -110,10 +130,8 @@ def _export(commands: Commands) -> None:
 
 def _run_export(args: argparse.Namespace) -> None:
     from synfoc3d.inference.export_model import export_model
-    from synfoc3d.inference.models import ModelChoice
 
-    choice = ModelChoice(args.dataset, args.configuration, tuple(args.folds), args.trainer, args.plans, args.checkpoint)
-    lines = export_model(choice, args.output)
+    lines = export_model(_choice(args), args.output)
     print("\n  ".join([f"Exported to {args.output}\nWith nnU-Net alone:", *lines]))
 
 

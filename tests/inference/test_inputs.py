@@ -1,5 +1,7 @@
 """Which scans are segmented, and where their masks go."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +48,23 @@ def test_one_file_brings_the_other_channels(scans, tmp_path):
 def test_one_file_may_be_written_to_a_file(scans, tmp_path):
     (job,) = find_jobs(scans("patient.nii.gz") / "patient.nii.gz", tmp_path / "result.nii.gz", ENDING)
     assert (job.case, job.target) == ("patient", tmp_path / "result")
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [("patient.nii.gz", ""), ("patient.nii.gz", "patient.nii.gz"), ("a_0000.nii.gz", "a_0001.nii.gz")],
+)
+def test_mask_in_the_place_of_its_scan_is_refused(scans, monkeypatch, name, output):
+    folder = scans("patient.nii.gz", "a_0000.nii.gz", "a_0001.nii.gz")
+    monkeypatch.chdir(folder)
+    message = refusal(Path(name), folder / output, ENDING)
+    assert message.endswith("would replace the scan itself: give another place with -o.")
+
+
+def test_mask_may_lie_beside_its_scan(scans):
+    folder = scans("a_0000.nii.gz")
+    (job,) = find_jobs(folder / "a_0000.nii.gz", folder, ENDING)
+    assert job.target == folder / "a"
 
 
 def test_missing_input_is_refused(tmp_path):

@@ -53,7 +53,7 @@ def run(trained, tmp_path):
 
     def call(source, model_choice, output=None, place=trained, **options):
         with place.active():
-            return predict(source, output or tmp_path / "masks", model_choice, "cpu", replace(OPTIONS, **options))
+            return predict(source, output or tmp_path / "masks", model_choice, options=replace(OPTIONS, **options))
 
     return call
 
@@ -222,9 +222,9 @@ def test_model_of_nnunets_own_trainer_is_used(run, project, scan, tmp_path):
         for name, content in (("plans", trainer.plans_manager.plans), ("dataset", trainer.dataset_json)):
             file = project.results("stock_results", "nnUNetTrainer").parent / f"{name}.json"
             file.write_text(json.dumps(content))
-        assert predict(scan, tmp_path / "masks", choice(None, trainer="nnUNetTrainer"), "cpu", OPTIONS) == 1
+        assert predict(scan, tmp_path / "masks", choice(None, trainer="nnUNetTrainer"), options=OPTIONS) == 1
         with pytest.raises(UserError, match="nnUNetTrainer trained only conventional; choose that."):
-            predict(scan, tmp_path / "masks", choice("foundation", trainer="nnUNetTrainer"), "cpu", OPTIONS)
+            predict(scan, tmp_path / "masks", choice("foundation", trainer="nnUNetTrainer"), options=OPTIONS)
 
 
 # --- best epochs ----------------------------------------------------------------------------------

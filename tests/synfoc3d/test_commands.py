@@ -21,10 +21,10 @@ def asked(monkeypatch):
 
     def call(*arguments):
         calls = []
-        monkeypatch.setattr(prediction, "predict", lambda *given: calls.append(given) or 1)
+        monkeypatch.setattr(prediction, "predict", lambda *given, **named: calls.append((given, named)) or 1)
         main(["predict", "-i", "IN", "-o", "OUT", *MODEL, "-device", "cpu", *arguments])
-        ((_, _, choice, _, options),) = calls
-        return choice, options
+        (((_, _, choice), named),) = calls
+        return choice, named["options"]
 
     return call
 
