@@ -145,7 +145,7 @@ def draw_case(
     axes = [axis for axis in PLANES if all(length > 1 for length in np.delete(case.lengths, axis))]
     if not axes:
         return []
-    longest = max(max(np.delete(case.truth.shape * case.spacing, axis)) for axis in axes)
+    longest = max(np.delete(case.extent, axis).max() for axis in axes)
     return [_draw_plane(case, axis, values, LONGEST_SIDE / longest) for axis in axes]
 
 
@@ -171,6 +171,11 @@ class _Case:
     start: tuple[int, ...]
     lengths: tuple[int, ...]
     flat: bool
+
+    @property
+    def extent(self) -> NDArray[np.float64]:
+        """Length of the three axes of the cut-out in mm."""
+        return np.array(self.truth.shape) * self.spacing
 
 
 def _load_case(reference: Path, predictions: Mapping[str, Path], scan: Path | None) -> _Case:
@@ -254,21 +259,20 @@ def _draw_plane(case: _Case, axis: int, classes: Sequence[Sequence[int]], pixels
         rows = np.take(values, index, axis).T
         return rows if case.flat else rows[::-1, ::-1]
 
-    across, upwards = (
-        max(round(mm * pixels_per_mm), SHORTEST_SIDE) for mm in np.delete(case.truth.shape * case.spacing, axis)
-    )
+    width, height = (max(round(mm * pixels_per_mm), SHORTEST_SIDE) for mm in np.delete(case.extent, axis))
     gray = None if case.gray is None else picture(case.gray)
     truth = picture(case.truth)
+    models = {}
+    for name, labels in case.predictions.items():
+        outlines = _outlines(truth, picture(labels), classes)
+        models[name] = _paint((width, height), truth.shape, gray, outlines)
     return PlanePictures(
         name="image" if case.flat else PLANES[axis],
         slice_number=(case.start[axis] + index + 1, case.lengths[axis]),
-        scan=None if gray is None else _paint((across, upwards), gray, []),
-        models={
-            name: _paint((across, upwards), gray, _outlines(truth, picture(labels), classes))
-            for name, labels in case.predictions.items()
-        },
-        width=across,
-        height=upwards,
+        scan=None if gray is None else _paint((width, height), truth.shape, gray, []),
+        models=models,
+        width=width,
+        height=height,
     )
 
 
@@ -284,22 +288,35 @@ def _outlines(
     return found
 
 
-def _paint(size: tuple[int, int], gray: NDArray | None, outlines: Sequence[tuple[str, NDArray, NDArray]]) -> str:
-    """Return a JPEG picture of (width, height) pixels as a ``data:`` address."""
+def _paint(
+    size: tuple[int, int],
+    shape: tuple[int, ...],
+    gray: NDArray | None,
+    outlines: Sequence[tuple[str, NDArray, NDArray]],
+) -> str:
+    """Return a JPEG picture as a ``data:`` address.
+
+    Args:
+        size: width and height of the picture in pixels.
+        shape: rows and columns of what is drawn, in voxels.
+        gray: the scan (H, W) in [0, 1]; None leaves the picture black.
+        outlines: color, reference and prediction of each class, masks (H, W) as 0 and 1.
+
+    """
     with matplotlib.style.context("default"):
         figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, facecolor="black")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         if gray is not None:
             axes.imshow(gray, cmap="gray", vmin=0, vmax=1, interpolation="bilinear", aspect="auto")
+        # Contours run halfway between pixels; a border of zeros closes those at the edge of the picture.
+        frame = [np.arange(-1, length + 1) for length in shape[::-1]]
         for color, truth, predicted in outlines:
-            # Contours run halfway between pixels; a border of zeros closes those at the edge of the picture.
-            frame = [np.arange(-1, length + 1) for length in truth.shape[::-1]]
             if truth.any():
                 axes.contourf(*frame, np.pad(truth, 1), levels=[0.5, 1.5], colors=[color], alpha=0.35)
             if predicted.any():
                 axes.contour(*frame, np.pad(predicted, 1), levels=[0.5], colors=[color], linewidths=1.6)
-        rows, columns = (gray if gray is not None else outlines[0][1] if outlines else np.zeros((1, 1))).shape
+        rows, columns = shape
         axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
         file = io.BytesIO()
         figure.savefig(file, format="jpeg", pil_kwargs=JPEG)

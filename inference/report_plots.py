@@ -1,7 +1,6 @@
 """Figures of the report as SVG that stands in the page itself and takes on the page's text color and font."""
 
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -92,31 +91,40 @@ def box_plot(title: str, unit: str, values: Mapping[str, Mapping[str, Sequence[f
     Args:
         title: what is drawn, such as ``Dice``.
         unit: of the values, ``%``, ``mm`` or ``px``.
-        values: values by group (domain or class) and model; NaN are left out.
+        values: values by group (domain or class) and model, each group with the same models; NaN are left out.
         description: text for readers who do not see the figure.
 
     Returns:
         An ``<svg>`` element.
     """
-    models = list(dict.fromkeys(model for by_model in values.values() for model in by_model))
-    boxes = len(values) * len(models)
-    points = sum(len(series) for by_model in values.values() for series in by_model.values()) <= MAX_SINGLE_CASES
+    models = list(next(iter(values.values())))
+    places = len(models) + 1  # of a group: its boxes and a gap
+    width = HALF if len(values) * len(models) <= MOST_HALF else WIDE
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(HALF if boxes <= MOST_HALF else WIDE, 3.3), layout="constrained")
+        figure = Figure(figsize=(width, 3.3), layout="constrained")
         axes = figure.add_subplot()
-        for place, by_model in enumerate(values.values()):
+        points = _count_values(values) <= MAX_SINGLE_CASES
+        for group, by_model in enumerate(values.values()):
             for index, model in enumerate(models):
-                position = place * (len(models) + 1) + index
-                _draw_box(axes, position, by_model.get(model, ()), model_color(index), points)
-        centers = [place * (len(models) + 1) + (len(models) - 1) / 2 for place in range(len(values))]
-        crowded = sum(map(len, values)) * 0.085 > figure.get_figwidth()
-        axes.set_xticks(centers, list(values), rotation=30 if crowded else 0, ha="right" if crowded else "center")
-        axes.tick_params(axis="x", length=0)
-        axes.set(title=f"{title} [{unit}]", xlim=(-0.8, len(values) * (len(models) + 1) - 1.2))
+                _draw_box(axes, group * places + index, by_model[model], color=model_color(index), points=points)
+        axes.set(title=f"{title} [{unit}]", xlim=(-0.8, len(values) * places - 1.2))
+        centers = [group * places + (len(models) - 1) / 2 for group in range(len(values))]
+        _name_groups(axes, list(values), centers, crowded=sum(map(len, values)) * 0.085 > width)
         return _inline(figure, description)
 
 
-def _draw_box(axes: Axes, position: float, values: Sequence[float], color: str, points: bool) -> None:
+def _count_values(values: Mapping[str, Mapping[str, Sequence[float]]]) -> int:
+    """Return how many values there are of all groups and models."""
+    return sum(sum(map(len, by_model.values())) for by_model in values.values())
+
+
+def _name_groups(axes: Axes, names: Sequence[str], centers: Sequence[float], crowded: bool) -> None:
+    """Write the names of the groups below their boxes, slanted where they would run into each other."""
+    axes.set_xticks(centers, names, rotation=30 if crowded else 0, ha="right" if crowded else "center")
+    axes.tick_params(axis="x", length=0)
+
+
+def _draw_box(axes: Axes, position: float, values: Sequence[float], *, color: str, points: bool) -> None:
     """Draw the box of one series, and its single values side by side or (``points`` False) its outliers."""
     known = np.asarray(values, dtype=float)
     known = known[np.isfinite(known)]
@@ -151,25 +159,42 @@ def training_curves(trainings: Sequence[Mapping[str, Sequence[float]]], descript
     Returns:
         An ``<svg>`` element; None if none of the known curves was logged.
     """
-    logged = {name for curves in trainings for name, values in curves.items() if np.isfinite(values).any()}
-    panels = {title: [name for name in names if name in logged] for title, names in CURVE_PANELS.items()}
-    panels = {title: names for title, names in panels.items() if names}
+    panels = _logged_panels(trainings)
     if not panels:
         return None
     rows = (len(panels) + 1) // 2
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure(figsize=(WIDE, 2.6 * rows), layout=ConstrainedLayoutEngine(hspace=0.12))
         for place, (title, names) in enumerate(panels.items(), start=1):
-            axes = figure.add_subplot(rows, 2, place)
-            for name in names:
-                _draw_curve(axes, trainings, title, name)
-            axes.set_title(title)
-            axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if title in UNIT_PANELS:
-                axes.set_ylim(-0.02, 1.02)
-            axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.2)
+            _draw_panel(figure.add_subplot(rows, 2, place), trainings, title, names)
         return _inline(figure, description)
+
+
+def _logged_panels(trainings: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[str]]:
+    """Return the panels in which some training has a curve, with the names of the columns of their curves."""
+    logged: set[str] = set()
+    for curves in trainings:
+        logged.update(name for name, values in curves.items() if np.isfinite(values).any())
+    panels = {}
+    for title, names in CURVE_PANELS.items():
+        known = [name for name in names if name in logged]
+        if known:
+            panels[title] = known
+    return panels
+
+
+def _draw_panel(
+    axes: Axes, trainings: Sequence[Mapping[str, Sequence[float]]], title: str, names: Sequence[str]
+) -> None:
+    """Draw all quantities of one kind."""
+    for name in names:
+        _draw_curve(axes, trainings, title, name)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if title in UNIT_PANELS:
+        axes.set_ylim(-0.02, 1.02)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1.2)
 
 
 def _draw_curve(axes: Axes, trainings: Sequence[Mapping[str, Sequence[float]]], panel: str, name: str) -> None:
@@ -204,6 +229,13 @@ def _inline(figure: Figure, description: str) -> str:
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     root = ElementTree.fromstring(file.getvalue())
+    _strip(root)
+    _size_by_page(root, description)
+    return ElementTree.tostring(root, encoding="unicode").replace(INK, "currentColor")
+
+
+def _strip(root: Any) -> None:  # noqa: ANN401 - ElementTree's element
+    """Remove the namespaces of tags and attributes, the ids of groups, and the elements for metadata and styles."""
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         if element.tag in ("g", "svg"):
@@ -212,10 +244,9 @@ def _inline(figure: Figure, description: str) -> str:
             if name.startswith("{"):
                 element.set(name.rpartition("}")[2], element.attrib.pop(name))
     for parent in root.iter():
-        for child in [child for child in parent if child.tag in ("metadata", "style")]:
-            parent.remove(child)
-    _size_by_page(root, description)
-    return re.sub(re.escape(INK), "currentColor", ElementTree.tostring(root, encoding="unicode"))
+        for child in list(parent):
+            if child.tag in ("metadata", "style"):
+                parent.remove(child)
 
 
 def _size_by_page(root: Any, description: str) -> None:  # noqa: ANN401 - ElementTree's element

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from synfoc3d.inference.overlays import case_means
 from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, Evaluation
 from synfoc3d.inference.table_view import UNKNOWN, Cell, TableView, number
-from synfoc3d.inference.training_records import ModelRecord, flatten
 from synfoc3d.metrics import HEADLINE, METRICS
 
 NOT_KNOWN = "–"  # in the page, for settings and for `UNKNOWN`
@@ -80,7 +79,10 @@ def case_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, str, li
     first = next(iter(evaluations.values()))
     domain_of = {result.case: result.domain for result in first.cases}
     means = [case_means(evaluation) for evaluation in evaluations.values()]
-    return [(case, domain, [shown_mean(of_model[case]) for of_model in means]) for case, domain in domain_of.items()]
+    rows = []
+    for case, domain in domain_of.items():
+        rows.append((case, domain, [shown_mean(of_model[case]) for of_model in means]))
+    return rows
 
 
 def shown_mean(value: float) -> str:
@@ -90,27 +92,8 @@ def shown_mean(value: float) -> str:
 
 def empty_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, str, list[int]]]:
     """Return model, class and how many cases lack the structure in both masks, only predicted or only reference."""
-    return [
-        (model, label, [counts["both"], counts["prediction"], counts["reference"]])
-        for model, evaluation in evaluations.items()
-        for label, counts in evaluation.empty_masks().items()
-    ]
-
-
-def differing_settings(records: Mapping[str, ModelRecord]) -> list[tuple[str, list[str]]]:
-    """Return what the models' trainings and predictions do not have in common: name, and the value of each model."""
-    columns = [_all_facts(record) for record in records.values()]
-    names = dict.fromkeys(name for column in columns for name in column)
-    rows = [(name, [column.get(name, NOT_KNOWN) for column in columns]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
-
-
-def _all_facts(record: ModelRecord) -> dict[str, str]:
-    """Return all that is known of a model as texts by name; what differs between its folds is joined."""
-    facts: dict[str, list[str]] = {}
-    for training in record.trainings:
-        versions = {f"version of {package}": version for package, version in training.versions.items()}
-        for name, value in {**training.facts, **flatten(training.settings), **versions}.items():
-            facts.setdefault(name, []).append(value)
-    joined = {name: ", ".join(dict.fromkeys(values)) for name, values in facts.items()}
-    return {**record.prediction, **joined} if record.trainings else record.prediction
+    rows = []
+    for model, evaluation in evaluations.items():
+        for label, counts in evaluation.empty_masks().items():
+            rows.append((model, label, [counts["both"], counts["prediction"], counts["reference"]]))
+    return rows

@@ -131,17 +131,19 @@ def _from_prediction(path: Path, record: ModelRecord) -> list[Training]:
         record.prediction |= {key: _text(said[key]) for key in PREDICTION_FACTS if said.get(key) is not None}
         versions = {"synfoc3d": said.get("synfoc3d_version"), **said.get("versions", {})}
         record.versions |= {name: str(version) for name, version in versions.items() if version is not None}
-        trainings = [read_training(folder / f"fold_{fold}") for fold in folds]
-        for fold, training in zip(folds, trainings, strict=True):
-            training.facts |= {
-                key: str(said[key]) for key in ("dataset", "trainer", "plans", "configuration") if key in said
-            }
-            # Kept by the prediction because the training may have been deleted or moved since.
-            training.settings = training.settings or said.get("settings", {}).get(fold) or {}
-        return trainings
+        return [_named_training(folder, fold, said) for fold in folds]
     except READ_ERRORS as error:
         record.notes.append(f"{path} cannot be read ({_reason(error)}).")
         return []
+
+
+def _named_training(folder: Path, fold: str, said: Mapping[str, Any]) -> Training:
+    """Return a training that a prediction names, with what the prediction itself knows of it."""
+    training = read_training(folder / f"fold_{fold}")
+    training.facts |= {key: str(said[key]) for key in ("dataset", "trainer", "plans", "configuration") if key in said}
+    # Kept by the prediction because the training may have been deleted or moved since.
+    training.settings = training.settings or said.get("settings", {}).get(fold) or {}
+    return training
 
 
 def _from_place(folder: Path, record: ModelRecord) -> list[Training]:
@@ -191,18 +193,27 @@ def _read_patch_size(training: Training) -> None:
 
 def _read_settings(training: Training) -> None:
     """Take settings and versions from synfoc3d.yaml, or for nnU-Net's own trainers from debug.json."""
-    if (training.folder / SETTINGS_FILE).is_file():
-        said = yaml.safe_load((training.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        training.settings = dict(said["settings"])
-        training.versions = {name: str(version) for name, version in said.get("versions", {}).items()}
-        foundation = said.get("foundation") or {}
-        if foundation.get("checkpoint"):
-            training.facts["foundation weights"] = f"{foundation['checkpoint']} (SHA-256 {foundation.get('sha256')})"
-        return
-    path = training.folder / "debug.json"
-    if not path.is_file():
+    ours, theirs = training.folder / SETTINGS_FILE, training.folder / "debug.json"
+    if ours.is_file():
+        _read_own_settings(training, ours)
+    elif theirs.is_file():
+        _read_nnunet_settings(training, theirs)
+    else:
         training.notes.append(f"{training.folder} holds neither {SETTINGS_FILE} nor debug.json: settings unknown.")
-        return
+
+
+def _read_own_settings(training: Training, path: Path) -> None:
+    """Take settings, versions and the foundation network's weights from synfoc3d.yaml."""
+    said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    training.settings = dict(said["settings"])
+    training.versions = {name: str(version) for name, version in said.get("versions", {}).items()}
+    foundation = said.get("foundation") or {}
+    if foundation.get("checkpoint"):
+        training.facts["foundation weights"] = f"{foundation['checkpoint']} (SHA-256 {foundation.get('sha256')})"
+
+
+def _read_nnunet_settings(training: Training, path: Path) -> None:
+    """Take the settings that nnU-Net's own trainers leave in debug.json."""
     said = json.loads(path.read_text(encoding="utf-8"))
     for theirs, ours in NNUNET_SETTINGS.items():
         if theirs in said:
@@ -213,18 +224,22 @@ def _read_settings(training: Training) -> None:
 
 def _read_curves(training: Training) -> None:
     """Take the curves from synfoc3d's table, or for nnU-Net's own trainers from the checkpoint."""
-    path = training.folder / LOG_FILE
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        columns = list(rows[0]) if rows else []
-        training.curves = {name: [float(row[name] or math.nan) for row in rows] for name in columns}
-        return
+    table = training.folder / LOG_FILE
     checkpoints = [training.folder / name for name in CHECKPOINTS if (training.folder / name).is_file()]
-    if not checkpoints:
+    if table.is_file():
+        training.curves = _own_curves(table)
+    elif checkpoints:
+        training.curves = _nnunet_curves(checkpoints[0])
+    else:
         training.notes.append(f"{training.folder} holds neither {LOG_FILE} nor a checkpoint: no curves.")
-        return
-    training.curves = _nnunet_curves(checkpoints[0])
+
+
+def _own_curves(table: Path) -> dict[str, list[float]]:
+    """Return the columns of synfoc3d's log; an empty cell is NaN."""
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = list(rows[0]) if rows else []
+    return {name: [float(row[name] or math.nan) for row in rows] for name in columns}
 
 
 def _nnunet_curves(checkpoint: Path) -> dict[str, list[float]]:
@@ -239,9 +254,12 @@ def _nnunet_curves(checkpoint: Path) -> dict[str, list[float]]:
     log = load(checkpoint).get("logging")
     if log is None:
         raise ValueError(f"{checkpoint}: holds no log")
-    curves = {ours: [float(value) for value in log[theirs]] for theirs, ours in NNUNET_CURVES.items() if theirs in log}
-    length = min(map(len, curves.values()), default=0)
-    return {"epoch": list(map(float, range(length))), **{name: values[:length] for name, values in curves.items()}}
+    known = {ours: log[theirs] for theirs, ours in NNUNET_CURVES.items() if theirs in log}
+    length = min(map(len, known.values()), default=0)
+    curves = {"epoch": [float(epoch) for epoch in range(length)]}
+    for name, values in known.items():
+        curves[name] = [float(value) for value in values[:length]]
+    return curves
 
 
 def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

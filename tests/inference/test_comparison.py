@@ -12,6 +12,7 @@ from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAI
 from synfoc3d.inference.statistics import holm
 from synfoc3d.metrics import METRICS, PER_SLICE, PER_VOLUME, CaseMetrics
 
+pytestmark = pytest.mark.usefixtures("four_metrics")
 NAN = math.nan
 
 

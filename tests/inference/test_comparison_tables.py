@@ -13,6 +13,7 @@ from synfoc3d.inference.comparison_tables import cases_csv, latex, markdown, ter
 from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, CaseResult, Evaluation
 from synfoc3d.metrics import METRICS, PER_SLICE, CaseMetrics
 
+pytestmark = pytest.mark.usefixtures("four_metrics")
 NAN = math.nan
 LABELS = ("RV", "LV", MEAN_OF_CLASSES)
 MEANS = {"base": {"dice": 0.6, "jaccard": 0.5, "hd95": 9.0, "asd": 4.0}}

@@ -18,6 +18,7 @@ from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, CaseResult, E
 from synfoc3d.inference.table_view import table_view
 from synfoc3d.metrics import METRICS, PER_SLICE, PER_VOLUME, CaseMetrics
 
+pytestmark = pytest.mark.usefixtures("four_metrics")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = [
     "--headless",

@@ -15,10 +15,11 @@ from synfoc3d.inference.results import (
     Evaluation,
     write_evaluation,
 )
-from synfoc3d.metrics import METRICS, PER_SLICE, PER_VOLUME, CaseMetrics
+from synfoc3d.metrics import PER_SLICE, PER_VOLUME, CaseMetrics
 
-BOTH_EMPTY = CaseMetrics(dict.fromkeys(METRICS, math.nan), 0, 0)
+pytestmark = pytest.mark.usefixtures("four_metrics")
 MISSED = {"dice": 0.0, "jaccard": 0.0, "hd95": 50.0, "asd": 50.0}
+BOTH_EMPTY = CaseMetrics(dict.fromkeys(MISSED, math.nan), 0, 0)
 PREDICTION_EMPTY = CaseMetrics(MISSED, 30, 0)
 
 

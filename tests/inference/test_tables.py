@@ -9,6 +9,8 @@ from synfoc3d.inference.results import CaseResult, Evaluation
 from synfoc3d.inference.tables import comparison_table, format_table
 from synfoc3d.metrics import METRICS, PER_SLICE, CaseMetrics
 
+pytestmark = pytest.mark.usefixtures("four_metrics")
+
 
 def evaluation(dice_by_case, domain_of=None, unpredicted=()):
     """Evaluate the classes RV and LV; a Dice that is NaN stands for a structure absent from both masks."""

@@ -11,6 +11,7 @@ import pytest
 from synfoc3d.experiment.plan import parse_plan
 from synfoc3d.experiment.summary import Cell, Scores, read_scores, summarize, write_summary
 
+pytestmark = pytest.mark.usefixtures("four_metrics")
 METHODS = {"low": {"trainer": "T"}, "syn": {"trainer": "T", "models": {"high": "ensemble"}}}
 PLAN: dict[str, Any] = {
     "dataset": 501,
