@@ -42,6 +42,7 @@ from synfoc3d.trainers.semi_supervised_data import (
 )
 from synfoc3d.trainers.semi_supervised_log import EpochLog, epoch_means
 from synfoc3d.trainers.semi_supervised_validation import validate_foundation
+from synfoc3d.training import data_facts
 
 GRADIENT_NORM = 12.0  # nnU-Net's clipping, for each network on its own
 
@@ -63,6 +64,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
+        self.data_facts = data_facts(plans, configuration, dataset_json)
+        settings = config.from_environment(self.method_class.Settings, self.data_facts)  # before nnU-Net makes folders
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
             raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
@@ -82,7 +85,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         }
         self.resume_random_state: Mapping[str, Any] | None = None
         self.last_save = time()
-        self.apply_settings(config.from_environment(self.method_class.Settings))
+        self.apply_settings(settings)
 
     # --- settings -------------------------------------------------------------------------------------------------
 
@@ -421,7 +424,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             checkpoint = checkpoints.load(Path(checkpoint))
         section = checkpoints.section_of(checkpoint)
         if not self.was_initialized:
-            saved = config.resolve(section["settings"], self.method_class.Settings, "the checkpoint's settings")
+            kind, source = self.method_class.Settings, "the checkpoint's settings"
+            saved = config.resolve(section["settings"], kind, source, self.data_facts)
             config.refuse_difference(given=self.settings, saved=saved)
             self.apply_settings(saved)
             self.initialize()

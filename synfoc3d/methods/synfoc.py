@@ -36,6 +36,9 @@ from synfoc3d.methods.copy_paste import BoxKind, draw_boxes, paste
 from synfoc3d.methods.window import Window, draw_window
 from synfoc3d.networks.slicewise import to_unit
 from synfoc3d.networks.teacher import update_teacher
+from synfoc3d.sections import Label
+
+Structure = Annotated[tuple[Label, ...], Field(min_length=1)]
 
 
 class SynFoCSettings(MethodSettings):
@@ -66,7 +69,7 @@ class SynFoCSettings(MethodSettings):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     lambda_form: LambdaForm = "stairs"
     smc_scope: Scope = "volume"
-    structures: tuple[tuple[int, ...], ...] | None = None
+    structures: Annotated[tuple[Structure, ...], Field(min_length=1)] | None = None
     box: BoxKind = "cuboid"
     window: Annotated[int, Field(ge=0)] = 0
     teacher_scope: Literal["all", "window"] = "all"
