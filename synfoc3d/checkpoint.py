@@ -16,6 +16,7 @@ from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import load_trainable_state
 from synfoc3d.networks.registry import RANDOM
 from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.sections import DataFacts
 
 SECTION = "synfoc3d"  # our part of nnU-Net's checkpoint
 BEST = "checkpoint_best.pth"  # nnU-Net's name of a training's best epoch
@@ -89,12 +90,13 @@ def students_of(checkpoint: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(checkpoint[SECTION]["students"]) if SECTION in checkpoint else frozenset({"conventional"})
 
 
-def saved_settings(section: Mapping[str, Any], method: type[MethodSettings]) -> Settings:
+def saved_settings(section: Mapping[str, Any], method: type[MethodSettings], data: DataFacts | None = None) -> Settings:
     """Settings of the training that wrote a checkpoint, also where version 0.1 kept them under other names.
 
     Args:
         section: our part of the checkpoint.
         method: class of the method's settings.
+        data: the dataset to train on, see :func:`~synfoc3d.config.resolve`.
 
     Raises:
         UserError: they do not fit the method.
@@ -115,7 +117,7 @@ def saved_settings(section: Mapping[str, Any], method: type[MethodSettings]) -> 
             )
         given = {key: value for key, value in given.items() if key in method.model_fields} | {"network": alone}
     tree["method"] = given
-    return resolve(tree, method, "the checkpoint's settings")
+    return resolve(tree, method, "the checkpoint's settings", data)
 
 
 def best_checkpoint(student: str, first: str) -> str:

@@ -7,6 +7,7 @@ read is refused.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -14,22 +15,37 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.yaml_files import Kind, is_yaml_file, parse_yaml, preset_texts, read_yaml
 from synfoc3d.networks.registry import RANDOM
-from synfoc3d.sections import Section, differences, merge, validate
+from synfoc3d.sections import (
+    Channel,
+    DataFacts,
+    Interval,
+    NonNegative,
+    Positive,
+    Section,
+    Seed,
+    differences,
+    merge,
+    validate,
+)
 
 CONFIG_VARIABLE = "SYNFOC3D_CONFIG"
 EXTENDS = "extends"  # key of a settings file that names the one it builds on
 SETTINGS_KIND = Kind("settings file", "preset", "a mapping of settings")
 
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "poly", "poly_step"]
-Interval = tuple[NonNegative, NonNegative]
 
 
 class MethodSettings(Section):
@@ -52,7 +68,7 @@ class FoundationSettings(Section):
         checkpointing: recompute encoder activations in the backward pass. Changes memory, not results.
         channels: the three image channels shown as red, green, blue; None takes (0, 0, 0), (0, 1, 1) or (0, 1, 2).
         intensity: what maps to [0, 1]: the 0.5th to 99.5th percentile of the ``case`` or of the ``patch``, or a fixed
-            (low, high) pair in units of the preprocessed image.
+            (low, high) pair in units of the preprocessed image, low < high.
     """
 
     name: Literal["compact", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"] = "compact"
@@ -63,7 +79,7 @@ class FoundationSettings(Section):
     full_finetune: bool | None = None
     chunk: Annotated[int, Field(ge=0)] = 0
     checkpointing: bool = False
-    channels: tuple[int, int, int] | None = None
+    channels: tuple[Channel, Channel, Channel] | None = None
     intensity: Literal["case", "patch"] | tuple[float, float] = "case"
 
     @field_validator("checkpoint", "lora")
@@ -71,6 +87,16 @@ class FoundationSettings(Section):
     def _from_anywhere(cls, file: str | None) -> str | None:
         """Keep the absolute path, so that a later command finds the file from any folder."""
         return file if file is None or file == RANDOM else str(Path(file).expanduser().absolute())
+
+    @field_validator("intensity", mode="wrap")
+    @classmethod
+    def _word_or_limits(cls, given: Any, take: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - pydantic's types
+        """Refuse what is neither in one sentence; pydantic would complain about each alternative by itself."""
+        with contextlib.suppress(ValidationError):
+            taken = take(given)
+            if isinstance(taken, str) or taken[0] < taken[1]:
+                return taken
+        raise ValueError("Input should be 'case', 'patch' or two numbers [low, high] with low < high")
 
 
 class ConventionalSettings(Section):
@@ -93,7 +119,7 @@ class OptimizerSettings(Section):
         lr: initial learning rate.
         weight_decay: decoupled for ``adamw``, otherwise an L2 penalty.
         momentum: of ``sgd``.
-        nesterov: of ``sgd``.
+        nesterov: of ``sgd``; needs a momentum above 0.
         schedule: how the learning rate falls: ``poly`` with every epoch, as in nnU-Net, ``poly_step`` with every step,
             as in SAMed; see :func:`synfoc3d.optimizers.learning_rate`.
         warmup: steps in which the learning rate first rises.
@@ -108,6 +134,12 @@ class OptimizerSettings(Section):
     schedule: Schedule = "constant"
     warmup: Annotated[int, Field(ge=0)] = 0
     gradient_norm: Positive | None = 12.0
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> OptimizerSettings:
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs a momentum above 0, but momentum is 0")
+        return self
 
 
 class Optimizers(Section):
@@ -166,7 +198,7 @@ class Settings(Section):
     iterations_per_epoch: Annotated[int, Field(ge=1)] = 250
     val_iterations_per_epoch: Annotated[int, Field(ge=1)] = 50
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 1337
+    seed: Seed = 1337
     precision: Precision = "auto"
     save_every_minutes: NonNegative = 10.0
     method: SerializeAsAny[MethodSettings] = MethodSettings()
@@ -176,21 +208,27 @@ class Settings(Section):
     augmentation: AugmentationSettings = AugmentationSettings()
 
 
-def resolve(given: Mapping[str, Any], method: type[MethodSettings], source: str = "the settings") -> Settings:
+def resolve(
+    given: Mapping[str, Any],
+    method: type[MethodSettings],
+    source: str = "the settings",
+    data: DataFacts | None = None,
+) -> Settings:
     """Validate a partial tree and fill in the defaults.
 
     Args:
         given: nested mapping of settings.
         method: class of the ``method`` section.
         source: file or preset named in the message of an error.
+        data: the dataset to train on, whose labels and channels the settings may name; None where it is not known yet.
 
     Raises:
         UserError: for an unknown key, a wrong type or a value out of range; the sentence names the key.
     """
     tree = dict(given)
     own = tree.pop("method", None)
-    tree["method"] = validate(method, {} if own is None else own, source, "method")
-    return validate(Settings, tree, source)
+    tree["method"] = validate(method, {} if own is None else own, source, "method", data=data)
+    return validate(Settings, tree, source, data=data)
 
 
 PACKAGES = (
@@ -273,16 +311,20 @@ def _deep_copy(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _deep_copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
 
 
-def from_environment(method: type[MethodSettings]) -> Settings:
+def from_environment(method: type[MethodSettings], data: DataFacts | None = None) -> Settings:
     """Settings named by the environment variable SYNFOC3D_CONFIG (a preset or a YAML file), or the defaults.
+
+    Args:
+        method: class of the ``method`` section.
+        data: see :func:`resolve`.
 
     Raises:
         UserError: see :func:`read_partial` and :func:`resolve`.
     """
     source = os.environ.get(CONFIG_VARIABLE)
     if not source:
-        return resolve({}, method)
-    return resolve(read_partial(source), method, source)
+        return resolve({}, method, data=data)
+    return resolve(read_partial(source), method, source, data)
 
 
 def dump(tree: Mapping[str, Any]) -> str:

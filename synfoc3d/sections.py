@@ -1,21 +1,75 @@
-"""What every typed settings tree is made of: sections, how partial ones are merged, and what their errors say."""
+"""What every typed settings tree is made of: sections and types of values, how trees are merged, what errors say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_origin
+from typing import Annotated, Any, NamedTuple, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from synfoc3d.errors import UserError, did_you_mean
 
 AnySection = TypeVar("AnySection", bound="Section")
 
 
-class Section(BaseModel):
-    """A frozen part of a settings tree that refuses unknown keys; a section without values within it is the default."""
+class DataFacts(NamedTuple):
+    """What a dataset says about the settings of a training.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Attributes:
+        num_classes: K, background included.
+        num_channels: C, channels of the input image.
+    """
+
+    num_classes: int
+    num_channels: int
+
+
+def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError("Input should be [low, high] with low no larger than high")
+    return interval
+
+
+def _label_of_data(label: int, info: ValidationInfo) -> int:
+    if isinstance(info.context, DataFacts) and label >= info.context.num_classes:
+        raise ValueError(f"Input should be at most {info.context.num_classes - 1}, the dataset's highest label")
+    return label
+
+
+def _channel_of_data(channel: int, info: ValidationInfo) -> int:
+    if isinstance(info.context, DataFacts) and channel >= info.context.num_channels:
+        raise ValueError(f"Input should be at most {info.context.num_channels - 1}, the dataset's last channel")
+    return channel
+
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Interval = Annotated[tuple[NonNegative, NonNegative], AfterValidator(_ascending)]
+PositiveInterval = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+Seed = Annotated[StrictInt, Field(ge=0, le=2**63 - 1)]  # numpy takes none below, torch none far above
+# These two know their upper bound when a training starts, see `validate`: a method has them checked by naming them.
+Label = Annotated[int, Field(ge=1), AfterValidator(_label_of_data)]
+Channel = Annotated[int, Field(ge=0), AfterValidator(_channel_of_data)]
+
+
+class Section(BaseModel):
+    """A frozen part of a settings tree that refuses unknown keys, numbers that are not finite and booleans for numbers.
+
+    A section without values within it is the default.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -27,6 +81,14 @@ class Section(BaseModel):
                 raise ValueError(f"unknown setting {key!r}.{did_you_mean(str(key), cls.model_fields)}")
         return {key: value for key, value in given.items() if value is not None or not cls._is_section(key)}
 
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _no_boolean_for_a_number(cls, given: Any, take: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - see above
+        taken = take(given)
+        if _became_number(given, taken):
+            raise ValueError("Input should be a number, not a boolean")
+        return taken
+
     @classmethod
     def _is_section(cls, key: str) -> bool:
         kind = cls.model_fields[key].annotation
@@ -34,7 +96,24 @@ class Section(BaseModel):
         return get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Section)
 
 
-def validate(section: type[AnySection], given: Any, source: str, *within: str) -> AnySection:  # noqa: ANN401 - unchecked
+def _became_number(given: Any, taken: Any) -> bool:  # noqa: ANN401 - value before and after validation
+    """Whether pydantic took a boolean, maybe one in a list or mapping, for 0 or 1."""
+    if isinstance(given, bool):
+        return not isinstance(taken, bool)
+    if isinstance(given, Mapping) and isinstance(taken, Mapping):
+        return any(_became_number(value, taken.get(key)) for key, value in given.items())
+    if isinstance(given, (list, tuple)) and isinstance(taken, tuple):
+        return any(map(_became_number, given, taken))
+    return False
+
+
+def validate(
+    section: type[AnySection],
+    given: Any,  # noqa: ANN401 - whatever the user wrote
+    source: str,
+    *within: str,
+    data: DataFacts | None = None,
+) -> AnySection:
     """Check a partial tree and fill in the defaults.
 
     Args:
@@ -42,12 +121,13 @@ def validate(section: type[AnySection], given: Any, source: str, *within: str) -
         given: what the user wrote, a nested mapping if all is well.
         source: file or preset, named in the message of an error.
         within: keys that lead from the root of the tree to the part.
+        data: the dataset that labels and channels must belong to; None where it is not known yet.
 
     Raises:
         UserError: an unknown key, a wrong type or a value that is not allowed; the sentence names the key.
     """
     try:
-        return section.model_validate(given)
+        return section.model_validate(given, context=data)
     except ValidationError as error:
         first = error.errors()[0]
     where = ".".join(str(part) for part in (*within, *first["loc"]))

@@ -4,11 +4,15 @@ import json
 import os
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.folders import find_dataset, nnunet_folder
+from synfoc3d.sections import DataFacts
 
 TRAINER_VARIABLE = "nnUNet_extTrainer"
 
@@ -84,16 +88,53 @@ def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
     """Full name of a dataset whose configuration was preprocessed.
 
     Raises:
-        UserError: dataset, plans or configuration do not exist.
+        UserError: dataset, plans or configuration do not exist, or the configuration was only planned.
     """
     name = find_dataset(dataset)
     folder = nnunet_folder("nnUNet_preprocessed") / name
     file = folder / f"{plans}.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist: run synfoc3d preprocess -d {dataset}.")
-    configurations = json.loads(file.read_text())["configurations"]
-    if configuration not in configurations:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if configuration not in content["configurations"]:
         raise UserError(
-            f"{file.name} has no configuration {configuration!r}.{did_you_mean(configuration, configurations)}"
+            f"{file.name} has no configuration {configuration!r}."
+            f"{did_you_mean(configuration, content['configurations'])}"
+        )
+    cases = folder / PlansManager(content).get_configuration(configuration).data_identifier
+    if not any(cases.glob("*.pkl")):  # every case has one, whatever the format of its image
+        option = "" if plans == "nnUNetPlans" else f" -p {plans}"
+        raise UserError(
+            f"{configuration} of {name} is planned, but {cases} holds no preprocessed case: run "
+            f"synfoc3d preprocess -d {dataset} -c {configuration}{option}."
         )
     return name
+
+
+def data_facts(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> DataFacts:
+    """What the dataset says about the settings of a training on it.
+
+    Args:
+        plans: content of nnU-Net's plans.
+        configuration: of the plans.
+        dataset_json: content of the dataset's ``dataset.json``.
+    """
+    manager = PlansManager(plans)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    return DataFacts(heads, determine_num_input_channels(manager, configuration, dataset_json))
+
+
+def preprocessed_facts(dataset: str, configuration: str, plans: str) -> DataFacts:
+    """Facts of a dataset whose configuration was preprocessed.
+
+    Args:
+        dataset: id or name.
+        configuration: of the plans.
+        plans: identifier of the plans.
+
+    Raises:
+        UserError: see :func:`check_preprocessed`.
+    """
+    folder = nnunet_folder("nnUNet_preprocessed") / check_preprocessed(dataset, configuration, plans)
+    content, dataset_json = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in (plans, "dataset"))
+    return data_facts(content, configuration, dataset_json)

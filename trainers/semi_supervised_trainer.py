@@ -43,6 +43,7 @@ from synfoc3d.trainers.semi_supervised_data import (
 )
 from synfoc3d.trainers.semi_supervised_log import EpochLog, epoch_means
 from synfoc3d.trainers.semi_supervised_validation import validate_foundation
+from synfoc3d.training import data_facts
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -62,6 +63,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
+        self.data_facts = data_facts(plans, configuration, dataset_json)
+        settings = config.from_environment(self.method_class.Settings, self.data_facts)  # before nnU-Net makes folders
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
             raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
@@ -81,7 +84,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         }
         self.resume_random_state: Mapping[str, Any] | None = None
         self.last_save = time()
-        self.apply_settings(config.from_environment(self.method_class.Settings))
+        self.apply_settings(settings)
 
     # --- settings -------------------------------------------------------------------------------------------------
 
@@ -448,7 +451,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             checkpoint = checkpoints.load(Path(checkpoint))
         section = checkpoints.section_of(checkpoint)
         if not self.was_initialized:
-            saved = checkpoints.saved_settings(section, self.method_class.Settings)
+            saved = checkpoints.saved_settings(section, self.method_class.Settings, self.data_facts)
             config.refuse_difference(given=self.settings, saved=saved)
             self.apply_settings(saved)
             self.initialize()

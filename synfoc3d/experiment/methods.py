@@ -18,7 +18,8 @@ from synfoc3d.experiment.plan import MethodPlan, Plan, assignments
 from synfoc3d.methods.base import Builder, Method
 from synfoc3d.networks.registry import find_checkpoint
 from synfoc3d.prediction_modes import find_mode
-from synfoc3d.training import TRAINER_VARIABLE, check_preprocessed, trainers_folder
+from synfoc3d.sections import DataFacts
+from synfoc3d.training import TRAINER_VARIABLE, preprocessed_facts, trainers_folder
 
 TRAINER_CLASS = re.compile(r"^class (nnUNetTrainer\w*)\(", re.MULTILINE)
 
@@ -44,6 +45,9 @@ def check_methods(plan: Plan) -> None:
         UserError: an unknown trainer, settings that do not resolve or that the trainer does not read, a network that is
             not trained, missing weights, or a configuration that is not preprocessed.
     """
+    dataset = str(plan.dataset)
+    configurations = {method.configuration or plan.configuration for method in plan.methods.values()}
+    data = {configuration: preprocessed_facts(dataset, configuration, plan.plans) for configuration in configurations}
     for name, method in plan.methods.items():
         where = f"methods.{name}"
         if is_stock(method.trainer):
@@ -52,29 +56,28 @@ def check_methods(plan: Plan) -> None:
             _check_models(where, method, {"conventional"})
         else:
             method_class = _method_class(method.trainer)
-            settings = resolve_settings(plan, method, where)
+            settings = resolve_settings(plan, method, where, data[method.configuration or plan.configuration])
             students = _students(method_class, settings)
             _check_models(where, method, students)
             if "foundation" in students:
                 _check_weights(where, settings)
-    for configuration in {method.configuration or plan.configuration for method in plan.methods.values()}:
-        check_preprocessed(str(plan.dataset), configuration, plan.plans)
 
 
-def resolve_settings(plan: Plan, method: MethodPlan, where: str) -> Settings:
+def resolve_settings(plan: Plan, method: MethodPlan, where: str, data: DataFacts | None = None) -> Settings:
     """Settings with which ``synfoc3d train`` will run this method, but for the seed.
 
     Args:
         plan: the experiment.
         method: one of its methods, with a trainer that reads settings.
         where: named in the message of an error.
+        data: the dataset, whose labels and channels the settings may name; None where it is not known.
 
     Raises:
         UserError: unknown preset or setting, or a value out of range.
     """
     tree = read_partial(method.config) if method.config else {}
     changes = assignments({**plan.settings, **method.settings})
-    return resolve(override(tree, changes), _method_class(method.trainer).Settings, where)
+    return resolve(override(tree, changes), _method_class(method.trainer).Settings, where, data)
 
 
 def _own_trainers() -> set[str]:

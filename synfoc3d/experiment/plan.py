@@ -15,7 +15,7 @@ from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.yaml_files import Kind, is_yaml_file, preset_texts, read_yaml
 from synfoc3d.metrics import METRICS
 from synfoc3d.prediction_modes import find_mode
-from synfoc3d.sections import Section, validate
+from synfoc3d.sections import Section, Seed, validate
 
 
 def _known_mode(name: str) -> str:
@@ -69,7 +69,7 @@ class SplitPlan(Section):
     num_labeled: Annotated[StrictInt, Field(ge=1)] | None = None
     labeled_domain: str | None = None
     choose: Literal["random", "first"] = "random"
-    seed: StrictInt = 0
+    seed: Seed = 0
     labeled_ids: str | None = None
     unlabeled_ids: str | None = None
     val_ids: str | None = None
@@ -170,7 +170,7 @@ class Plan(Section):
     splits: Annotated[tuple[SplitPlan, ...], Field(min_length=1)]
     test: TestSet | None = None
     methods: Annotated[dict[Name, MethodPlan], Field(min_length=1)]
-    seeds: Annotated[tuple[StrictInt, ...], Field(min_length=1)] = (1337,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (1337,)
     settings: dict[str, Any] = {}
     predict: PredictPlan = PredictPlan()
     per_slice: bool = False
@@ -236,8 +236,11 @@ def _refuse_twice(kind: str, names: Iterable[Hashable]) -> None:
 
 
 def assignments(settings: dict[str, Any]) -> list[str]:
-    """Settings by dotted key as arguments of ``--set``."""
-    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
+    """Settings by dotted key as arguments of ``--set``; what YAML took for a date is the text that was written."""
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in settings.items()
+    }
+    return [f"{key}={text}" for key, text in texts.items()]
 
 
 def read_plan(name_or_file: str, dataset: str | None = None, changes: Sequence[str] = ()) -> Plan:

@@ -8,9 +8,10 @@ moving averages of the students. N lives on the net grid (B, K, [D,] H, W), F on
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from synfoc3d.in_plane import depth, in_plane_size, per_sample, resize_in_plane
@@ -41,6 +42,9 @@ from synfoc3d.methods.mixing import (
 )
 from synfoc3d.methods.window import Window, draw_window
 from synfoc3d.networks.teacher import update_teacher
+from synfoc3d.sections import Label
+
+Structure = Annotated[tuple[Label, ...], Field(min_length=1)]
 
 
 class SynFoCSettings(MixingSettings):
@@ -58,7 +62,7 @@ class SynFoCSettings(MixingSettings):
     ensemble: Literal["smc", "self", "mutual", "constant", "linear", "cps", "own"] = "smc"
     consistency: Consistency = "cdcr"
     smc_scope: Scope = "volume"
-    structures: tuple[tuple[int, ...], ...] | None = None
+    structures: Annotated[tuple[Structure, ...], Field(min_length=1)] | None = None
 
 
 CONFIDENCE = ("alpha", "self_confidence", "mutual_confidence", "confident", "agreement", "lambda")

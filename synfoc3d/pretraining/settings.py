@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from synfoc3d.config import NonNegative, Positive, Precision
-from synfoc3d.sections import Section, validate
+from synfoc3d.config import Precision
+from synfoc3d.sections import Interval, NonNegative, Positive, PositiveInterval, Section, Seed, validate
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
-Radii = tuple[Positive, Positive]
 
 
 class ShapeSettings(Section):
@@ -28,7 +27,7 @@ class ShapeSettings(Section):
         organ_radius: range of the organs' mean radius.
         clutter_radius: range of the clutter's mean radius.
         nested: share of organs that lie in the one before, which leaves a ring of that.
-        touching: share of organs that lie against the one before.
+        touching: share of organs that lie against the one before; with ``nested`` at most 1.
         absent_organs: share of organs that an anatomy lacks.
         empty_slices: share of images without any organ.
         variation: standard deviation of relative sizes between two bodies of one anatomy; positions and angles follow.
@@ -38,16 +37,22 @@ class ShapeSettings(Section):
     organs: AtLeastOne = 8
     compartments: Count = 3
     clutter: Count = 6
-    body_radius: Radii = (0.7, 1.5)
-    compartment_radius: Radii = (0.2, 0.7)
-    organ_radius: Radii = (0.06, 0.4)
-    clutter_radius: Radii = (0.02, 0.15)
+    body_radius: PositiveInterval = (0.7, 1.5)
+    compartment_radius: PositiveInterval = (0.2, 0.7)
+    organ_radius: PositiveInterval = (0.06, 0.4)
+    clutter_radius: PositiveInterval = (0.02, 0.15)
     nested: Share = 0.35
     touching: Share = 0.35
     absent_organs: Share = 0.3
     empty_slices: Share = 0.03
     variation: NonNegative = 0.12
     deformation: NonNegative = 0.05
+
+    @model_validator(mode="after")
+    def _shares_of_the_same_organs(self) -> ShapeSettings:
+        if self.nested + self.touching > 1:
+            raise ValueError(f"nested and touching share the organs, but add up to {self.nested + self.touching:g} > 1")
+        return self
 
 
 class RenderingSettings(Section):
@@ -68,12 +73,12 @@ class RenderingSettings(Section):
     same_scanner: Share = 0.5
     equal_tissues: Share = 0.2
     dark_outside: Share = 0.5
-    texture: tuple[NonNegative, NonNegative] = (0.0, 0.12)
-    blur: tuple[NonNegative, NonNegative] = (0.3, 1.6)
-    coarseness: tuple[Positive, Positive] = (1.0, 3.0)
-    bias: tuple[NonNegative, NonNegative] = (0.0, 0.3)
-    noise: tuple[NonNegative, NonNegative] = (0.0, 0.1)
-    gamma: Radii = (0.7, 1.4)
+    texture: Interval = (0.0, 0.12)
+    blur: Interval = (0.3, 1.6)
+    coarseness: PositiveInterval = (1.0, 3.0)
+    bias: Interval = (0.0, 0.3)
+    noise: Interval = (0.0, 0.1)
+    gamma: PositiveInterval = (0.7, 1.4)
 
 
 class ObjectiveSettings(Section):
@@ -94,6 +99,12 @@ class ObjectiveSettings(Section):
     temperature: Positive = 0.1
     prompted: NonNegative = 1.0
     dense: NonNegative = 1.0
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> ObjectiveSettings:
+        if not self.prompted and not self.dense:
+            raise ValueError("prompted and dense are both 0, which leaves nothing to learn")
+        return self
 
 
 class PretrainSettings(Section):
@@ -121,7 +132,7 @@ class PretrainSettings(Section):
     weight_decay: NonNegative = 0.05
     warmup_steps: Count = 200
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
-    seed: int = 1337
+    seed: Seed = 1337
     precision: Precision = "auto"
     validation_batches: AtLeastOne = 8
     validate_every: AtLeastOne = 100
@@ -129,6 +140,15 @@ class PretrainSettings(Section):
     shapes: ShapeSettings = ShapeSettings()
     rendering: RenderingSettings = RenderingSettings()
     objective: ObjectiveSettings = ObjectiveSettings()
+
+    @model_validator(mode="after")
+    def _pixels_fit_into_the_image(self) -> PretrainSettings:
+        if self.rendering.coarseness[1] > self.image_size:
+            raise ValueError(
+                f"rendering.coarseness: pixels of {self.rendering.coarseness[1]:g} do not fit into an image of "
+                f"image_size={self.image_size}"
+            )
+        return self
 
 
 def resolve_pretraining(given: Mapping[str, Any], source: str = "the settings") -> PretrainSettings:

@@ -22,6 +22,12 @@ MISTAKES = {
     "unknown setting": ([*TRAIN, "--set", "epoch=3"], "unknown setting 'epoch'. Did you mean 'epochs'?"),
     "unknown method setting": ([*TRAIN, "--set", "method.tao=1"], "unknown setting 'tao'. Did you mean 'tau'?"),
     "value out of range": ([*TRAIN, "--set", "method.tau=7"], "method.tau: Input should be less than or equal to 1"),
+    "label of another dataset": ([*TRAIN, "--set", "method.structures=[[9]]"], "--set: method.structures.0.0: Input"),
+    "channel of another dataset": (
+        [*TRAIN, "--set", "foundation.channels=[0,0,5]"],
+        "the dataset's last channel (got 5)",
+    ),
+    "seed too large": ([*TRAIN, "--set", "seed=99999999999999999999"], "seed: Input should be less than or equal to"),
     "assignment without value": ([*TRAIN, "--set", "epochs"], "--set needs key=value"),
     "no weights": ([*TRAIN, "--set", "foundation.name=medsam_vit_b"], "medsam_vit_b needs its published weights"),
     "missing weights": (
@@ -77,6 +83,15 @@ def test_mistake_ends_in_one_sentence(mistake, failure):
     lines = [line for line in error.splitlines() if line.startswith("synfoc3d ")]
     assert code == 1 and len(lines) == 1 and "Traceback" not in error
     assert sentence in lines[0] and error.rstrip().endswith(lines[0])
+
+
+def test_planned_configuration_must_be_preprocessed_before_training(mixed_project, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        mixed_project.command("train", "501", "3d_fullres", "0", "-device", "cpu", results="nothing_trained")
+    error = capsys.readouterr().err
+    assert "holds no preprocessed case: run synfoc3d preprocess -d 501 -c 3d_fullres." in error
+    assert error.count("\n") == 1
+    assert not any((mixed_project.root / "nothing_trained").iterdir())
 
 
 @pytest.mark.parametrize("arguments", USAGE)

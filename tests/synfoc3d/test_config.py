@@ -13,6 +13,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
+from synfoc3d.sections import DataFacts
 
 PRESETS = sorted(
     entry.name.removesuffix(".yaml")
@@ -104,6 +105,120 @@ def test_wrong_value_is_refused_by_its_place(assignment: str, place: str) -> Non
     with pytest.raises(UserError, match=f"^my.yaml: {place}") as refusal:
         resolve(override({}, [assignment]), SynFoCSettings, "my.yaml")
     assert value.strip("[]") in str(refusal.value)
+
+
+PAIR = r"Input should be \[low, high\] with low no larger than high"
+WORD_OR_LIMITS = r"Input should be 'case', 'patch' or two numbers \[low, high\] with low < high"
+NO_NUMBER = "Input should be a number, not a boolean"
+MEANINGLESS = {
+    "method.structures=[]": r"method.structures: .*at least 1 item.*\(got \[\]\)",
+    "method.structures=[[1],[]]": r"method.structures.1: .*at least 1 item.*\(got \[\]\)",
+    "method.structures=[[0]]": r"method.structures.0.0: .*greater than or equal to 1 \(got 0\)",
+    "method.structures=[[1],[2,-1]]": r"method.structures.1.1: .*greater than or equal to 1 \(got -1\)",
+    "method.structures=[[true]]": rf"method.structures: {NO_NUMBER} \(got \[\[True\]\]\)",
+    "method.tau=nan": r"method.tau: Input should be a finite number \(got nan\)",
+    "method.tau=.nan": r"method.tau: Input should be a finite number \(got nan\)",
+    "method.tau=true": rf"method.tau: {NO_NUMBER} \(got True\)",
+    "method.window=false": rf"method.window: {NO_NUMBER} \(got False\)",
+    "foundation.channels=[0,0,-1]": r"foundation.channels.2: .*greater than or equal to 0 \(got -1\)",
+    "foundation.channels=[0,true,1]": rf"foundation.channels: {NO_NUMBER} \(got \[0, True, 1\]\)",
+    "foundation.intensity=[3,1]": rf"foundation.intensity: {WORD_OR_LIMITS} \(got \[3, 1\]\)",
+    "foundation.intensity=[3,3]": rf"foundation.intensity: {WORD_OR_LIMITS} \(got \[3, 3\]\)",
+    "foundation.intensity=[0,.inf]": rf"foundation.intensity: {WORD_OR_LIMITS} \(got \[0, inf\]\)",
+    "foundation.intensity=[false,true]": rf"foundation.intensity: {WORD_OR_LIMITS} \(got \[False, True\]\)",
+    "foundation.intensity=[0,1,2]": rf"foundation.intensity: {WORD_OR_LIMITS} \(got \[0, 1, 2\]\)",
+    "foundation.intensity=cases": rf"foundation.intensity: {WORD_OR_LIMITS} \(got 'cases'\)",
+    "foundation.lora_rank=true": rf"foundation.lora_rank: {NO_NUMBER} \(got True\)",
+    "augmentation.brightness=[2,1]": rf"augmentation.brightness: {PAIR} \(got \[2, 1\]\)",
+    "augmentation.contrast=[1.5,0.5]": rf"augmentation.contrast: {PAIR} \(got \[1.5, 0.5\]\)",
+    "augmentation.blur=[2,1]": rf"augmentation.blur: {PAIR} \(got \[2, 1\]\)",
+    "augmentation.blur=[0,.nan]": r"augmentation.blur.1: Input should be a finite number \(got nan\)",
+    "augmentation.blur=[false,1]": rf"augmentation.blur: {NO_NUMBER} \(got \[False, 1\]\)",
+    "epochs=true": rf"epochs: {NO_NUMBER} \(got True\)",
+    "iterations_per_epoch=true": rf"iterations_per_epoch: {NO_NUMBER} \(got True\)",
+    "batch_size=true": rf"batch_size: {NO_NUMBER} \(got True\)",
+    "save_every_minutes=.inf": r"save_every_minutes: Input should be a finite number \(got inf\)",
+    "seed=99999999999999999999": "seed: .*less than or equal to 9223372036854775807 .got 99999999999999999999.",
+    "seed=-1": r"seed: .*greater than or equal to 0 \(got -1\)",
+    "seed=1.5": r"seed: Input should be a valid integer \(got 1.5\)",
+    "seed=true": r"seed: Input should be a valid integer \(got True\)",
+    "optimizers.foundation.lr=1e999": r"optimizers.foundation.lr: Input should be a finite number \(got inf\)",
+    "optimizers.conventional.lr=true": rf"optimizers.conventional.lr: {NO_NUMBER} \(got True\)",
+    "optimizers.conventional.momentum=0": "optimizers.conventional: nesterov=true needs .*, but momentum is 0",
+}
+
+
+@pytest.mark.parametrize("assignment", MEANINGLESS)
+def test_value_that_means_nothing_is_refused(assignment: str) -> None:
+    with pytest.raises(UserError, match=f"^my.yaml: {MEANINGLESS[assignment]}$"):
+        resolve(override({}, [assignment]), SynFoCSettings, "my.yaml")
+
+
+def test_boolean_or_nan_is_refused_for_every_number_of_every_method() -> None:
+    for method in METHODS:
+        for name, field in method.model_fields.items():
+            for wrong in (True, float("nan")) if type(field.default) in (int, float) else ():
+                with pytest.raises(UserError, match=rf"method.{name}: .* \(got {wrong}\)$"):
+                    resolve({"method": {name: wrong}}, method)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "value"),
+    [
+        ("epochs=10.0", 10),
+        ("epochs=1e2", 100),
+        ("seed=0", 0),
+        ("seed=9223372036854775807", 2**63 - 1),
+        ("save_every_minutes=3", 3.0),
+        ("augmentation.blur=[1,1]", (1.0, 1.0)),
+        ("foundation.intensity=[-2,-1.5]", (-2.0, -1.5)),
+        ("optimizers.foundation.lr=1e-4", 1e-4),
+        ("method.structures=[[2],[1,2]]", ((2,), (1, 2))),
+        ("foundation.full_finetune=true", True),
+    ],
+)
+def test_value_that_has_a_meaning_is_taken(assignment: str, value: Any) -> None:
+    taken: Any = resolve(override({}, [assignment]), SynFoCSettings)
+    for key in assignment.partition("=")[0].split("."):
+        taken = getattr(taken, key)
+    assert taken == value and type(taken) is type(value)
+
+
+def test_number_in_a_file_may_be_written_as_yaml_1_1_does_not_know_it(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("optimizers: {foundation: {lr: 1e-4}}", encoding="utf-8")
+    assert resolve(read_partial(str(tmp_path / "my.yaml")), SynFoCSettings).optimizers.foundation.lr == 1e-4
+
+
+TWO_CLASSES_ONE_CHANNEL = DataFacts(num_classes=3, num_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        (
+            "method.structures=[[1],[1,3]]",
+            r"method.structures.1.1: .* at most 2, the dataset's highest label \(got 3\)",
+        ),
+        ("foundation.channels=[0,0,5]", r"foundation.channels.2: .* at most 0, the dataset's last channel \(got 5\)"),
+    ],
+)
+def test_value_that_the_dataset_does_not_have_is_refused(assignment: str, message: str) -> None:
+    tree = override({}, [assignment])
+    resolve(tree, SynFoCSettings, "my.yaml")
+    with pytest.raises(UserError, match=f"^my.yaml: {message}$"):
+        resolve(tree, SynFoCSettings, "my.yaml", TWO_CLASSES_ONE_CHANNEL)
+
+
+def test_values_that_the_dataset_has_are_taken() -> None:
+    tree = override({}, ["method.structures=[[2],[1,2]]", "foundation.channels=[0,0,0]"])
+    assert resolve(tree, SynFoCSettings, data=TWO_CLASSES_ONE_CHANNEL) == resolve(tree, SynFoCSettings)
+
+
+def test_environment_is_compared_with_the_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my.yaml").write_text("foundation: {channels: [0, 1, 0]}", encoding="utf-8")
+    monkeypatch.setenv(config.CONFIG_VARIABLE, str(tmp_path / "my.yaml"))
+    with pytest.raises(UserError, match=r"my\.yaml: foundation\.channels\.1: .*at most 0"):
+        config.from_environment(SynFoCSettings, TWO_CLASSES_ONE_CHANNEL)
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:

@@ -128,6 +128,43 @@ def test_cascade_is_refused(mended):
     assert message == "Configuration 3d_cascade_fullres is a cascade, which is not supported: use 2d or 3d_fullres."
 
 
+WRONG_FOR_THE_DATASET = {
+    "label": (
+        "nnUNetTrainerSynFoC",
+        {"method": {"structures": [[1], [1, 9]]}},
+        "method.structures.1.1: .*highest label",
+    ),
+    "channel": (
+        "nnUNetTrainerSynFoC",
+        {"foundation": {"channels": [0, 0, 5]}},
+        "foundation.channels.2: .*last channel",
+    ),
+    "channel of fine-tuning": (
+        "nnUNetTrainerSAMed",
+        {"foundation": {"channels": [1, 0, 0]}},
+        "foundation.channels.0: ",
+    ),
+    "unknown setting": ("nnUNetTrainerSupervised", {"epoch": 3}, "unknown setting 'epoch'"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG_FOR_THE_DATASET)
+def test_settings_that_the_dataset_cannot_have_are_refused_before_anything_is_written(mistake, project):
+    name, settings, message = WRONG_FOR_THE_DATASET[mistake]
+    with project.active("wrong_settings"), pytest.raises(UserError, match=message):
+        project.trainer(name, **settings)
+    assert not list((project.root / "wrong_settings").iterdir())
+
+
+def test_settings_may_name_all_labels_and_channels_of_the_dataset(two_channels):
+    labels = json.loads((two_channels.preprocessed / "dataset.json").read_text())["labels"].values()
+    foundation = {"image_size": 32, "checkpoint": "random", "channels": [0, 1, 1]}
+    with two_channels.active("right_settings"):
+        trainer = two_channels.trainer(method={"structures": [[max(labels)]]}, foundation=foundation)
+    assert trainer.settings.method.structures == ((max(labels),),)
+    assert trainer.settings.foundation.channels == (0, 1, 1)
+
+
 def test_missing_split_is_refused(project, tmp_path):
     copy = project.copy(tmp_path)
     (copy.preprocessed / "splits_semi.json").unlink()

@@ -37,6 +37,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"trainer": SYNFOC, "settings": {"foundation.checkpoint": "/no/sam.pth"}},
         "the weights /no/sam.pth do not exist",
     ),
+    "label of another dataset": (
+        {"trainer": SYNFOC, "settings": {"method.structures": [[1], [9]]}},
+        r"methods.a: method.structures.1.0: .*the dataset's highest label \(got 9\)",
+    ),
+    "channel of another dataset": (
+        {"trainer": "nnUNetTrainerSAMed", "settings": {"foundation.channels": [0, 0, 5]}},
+        r"methods.a: foundation.channels.2: .*at most 0, the dataset's last channel \(got 5\)",
+    ),
     "configuration": ({"trainer": SYNFOC, "configuration": "3d_lowres"}, "no configuration '3d_lowres'"),
 }
 
@@ -51,6 +59,12 @@ def test_mistake_is_refused(mistake: str, project: Any) -> None:
     method, message = REFUSED[mistake]
     with pytest.raises(UserError, match=message):
         check(project, method)
+
+
+def test_planned_configuration_that_was_not_preprocessed_is_refused(mixed_project: Any) -> None:
+    method = {"trainer": "nnUNetTrainerSupervised", "configuration": "3d_fullres"}
+    with pytest.raises(UserError, match=r"holds no preprocessed case: run synfoc3d preprocess -d 501 -c 3d_fullres\.$"):
+        check(mixed_project, method)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "seed is a word": ({"seeds": ["one"]}, r"seeds.0: .*valid integer \(got 'one'\)"),
     "seed is a fraction": ({"seeds": [1.5]}, r"seeds.0: .*valid integer \(got 1.5\)"),
     "seed is true": ({"seeds": [True]}, r"seeds.0: .*valid integer \(got True\)"),
+    "seed too large for torch": ({"seeds": [10**20]}, r"seeds.0: .*less than or equal to 9223372036854775807"),
+    "seed below zero": ({"seeds": [-1]}, r"seeds.0: .*greater than or equal to 0 \(got -1\)"),
+    "seed of a split below zero": (
+        {"splits": [{"name": "A", "num_labeled": 2, "seed": -1}]},
+        r"splits.0.seed: .*greater than or equal to 0 \(got -1\)",
+    ),
+    "step that is true": ({"predict": {"step_size": True}}, r"predict.step_size: .*not a boolean \(got True\)"),
+    "published figure that is true": (
+        {"published": {"source": "P", "rows": {"low": {"A": {"dice": True}}}}},
+        "published.rows: Input should be a number, not a boolean",
+    ),
     "no seed": ({"seeds": []}, "seeds: .*at least 1"),
     "seed twice": ({"seeds": [3, 4, 3]}, "the seed 3 is named 2 times"),
     "split twice": ({"splits": [{"name": "A", "fold": 0}, {"name": "A", "fold": 1}]}, "the split 'A' is named 2 times"),
@@ -131,6 +142,11 @@ def test_settings_survive_the_command_line() -> None:
     settings = {"a.lr": 1e-5, "a.on": True, "a.none": None, "a.word": "self", "b": [[1], [1, 2]]}
     tree = override({}, assignments(settings))
     assert tree == {"a": {"lr": 1e-5, "on": True, "none": None, "word": "self"}, "b": [[1], [1, 2]]}
+
+
+def test_name_that_yaml_takes_for_a_date_reaches_the_command_line_as_text() -> None:
+    settings = yaml.safe_load("foundation.checkpoint: 2024-01-31")
+    assert override({}, assignments(settings)) == {"foundation": {"checkpoint": "2024-01-31"}}
 
 
 def write(folder: Path, text: str) -> str:

@@ -29,6 +29,28 @@ def test_values_out_of_range_name_the_key_and_the_value(given, where):
         resolve_pretraining(given, "my.yaml")
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"shapes": {"organ_radius": [0.4, 0.1]}}, r"shapes.organ_radius: .*low no larger than high .*\[0.4, 0.1\]\)"),
+        ({"rendering": {"noise": [0.1, 0]}}, r"rendering.noise: .*low no larger than high \(got \[0.1, 0\]\)"),
+        ({"rendering": {"gamma": [2, 1]}}, r"rendering.gamma: .*low no larger than high \(got \[2, 1\]\)"),
+        ({"steps": True}, r"steps: Input should be a number, not a boolean \(got True\)"),
+        ({"objective": {"temperature": float("nan")}}, r"objective.temperature: .*finite number \(got nan\)"),
+        ({"seed": 10**20}, r"seed: .*less than or equal to 9223372036854775807 \(got 100000000000000000000\)"),
+        ({"shapes": {"nested": 0.7, "touching": 0.5}}, r"shapes: nested and touching .*add up to 1.2 > 1"),
+        ({"objective": {"prompted": 0, "dense": 0}}, "objective: prompted and dense are both 0, .*nothing to learn"),
+        (
+            {"image_size": 32, "rendering": {"coarseness": [1, 70]}},
+            "rendering.coarseness: pixels of 70 do not fit into an image of image_size=32",
+        ),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(given, sentence):
+    with pytest.raises(UserError, match=f"^my.yaml: {sentence}$"):
+        resolve_pretraining(given, "my.yaml")
+
+
 def test_empty_section_keeps_its_defaults():
     assert resolve_pretraining({"shapes": None}) == PretrainSettings()
 
