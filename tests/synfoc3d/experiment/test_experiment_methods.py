@@ -71,7 +71,7 @@ def test_mode_in_the_table_is_known_with_its_students(project: Any, monkeypatch:
     method = {"trainer": SYNFOC, "config": "demo", "models": {"a": "toy"}}
     check(project, method)
     with pytest.raises(UserError, match="trains only conventional with these settings, so 'toy' cannot predict"):
-        check(project, method | {"settings": {"method.base": "conventional"}})
+        check(project, method | {"trainer": f"{SYNFOC}Base", "settings": {"method.network": "conventional"}})
 
 
 @pytest.mark.parametrize(
