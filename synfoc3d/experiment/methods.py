@@ -61,6 +61,19 @@ def check_methods(plan: Plan) -> None:
         check_preprocessed(str(plan.dataset), configuration, plan.plans)
 
 
+def known_epochs(plan: Plan) -> dict[str, int]:
+    """Length of a training by method; not of nnU-Net's own trainers, which have their own schedules.
+
+    Raises:
+        UserError: settings that do not resolve.
+    """
+    return {
+        name: resolve_settings(plan, method, f"methods.{name}").epochs
+        for name, method in plan.methods.items()
+        if not is_stock(method.trainer)
+    }
+
+
 def resolve_settings(plan: Plan, method: MethodPlan, where: str) -> Settings:
     """Settings with which ``synfoc3d train`` will run this method, but for the seed.
 

@@ -130,11 +130,19 @@ class MethodPlan(Section):
 
 
 class PredictPlan(Section):
-    """Options of ``synfoc3d predict``; None leaves the step size to it."""
+    """Options of ``synfoc3d predict``; None leaves them to it.
+
+    Attributes:
+        disable_tta: no mirroring.
+        fast: no mirroring, longer steps, lower precision where that is fast.
+        step_size: of the sliding window, in window lengths.
+        processes: that prepare scans, and as many that write masks; 0 does both in the main process.
+    """
 
     disable_tta: bool = False
     fast: bool = False
     step_size: Annotated[float, Field(gt=0, le=1)] | None = None
+    processes: Annotated[StrictInt, Field(ge=0)] | None = None
 
 
 class Published(Section):
@@ -240,13 +248,16 @@ def assignments(settings: dict[str, Any]) -> list[str]:
     return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
 
 
-def read_plan(name_or_file: str, dataset: str | None = None, changes: Sequence[str] = ()) -> Plan:
+def read_plan(
+    name_or_file: str, dataset: str | None = None, changes: Sequence[str] = (), *, seeds: Sequence[int] = ()
+) -> Plan:
     """Read the plan of an experiment.
 
     Args:
         name_or_file: a preset of ``configs/experiments``, or a YAML file.
         dataset: id or name of the dataset, in place of the plan's.
         changes: ``key=value`` for the settings of every method, over the plan's own.
+        seeds: in place of the plan's, if any.
 
     Raises:
         UserError: no such plan, no valid YAML, or a plan that makes no sense; the sentence names the place.
@@ -254,6 +265,8 @@ def read_plan(name_or_file: str, dataset: str | None = None, changes: Sequence[s
     tree = read_yaml(name_or_file, preset_plans(), PLAN_KIND)
     if dataset is not None:
         tree["dataset"] = dataset
+    if seeds:
+        tree["seeds"] = list(seeds)
     given = tree.get("settings")
     if changes and (given is None or isinstance(given, dict)):
         tree["settings"] = {**(given or {}), **{text.partition("=")[0]: _value(text) for text in changes}}

@@ -4,23 +4,20 @@ All work is done by the commands a user would type, each in a process of its own
 crash takes nothing else down, and what a run prints lies in its folder.
 """
 
-import os
-import shlex
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from json import loads
 from pathlib import Path
 
 from tqdm import tqdm
 
 from synfoc3d.atomic import atomic_write_text
-from synfoc3d.config import CONFIG_VARIABLE, dump
+from synfoc3d.config import dump
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.data import ExperimentData, HeldOutCases, resolve_data, write_data
-from synfoc3d.experiment.methods import check_methods, is_stock
+from synfoc3d.experiment.methods import check_methods, is_stock, known_epochs
 from synfoc3d.experiment.plan import MethodPlan, Plan, assignments, read_plan
+from synfoc3d.experiment.processes import Command, execute
 from synfoc3d.experiment.summary import Key, read_scores, write_summary
 from synfoc3d.folders import find_dataset
 
@@ -52,45 +49,7 @@ class Run:
         return f"{self.method}__{self.split}__seed{self.seed}"
 
 
-@dataclass(frozen=True)
-class Command:
-    """A call of the command line.
-
-    Attributes:
-        arguments: what follows ``synfoc3d``.
-        log: file that what it prints is appended to.
-        results: nnU-Net's results folder for this call; None for one that has no model.
-    """
-
-    arguments: tuple[str, ...]
-    log: Path
-    results: Path | None = None
-
-    def __str__(self) -> str:
-        """The line to type."""
-        place = f"nnUNet_results={shlex.quote(str(self.results))} " if self.results else ""
-        return place + shlex.join(("synfoc3d", *self.arguments))
-
-
 Execute = Callable[[Command], int]
-
-
-def execute(command: Command) -> int:
-    """Run a command in a process of its own and return its exit status."""
-    environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
-    if command.results:
-        environment["nnUNet_results"] = str(command.results)
-    command.log.parent.mkdir(parents=True, exist_ok=True)
-    with command.log.open("a", encoding="utf-8") as log:
-        log.write(f"\n$ {command}\n")
-        log.flush()
-        return subprocess.run(
-            [sys.executable, "-m", "synfoc3d", *command.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        ).returncode
 
 
 @dataclass(frozen=True)
@@ -103,6 +62,7 @@ class Experiment:
         dataset: full name of the dataset.
         data: folds and test cases.
         device: ``cuda``, ``mps`` or ``cpu``; None lets each command choose.
+        epochs: length of a training by method, where it is known.
     """
 
     plan: Plan
@@ -110,6 +70,7 @@ class Experiment:
     dataset: str
     data: ExperimentData
     device: str | None = None
+    epochs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Run]:
@@ -179,7 +140,7 @@ class Experiment:
             arguments += ["--set", *assignments({**self.plan.settings, **method.settings}), f"seed={run.seed}"]
         if any((trained / name).is_file() for name in UNFINISHED_CHECKPOINTS):
             arguments.append("--c")
-        return self._command(run, arguments + self._device_arguments())
+        return self._command(run, arguments + self._device_arguments(), self.epochs.get(run.method))
 
     def _predict(self, run: Run, method: MethodPlan, row: str, model: str) -> Command:
         options = self.plan.predict
@@ -190,6 +151,8 @@ class Experiment:
         arguments += ["--disable_tta"] if options.disable_tta else []
         arguments += ["--fast"] if options.fast else []
         arguments += ["-step_size", str(options.step_size)] if options.step_size is not None else []
+        if options.processes is not None:
+            arguments += ["-npp", str(options.processes), "-nps", str(options.processes)]
         return self._command(run, arguments + self._device_arguments())
 
     def _evaluate(self, run: Run, row: str) -> Command:
@@ -211,9 +174,9 @@ class Experiment:
     def _device_arguments(self) -> list[str]:
         return ["-device", self.device] if self.device else []
 
-    def _command(self, run: Run, arguments: Sequence[str]) -> Command:
+    def _command(self, run: Run, arguments: Sequence[str], epochs: int | None = None) -> Command:
         folder = self.folder(run)
-        return Command(tuple(arguments), folder / LOG_FILE, folder)
+        return Command(tuple(arguments), folder / LOG_FILE, {"nnUNet_results": str(folder)}, epochs)
 
 
 def prepare(plan: Plan, output: Path, device: str | None = None) -> Experiment:
@@ -226,7 +189,8 @@ def prepare(plan: Plan, output: Path, device: str | None = None) -> Experiment:
     _refuse_other_plan(plan, output / PLAN_FILE)
     check_methods(plan)
     dataset = find_dataset(plan.dataset)
-    return Experiment(plan, output, dataset, resolve_data(plan, dataset, output), device)
+    data = resolve_data(plan, dataset, output)
+    return Experiment(plan, output, dataset, data, device, known_epochs(plan))
 
 
 def list_commands(experiment: Experiment, num_parts: int = 1, part_id: int = 0) -> list[str]:
@@ -330,7 +294,7 @@ def _first_failure(commands: Sequence[Command], run: Execute, bar: tqdm) -> str:
         bar.set_postfix_str(command.arguments[0])
         status = run(command)
         if status:
-            return f"synfoc3d {command.arguments[0]} ended with status {status}; see {command.log}"
+            return command.failure(status)
     return ""
 
 
