@@ -76,8 +76,8 @@ def _experiment(commands: Commands) -> None:
 
 
 def _run_experiment(args: argparse.Namespace) -> None:
+    from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
     from synfoc3d.experiment.plan import read_plan
-    from synfoc3d.experiment.runs import list_commands, prepare, run_experiment, write_report
 
     chosen = device(args.device) if args.device else None
     plan = read_plan(args.plan, args.dataset, args.assignments, seeds=args.seeds)

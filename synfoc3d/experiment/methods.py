@@ -45,18 +45,10 @@ def check_methods(plan: Plan) -> None:
             not trained, missing weights, or a configuration that is not preprocessed.
     """
     for name, method in plan.methods.items():
-        where = f"methods.{name}"
         if is_stock(method.trainer):
-            if method.config or method.settings:
-                raise UserError(f"{where}: {method.trainer} is no trainer of synfoc3d and reads no config or settings.")
-            _check_models(where, method, {"conventional"})
+            _check_stock(f"methods.{name}", method)
         else:
-            method_class = _method_class(method.trainer)
-            settings = resolve_settings(plan, method, where)
-            students = _students(method_class, settings)
-            _check_models(where, method, students)
-            if "foundation" in students:
-                _check_weights(where, settings)
+            _check_own(f"methods.{name}", method, resolve_settings(plan, method, f"methods.{name}"))
     for configuration in {method.configuration or plan.configuration for method in plan.methods.values()}:
         check_preprocessed(str(plan.dataset), configuration, plan.plans)
 
@@ -127,6 +119,19 @@ def _students(method_class: type[Method], settings: Settings) -> set[str]:
     """Names of the networks that a method trains, found by building it around networks without content."""
     build = Builder(2, nn.Identity, nn.Identity, lambda *_: None)  # type: ignore[arg-type]
     return set(method_class(settings.method, build).students())
+
+
+def _check_stock(where: str, method: MethodPlan) -> None:
+    if method.config or method.settings:
+        raise UserError(f"{where}: {method.trainer} is no trainer of synfoc3d and reads no config or settings.")
+    _check_models(where, method, {"conventional"})
+
+
+def _check_own(where: str, method: MethodPlan, settings: Settings) -> None:
+    students = _students(_method_class(method.trainer), settings)
+    _check_models(where, method, students)
+    if "foundation" in students:
+        _check_weights(where, settings)
 
 
 def _check_models(where: str, method: MethodPlan, students: set[str]) -> None:

@@ -13,15 +13,10 @@ from hypothesis import strategies as st
 
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.data import ExperimentData, HeldOutCases
+from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
 from synfoc3d.experiment.plan import parse_plan
 from synfoc3d.experiment.processes import Command
-from synfoc3d.experiment.runs import (
-    Experiment,
-    list_commands,
-    prepare,
-    run_experiment,
-    write_report,
-)
+from synfoc3d.experiment.runs import Experiment
 from synfoc3d.splits import Split
 
 PLAN: dict[str, Any] = {
@@ -161,7 +156,7 @@ def test_everything_runs_once_and_ends_with_the_report(tmp_path: Path) -> None:
     fake = Fake()
     told = run_experiment(make(tmp_path), run=fake)
     assert fake.done == ["train", *["predict", "evaluate"], "train", *["predict", "evaluate"] * 2, "compare"]
-    assert "| found | 50.00 |" in told
+    assert "| found   | 50.00 |" in told
     assert (tmp_path / "report" / "summary.csv").is_file()
 
 
