@@ -5,6 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+COLORS = ("tab:red", "tab:cyan", "tab:orange", "tab:green", "tab:purple", "tab:olive")
+
 
 @contextmanager
 def figure_file(path: Path, rows: int, columns: int, panel: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
@@ -29,3 +33,20 @@ def figure_file(path: Path, rows: int, columns: int, panel: tuple[float, float])
         yield figure, axes
         figure.savefig(path, dpi=110)
         plt.close(figure)
+
+
+def draw_contours(axis: Any, image: np.ndarray, mask: np.ndarray, classes: int, aspect: float = 1.0) -> None:  # noqa: ANN401
+    """Show a slice (H, W) with the outline of every class.
+
+    Args:
+        axis: matplotlib's.
+        image: (H, W) gray values.
+        mask: (H, W) labels.
+        classes: largest label that is drawn.
+        aspect: height of a pixel divided by its width.
+    """
+    axis.imshow(image, cmap="gray", origin="lower", aspect=aspect)
+    axis.set(xticks=[], yticks=[])
+    for value in range(1, classes + 1):
+        if (mask == value).any():
+            axis.contour(mask == value, [0.5], colors=COLORS[(value - 1) % len(COLORS)], linewidths=1.5)

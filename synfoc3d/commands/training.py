@@ -67,6 +67,7 @@ def _experiment(commands: Commands) -> None:
         "--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
         help="settings of every method",
     )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="in place of the plan's")
     parser.add_argument("-num_parts", type=int, default=1, help="calls that share the runs, default: 1")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0")
     parser.add_argument("--dry_run", action="store_true", help="print the commands that are still to run")
@@ -75,11 +76,12 @@ def _experiment(commands: Commands) -> None:
 
 
 def _run_experiment(args: argparse.Namespace) -> None:
+    from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
     from synfoc3d.experiment.plan import read_plan
-    from synfoc3d.experiment.runs import list_commands, prepare, run_experiment, write_report
 
     chosen = device(args.device) if args.device else None
-    experiment = prepare(read_plan(args.plan, args.dataset, args.assignments), args.output, chosen)
+    plan = read_plan(args.plan, args.dataset, args.assignments, seeds=args.seeds)
+    experiment = prepare(plan, args.output, chosen)
     if args.dry_run:
         print("\n".join(list_commands(experiment, args.num_parts, args.part_id)))
     elif args.report:

@@ -86,12 +86,10 @@ def resolve_data(plan: Plan, dataset: str, output: Path) -> ExperimentData:
                 f"Split {name!r} has no validation case to test on; name images and labels under test: in the plan."
             )
     if plan.test is None:
-        places = {name: output / "test" / name for name in folds}
-        domains = folder / DOMAINS_FILE if (folder / DOMAINS_FILE).is_file() else None
-        test = {name: HeldOutCases(place / "images", place / "labels", domains) for name, place in places.items()}
+        test = {name: _validation_set(output / "test" / name, folder) for name in folds}
     else:
         test = dict.fromkeys(folds, _test_set(plan.test, nnunet_folder("nnUNet_raw") / dataset))
-    return ExperimentData(folder, splits, folds, test, plan.test is None, own)
+    return ExperimentData(folder, splits, folds, test, val=plan.test is None, writes_splits=own)
 
 
 def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:
@@ -145,19 +143,23 @@ def _choose(split: SplitPlan, cases: SplitCases, dataset: str) -> Split:
 
 def _first_patients(cases: SplitCases, number: int, domain: str | None) -> list[str]:
     """Return the scans of the first patients, in the order of names, that have all their scans in a domain."""
-    patients = [
-        scans
-        for _, scans in sorted(cases.patients(cases.train).items())
-        if domain is None or all(cases.domain(scan) == domain for scan in scans)
-    ]
+    patients = []
+    for _, scans in sorted(cases.patients(cases.train).items()):
+        if domain is None or all(cases.domain(scan) == domain for scan in scans):
+            patients.append(scans)
     if len(patients) < number:
-        whose = f"domain {domain!r} of {cases.dataset}" if domain is not None else cases.dataset
-        known = f" Its domains: {', '.join(sorted(set((cases.domains or {}).values()))) or 'none'}."
-        raise UserError(
-            f"{number} labelled patients are needed, but {whose} has {len(patients)} in imagesTr."
-            + (known if domain is not None else "")
-        )
+        whose, known = cases.dataset, ""
+        if domain is not None:
+            domains = sorted(set((cases.domains or {}).values()))
+            whose, known = f"domain {domain!r} of {whose}", f" Its domains: {', '.join(domains) or 'none'}."
+        raise UserError(f"{number} labelled patients are needed, but {whose} has {len(patients)} in imagesTr.{known}")
     return [scan for scans in patients[:number] for scan in scans]
+
+
+def _validation_set(place: Path, preprocessed: Path) -> HeldOutCases:
+    """Where the validation cases of a split are collected; their domains are the dataset's."""
+    domains = preprocessed / DOMAINS_FILE
+    return HeldOutCases(place / "images", place / "labels", domains if domains.is_file() else None)
 
 
 def _test_set(test: TestSet, raw: Path) -> HeldOutCases:

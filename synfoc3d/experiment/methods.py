@@ -49,18 +49,24 @@ def check_methods(plan: Plan) -> None:
     configurations = {method.configuration or plan.configuration for method in plan.methods.values()}
     data = {configuration: preprocessed_facts(dataset, configuration, plan.plans) for configuration in configurations}
     for name, method in plan.methods.items():
-        where = f"methods.{name}"
         if is_stock(method.trainer):
-            if method.config or method.settings:
-                raise UserError(f"{where}: {method.trainer} is no trainer of synfoc3d and reads no config or settings.")
-            _check_models(where, method, {"conventional"})
+            _check_stock(f"methods.{name}", method)
         else:
-            method_class = _method_class(method.trainer)
-            settings = resolve_settings(plan, method, where, data[method.configuration or plan.configuration])
-            students = _students(method_class, settings)
-            _check_models(where, method, students)
-            if "foundation" in students:
-                _check_weights(where, settings)
+            facts = data[method.configuration or plan.configuration]
+            _check_own(f"methods.{name}", method, resolve_settings(plan, method, f"methods.{name}", facts))
+
+
+def known_epochs(plan: Plan) -> dict[str, int]:
+    """Length of a training by method; not of nnU-Net's own trainers, which have their own schedules.
+
+    Raises:
+        UserError: settings that do not resolve.
+    """
+    return {
+        name: resolve_settings(plan, method, f"methods.{name}").epochs
+        for name, method in plan.methods.items()
+        if not is_stock(method.trainer)
+    }
 
 
 def resolve_settings(plan: Plan, method: MethodPlan, where: str, data: DataFacts | None = None) -> Settings:
@@ -117,6 +123,19 @@ def _students(method_class: type[Method], settings: Settings) -> set[str]:
     """Names of the networks that a method trains, found by building it around networks without content."""
     build = Builder(2, nn.Identity, nn.Identity, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
     return set(method_class(settings.method, build).students())
+
+
+def _check_stock(where: str, method: MethodPlan) -> None:
+    if method.config or method.settings:
+        raise UserError(f"{where}: {method.trainer} is no trainer of synfoc3d and reads no config or settings.")
+    _check_models(where, method, {"conventional"})
+
+
+def _check_own(where: str, method: MethodPlan, settings: Settings) -> None:
+    students = _students(_method_class(method.trainer), settings)
+    _check_models(where, method, students)
+    if "foundation" in students:
+        _check_weights(where, settings)
 
 
 def _check_models(where: str, method: MethodPlan, students: set[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -130,11 +130,19 @@ class MethodPlan(Section):
 
 
 class PredictPlan(Section):
-    """Options of ``synfoc3d predict``; None leaves the step size to it."""
+    """Options of ``synfoc3d predict``; None leaves them to it.
+
+    Attributes:
+        disable_tta: no mirroring.
+        fast: no mirroring, longer steps, lower precision where that is fast.
+        step_size: of the sliding window, in window lengths.
+        processes: that prepare scans, and as many that write masks; 0 does both in the main process.
+    """
 
     disable_tta: bool = False
     fast: bool = False
     step_size: Annotated[float, Field(gt=0, le=1)] | None = None
+    processes: Annotated[StrictInt, Field(ge=0)] | None = None
 
 
 class Published(Section):
@@ -185,33 +193,33 @@ class Plan(Section):
     @field_validator("methods")
     @classmethod
     def _name_lone_models(cls, methods: dict[str, MethodPlan]) -> dict[str, MethodPlan]:
-        return {
-            name: method if method.models else method.model_copy(update={"models": {name: "conventional"}})
-            for name, method in methods.items()
-        }
+        named = {}
+        for name, method in methods.items():
+            lone = {"models": {name: "conventional"}}
+            named[name] = method if method.models else method.model_copy(update=lone)
+        return named
 
     @model_validator(mode="after")
-    def _check_names(self) -> Plan:
-        columns = [split.name for split in self.splits]
-        _refuse_twice("split", columns)
+    def _names_differ(self) -> Plan:
+        names = [split.name for split in self.splits]
+        _refuse_twice("split", names)
         _refuse_twice("row", self.rows)
         _refuse_twice("seed", self.seeds)
         if len({split.fold is None for split in self.splits}) > 1:
             raise ValueError("splits: either all name an existing fold or none does")
         for split in self.splits:
-            if split.group in columns:
+            if split.group in names:
                 raise ValueError(f"the group {split.group!r} of split {split.name!r} is the name of a split")
-        known: list[tuple[str, Iterable[str], Sequence[str]]] = [
-            ("baseline", [self.baseline] if self.baseline else [], self.rows)
-        ]
+        return self
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Plan:
+        if self.baseline:
+            _refuse_unknown("baseline", [self.baseline], self.rows)
         if self.published:
-            known.append(("published.rows", self.published.rows, self.rows))
-            places = [*columns, *self.groups]
-            known += [(f"published.rows.{row}", at, places) for row, at in self.published.rows.items()]
-        for where, names, allowed in known:
-            for name in names:
-                if name not in allowed:
-                    raise ValueError(f"{where}: there is no {name!r}.{did_you_mean(name, allowed)}")
+            _refuse_unknown("published.rows", self.published.rows, self.rows)
+            for row, columns in self.published.rows.items():
+                _refuse_unknown(f"published.rows.{row}", columns, self.columns)
         return self
 
     @property
@@ -228,11 +236,23 @@ class Plan(Section):
                 groups.setdefault(split.group, []).append(split.name)
         return {name: members for name, members in groups.items() if len(members) > 1}
 
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """The columns of the table: splits that each averages, by name; the splits alone come first."""
+        alone = {split.name: [split.name] for split in self.splits}
+        return alone | self.groups
+
 
 def _refuse_twice(kind: str, names: Iterable[Hashable]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"the {kind} {name!r} is named {count} times; names must differ")
+
+
+def _refuse_unknown(where: str, names: Iterable[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{where}: there is no {name!r}.{did_you_mean(name, known)}")
 
 
 def assignments(settings: dict[str, Any]) -> list[str]:
@@ -243,13 +263,16 @@ def assignments(settings: dict[str, Any]) -> list[str]:
     return [f"{key}={text}" for key, text in texts.items()]
 
 
-def read_plan(name_or_file: str, dataset: str | None = None, changes: Sequence[str] = ()) -> Plan:
+def read_plan(
+    name_or_file: str, dataset: str | None = None, changes: Sequence[str] = (), *, seeds: Sequence[int] = ()
+) -> Plan:
     """Read the plan of an experiment.
 
     Args:
         name_or_file: a preset of ``configs/experiments``, or a YAML file.
         dataset: id or name of the dataset, in place of the plan's.
         changes: ``key=value`` for the settings of every method, over the plan's own.
+        seeds: in place of the plan's, if any.
 
     Raises:
         UserError: no such plan, no valid YAML, or a plan that makes no sense; the sentence names the place.
@@ -257,6 +280,8 @@ def read_plan(name_or_file: str, dataset: str | None = None, changes: Sequence[s
     tree = read_yaml(name_or_file, preset_plans(), PLAN_KIND)
     if dataset is not None:
         tree["dataset"] = dataset
+    if seeds:
+        tree["seeds"] = list(seeds)
     given = tree.get("settings")
     if changes and (given is None or isinstance(given, dict)):
         tree["settings"] = {**(given or {}), **{text.partition("=")[0]: _value(text) for text in changes}}
@@ -275,10 +300,8 @@ def parse_plan(tree: dict[str, Any], source: str) -> Plan:
         UserError: an unknown key, a wrong value or names that do not fit together.
     """
     plan = validate(Plan, tree, source)
-    for where, settings in [
-        ("settings", plan.settings),
-        *((f"methods.{n}", m.settings) for n, m in plan.methods.items()),
-    ]:
+    of_methods = {f"methods.{name}": method.settings for name, method in plan.methods.items()}
+    for where, settings in {"settings": plan.settings, **of_methods}.items():
         override({}, assignments(settings))
         if "seed" in settings:
             raise UserError(f"{source}: {where}: the seed of each training comes from the plan's seeds; leave it out.")
@@ -300,10 +323,9 @@ def _value(assignment: str) -> Any:  # noqa: ANN401 - a YAML scalar or list
 
 def _beside(plan: Plan, folder: Path) -> Plan:
     """Look for the settings files of a plan beside it."""
-    methods = {
-        name: method.model_copy(update={"config": str((folder / method.config).absolute())})
-        if method.config and is_yaml_file(method.config)
-        else method
-        for name, method in plan.methods.items()
-    }
+    methods = dict(plan.methods)
+    for name, method in plan.methods.items():
+        if method.config and is_yaml_file(method.config):
+            file = (folder / method.config).absolute()
+            methods[name] = method.model_copy(update={"config": str(file)})
     return plan.model_copy(update={"methods": methods})

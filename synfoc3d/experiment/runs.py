@@ -1,30 +1,16 @@
-"""Run an experiment: train, predict, evaluate and compare every method, split and seed of a plan.
+"""The runs of an experiment: every method, split and seed of a plan, and the commands that each still needs."""
 
-All work is done by the commands a user would type, each in a process of its own: any line can be repeated by hand, a
-crash takes nothing else down, and what a run prints lies in its folder.
-"""
-
-import os
-import shlex
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from json import loads
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
+from synfoc3d.experiment.data import ExperimentData, HeldOutCases
+from synfoc3d.experiment.methods import is_stock
+from synfoc3d.experiment.plan import Plan, assignments
+from synfoc3d.experiment.processes import Command
+from synfoc3d.experiment.summary import Key
 
-from synfoc3d.atomic import atomic_write_text
-from synfoc3d.config import CONFIG_VARIABLE, dump
-from synfoc3d.errors import UserError
-from synfoc3d.experiment.data import ExperimentData, HeldOutCases, resolve_data, write_data
-from synfoc3d.experiment.methods import check_methods, is_stock
-from synfoc3d.experiment.plan import MethodPlan, Plan, assignments, read_plan
-from synfoc3d.experiment.summary import Key, read_scores, write_summary
-from synfoc3d.folders import find_dataset
-
-PLAN_FILE = "plan.yaml"
 LOG_FILE = "log.txt"
 CHECKPOINT = "checkpoint_final.pth"
 UNFINISHED_CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
@@ -53,47 +39,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Command:
-    """A call of the command line.
-
-    Attributes:
-        arguments: what follows ``synfoc3d``.
-        log: file that what it prints is appended to.
-        results: nnU-Net's results folder for this call; None for one that has no model.
-    """
-
-    arguments: tuple[str, ...]
-    log: Path
-    results: Path | None = None
-
-    def __str__(self) -> str:
-        """The line to type."""
-        place = f"nnUNet_results={shlex.quote(str(self.results))} " if self.results else ""
-        return place + shlex.join(("synfoc3d", *self.arguments))
-
-
-Execute = Callable[[Command], int]
-
-
-def execute(command: Command) -> int:
-    """Run a command in a process of its own and return its exit status."""
-    environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
-    if command.results:
-        environment["nnUNet_results"] = str(command.results)
-    command.log.parent.mkdir(parents=True, exist_ok=True)
-    with command.log.open("a", encoding="utf-8") as log:
-        log.write(f"\n$ {command}\n")
-        log.flush()
-        return subprocess.run(
-            [sys.executable, "-m", "synfoc3d", *command.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        ).returncode
-
-
-@dataclass(frozen=True)
 class Experiment:
     """A plan on its data in its folder.
 
@@ -103,6 +48,7 @@ class Experiment:
         dataset: full name of the dataset.
         data: folds and test cases.
         device: ``cuda``, ``mps`` or ``cpu``; None lets each command choose.
+        epochs: length of a training by method, where it is known.
     """
 
     plan: Plan
@@ -110,6 +56,7 @@ class Experiment:
     dataset: str
     data: ExperimentData
     device: str | None = None
+    epochs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Run]:
@@ -120,6 +67,15 @@ class Experiment:
             for split, fold in self.data.folds.items()
             for method in self.plan.methods
         ]
+
+    @property
+    def report(self) -> Path:
+        """Folder of the table and of the comparisons."""
+        return self.output / "report"
+
+    def rows(self, run: Run) -> list[str]:
+        """Names of the models that a run gives."""
+        return [*self.plan.methods[run.method].models]
 
     def folder(self, run: Run) -> Path:
         """Folder of a run: nnU-Net's results, predictions, evaluations and log."""
@@ -135,61 +91,79 @@ class Experiment:
 
     def remaining(self, run: Run) -> list[Command]:
         """Commands that a run still needs, in their order; none if it is finished."""
-        method, trained = self.plan.methods[run.method], self._training_folder(run)
-        commands = [] if (trained / CHECKPOINT).is_file() else [self._train(run, method, trained)]
-        for row, model in method.models.items():
+        commands = [] if self._trained(run) else [self._train(run)]
+        for row in self.rows(run):
             if commands or not _complete(self.evaluation(run, row)):
-                commands += [self._predict(run, method, row, model), self._evaluate(run, row)]
+                commands += [self._predict(run, row), self._evaluate(run, row)]
         return commands
 
     def finished(self, run: Run, row: str) -> bool:
         """Whether one model of a run has its figures."""
-        return (self._training_folder(run) / CHECKPOINT).is_file() and _complete(self.evaluation(run, row))
+        return self._trained(run) and _complete(self.evaluation(run, row))
 
-    def comparisons(self, all_models: bool = False) -> list[Command]:
-        """One comparison per split and seed, of the finished models or of all."""
-        commands = []
+    def unfinished(self) -> list[str]:
+        """Names of the runs that still need commands."""
+        return [run.name for run in self.runs if self.remaining(run)]
+
+    def evaluations(self) -> dict[Key, Path]:
+        """The files of figures that are finished, by row, split and seed."""
+        files = {}
+        for run in self.runs:
+            for row in self.rows(run):
+                if self.finished(run, row):
+                    files[row, run.split, run.seed] = self.evaluation(run, row)
+        return files
+
+    def comparisons(self, *, all_models: bool = False) -> dict[str, Command]:
+        """One comparison per split and seed, of the finished models or of all, by the name of its folder."""
+        commands = {}
         for seed in self.plan.seeds:
             for split in self.data.folds:
-                runs = [run for run in self.runs if (run.split, run.seed) == (split, seed)]
-                masks = {
-                    row: self.predictions(run, row)
-                    for run in runs
-                    for row in self.plan.methods[run.method].models
-                    if all_models or self.finished(run, row)
-                }
+                masks = self._masks(split, seed, all_models)
                 if masks:
-                    commands.append(self._compare(masks, self.data.test[split], self.report(split, seed)))
+                    name = f"{split}__seed{seed}"
+                    commands[name] = self._compare(masks, self.data.test[split], self.report / name)
         return commands
 
-    def report(self, split: str, seed: int) -> Path:
-        """Folder of the comparison of one split and seed."""
-        return self.output / "report" / f"{split}__seed{seed}"
+    def _masks(self, split: str, seed: int, all_models: bool) -> dict[str, Path]:
+        """Folder of masks of each model of a split and seed."""
+        masks = {}
+        for run in self.runs:
+            if (run.split, run.seed) == (split, seed):
+                rows = [row for row in self.rows(run) if all_models or self.finished(run, row)]
+                masks.update({row: self.predictions(run, row) for row in rows})
+        return masks
+
+    def _trained(self, run: Run) -> bool:
+        return (self._training_folder(run) / CHECKPOINT).is_file()
 
     def _training_folder(self, run: Run) -> Path:
         method = self.plan.methods[run.method]
         model = f"{method.trainer}__{self.plan.plans}__{method.configuration or self.plan.configuration}"
         return self.folder(run) / self.dataset / model / f"fold_{run.fold}"
 
-    def _train(self, run: Run, method: MethodPlan, trained: Path) -> Command:
-        arguments = ["train", str(self.plan.dataset), method.configuration or self.plan.configuration, str(run.fold)]
+    def _train(self, run: Run) -> Command:
+        method = self.plan.methods[run.method]
+        arguments = ["train", self.plan.dataset, method.configuration or self.plan.configuration, str(run.fold)]
         arguments += ["-tr", method.trainer, "-p", self.plan.plans]
         if not is_stock(method.trainer):
             arguments += ["--config", method.config] if method.config else []
             arguments += ["--set", *assignments({**self.plan.settings, **method.settings}), f"seed={run.seed}"]
-        if any((trained / name).is_file() for name in UNFINISHED_CHECKPOINTS):
+        if any((self._training_folder(run) / name).is_file() for name in UNFINISHED_CHECKPOINTS):
             arguments.append("--c")
-        return self._command(run, arguments + self._device_arguments())
+        return self._command(run, arguments + self._device_arguments(), self.epochs.get(run.method))
 
-    def _predict(self, run: Run, method: MethodPlan, row: str, model: str) -> Command:
-        options = self.plan.predict
+    def _predict(self, run: Run, row: str) -> Command:
+        method, options = self.plan.methods[run.method], self.plan.predict
         arguments = ["predict", "-i", str(self.data.test[run.split].images), "-o", str(self.predictions(run, row))]
-        arguments += ["-d", str(self.plan.dataset), "-c", method.configuration or self.plan.configuration]
+        arguments += ["-d", self.plan.dataset, "-c", method.configuration or self.plan.configuration]
         arguments += ["-f", str(run.fold), "-tr", method.trainer, "-p", self.plan.plans, "-chk", CHECKPOINT]
-        arguments += ["--model", model, "--continue_prediction"]
+        arguments += ["--model", method.models[row], "--continue_prediction"]
         arguments += ["--disable_tta"] if options.disable_tta else []
         arguments += ["--fast"] if options.fast else []
         arguments += ["-step_size", str(options.step_size)] if options.step_size is not None else []
+        if options.processes is not None:
+            arguments += ["-npp", str(options.processes), "-nps", str(options.processes)]
         return self._command(run, arguments + self._device_arguments())
 
     def _evaluate(self, run: Run, row: str) -> Command:
@@ -202,7 +176,7 @@ class Experiment:
         arguments = ["compare", "-g", str(test.labels), *(f"{row}={folder}" for row, folder in masks.items())]
         arguments += ["-o", str(output), *self._scoring_arguments(test), "-i", str(test.images)]
         arguments += ["--baseline", self.plan.baseline] if self.plan.baseline in masks else []
-        return Command(tuple(arguments), self.output / "report" / LOG_FILE)
+        return Command(tuple(arguments), self.report / LOG_FILE)
 
     def _scoring_arguments(self, test: HeldOutCases) -> list[str]:
         domains = ["--domains", str(test.domains)] if test.domains else []
@@ -211,150 +185,11 @@ class Experiment:
     def _device_arguments(self) -> list[str]:
         return ["-device", self.device] if self.device else []
 
-    def _command(self, run: Run, arguments: Sequence[str]) -> Command:
+    def _command(self, run: Run, arguments: Sequence[str], epochs: int | None = None) -> Command:
         folder = self.folder(run)
-        return Command(tuple(arguments), folder / LOG_FILE, folder)
-
-
-def prepare(plan: Plan, output: Path, device: str | None = None) -> Experiment:
-    """Check a plan, its data and its folder; nothing is written.
-
-    Raises:
-        UserError: anything that would make a run fail later, or a folder that belongs to another plan.
-    """
-    output = output.absolute()
-    _refuse_other_plan(plan, output / PLAN_FILE)
-    check_methods(plan)
-    dataset = find_dataset(plan.dataset)
-    return Experiment(plan, output, dataset, resolve_data(plan, dataset, output), device)
-
-
-def list_commands(experiment: Experiment, num_parts: int = 1, part_id: int = 0) -> list[str]:
-    """The lines that one part would still run; those of the report only where there are no other parts."""
-    commands = [command for run in _part(experiment, num_parts, part_id) for command in experiment.remaining(run)]
-    return list(map(str, commands + (experiment.comparisons(all_models=True) if num_parts == 1 else [])))
-
-
-def run_experiment(experiment: Experiment, num_parts: int = 1, part_id: int = 0, run: Execute = execute) -> str:
-    """Do what is left of one part of an experiment, and report if nothing is left of the whole.
-
-    A run that fails does not stop the others.
-
-    Args:
-        experiment: what `prepare` returned.
-        num_parts: number of calls that share the runs.
-        part_id: which of them this is, from 0.
-        run: runs a command and returns its exit status.
-
-    Returns:
-        What to tell the user: the summary, or which runs other parts have not finished.
-
-    Raises:
-        UserError: a part that does not exist, or runs that failed; the message names their logs.
-    """
-    mine = _part(experiment, num_parts, part_id)
-    experiment.output.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(experiment.output / PLAN_FILE, dump(experiment.plan.model_dump(mode="json")))
-    stock = any(is_stock(method.trainer) for method in experiment.plan.methods.values())
-    write_data(experiment.data, experiment.dataset, stock)
-    failures = {}
-    with tqdm(mine, unit="run") as bar:
-        for one in bar:
-            bar.set_description(one.name)
-            failed = _first_failure(experiment.remaining(one), run, bar)
-            if failed:
-                failures[one.name] = failed
-    if failures:
-        raise _failed("runs", failures, len(mine))
-    missing = [one.name for one in experiment.runs if experiment.remaining(one)]
-    if missing:
-        return "\n  ".join(
-            ["This part is finished. The report is written by the last one; these runs are missing:", *missing]
-        )
-    return write_report(experiment, run)
-
-
-def write_report(experiment: Experiment, run: Execute = execute) -> str:
-    """Write the summary and the comparisons of everything that is finished; return the summary.
-
-    Args:
-        experiment: what `prepare` returned.
-        run: runs a command and returns its exit status.
-
-    Raises:
-        UserError: nothing is finished yet, or a comparison failed.
-    """
-    files: dict[Key, Path] = {
-        (row, one.split, one.seed): experiment.evaluation(one, row)
-        for one in experiment.runs
-        for row in experiment.plan.methods[one.method].models
-        if experiment.finished(one, row)
-    }
-    if not files:
-        raise UserError(f"No run in {experiment.output} is finished yet: there is nothing to report.")
-    folder = experiment.output / "report"
-    folder.mkdir(exist_ok=True)
-    comparisons = experiment.comparisons()
-    failures = {}
-    with tqdm(comparisons, unit="comparison", desc="report") as bar:
-        for command in bar:
-            failed = _first_failure([command], run, bar)
-            if failed:
-                failures[Path(command.arguments[command.arguments.index("-o") + 1]).name] = failed
-    reports = dict.fromkeys(experiment.report(split, seed) for _, split, seed in files)
-    pages = [page for report in reports for page in sorted(report.glob("*.html"))]
-    text = write_summary(experiment.plan, {key: read_scores(file) for key, file in files.items()}, folder, pages)
-    if failures:
-        raise _failed("comparisons", failures, len(comparisons))
-    missing = [one.name for one in experiment.runs if experiment.remaining(one)]
-    if missing:
-        text += "\n".join(["\nWithout these runs, which are not finished:", *(f"- {name}" for name in missing), ""])
-    return f"{text}\nWritten to {folder}"
-
-
-def _part(experiment: Experiment, num_parts: int, part_id: int) -> list[Run]:
-    """Every num_parts-th run, starting with the part's number."""
-    if not 0 <= part_id < num_parts:
-        raise UserError(f"-part_id must be from 0 to {num_parts - 1} for -num_parts {num_parts}, but is {part_id}.")
-    return experiment.runs[part_id::num_parts]
+        return Command(tuple(arguments), folder / LOG_FILE, {"nnUNet_results": str(folder)}, epochs)
 
 
 def _complete(evaluation: Path) -> bool:
     """Whether all cases were evaluated."""
-    return evaluation.is_file() and not loads(evaluation.read_text(encoding="utf-8")).get("failures")
-
-
-def _first_failure(commands: Sequence[Command], run: Execute, bar: tqdm) -> str:
-    """Run commands until one fails and say which; "" if none does. The bar shows which one runs."""
-    for command in commands:
-        bar.set_postfix_str(command.arguments[0])
-        status = run(command)
-        if status:
-            return f"synfoc3d {command.arguments[0]} ended with status {status}; see {command.log}"
-    return ""
-
-
-def _failed(what: str, failures: dict[str, str], total: int) -> UserError:
-    advice = "call the command again to repeat these alone, or with --report for a report without them"
-    head = f"{len(failures)} of {total} {what} failed; {advice}:"
-    return UserError("\n  ".join([head, *(f"{name}: {reason}" for name, reason in failures.items())]))
-
-
-def _refuse_other_plan(plan: Plan, file: Path) -> None:
-    """Let a folder keep its plan, to which methods and seeds may be added.
-
-    Raises:
-        UserError: the folder was started with another plan.
-    """
-    if not file.is_file():
-        return
-    before = read_plan(str(file))
-    may_grow = {"methods", "seeds", "published", "baseline"}
-    changed = [key for key in Plan.model_fields if key not in may_grow and getattr(plan, key) != getattr(before, key)]
-    changed += [f"methods.{name}" for name, method in before.methods.items() if plan.methods.get(name) != method]
-    changed += ["seeds"] if not {*before.seeds} <= {*plan.seeds} else []
-    if changed:
-        raise UserError(
-            f"{file} is the plan of another experiment (it differs in {', '.join(changed)}): choose another -o. Only "
-            "methods and seeds may be added to a plan."
-        )
+    return evaluation.is_file() and not json.loads(evaluation.read_text(encoding="utf-8")).get("failures")

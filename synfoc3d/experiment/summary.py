@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,15 @@ class Cell:
     sd: dict[str, float]
     published: Mapping[str, float]
 
+    def shown(self, metric: str) -> str:
+        """Mean and spread as text."""
+        mean, sd = self.mean[metric], self.sd[metric]
+        return f"{mean:.2f}" if math.isnan(sd) else f"{mean:.2f} ± {sd:.2f}"
+
+    def shown_published(self, metric: str) -> str:
+        """The published figure in italics; "" if there is none."""
+        return f"*{self.published[metric]:.2f}*" if metric in self.published else ""
+
 
 def read_scores(path: Path) -> Scores:
     """Return the means in a JSON file of ``synfoc3d evaluate``."""
@@ -89,25 +98,12 @@ def summarize(plan: Plan, scores: Mapping[Key, Scores]) -> list[Cell]:
     Returns:
         A cell per row, column and domain that has a seed; the overall one of a column comes first.
     """
-    columns = {**{split.name: [split.name] for split in plan.splits}, **plan.groups}
-    published = plan.published.rows if plan.published else {}
     cells = []
     for row in plan.rows:
-        for column, splits in columns.items():
-            known = [
-                [scores[row, split, seed] for split in splits]
-                for seed in plan.seeds
-                if all((row, split, seed) in scores for split in splits)
-            ]
-            if not known:
-                continue
-            expected = {str(metric): v for metric, v in published.get(row, {}).get(column, {}).items()}
-            cells.append(
-                _cell(row, column, known[0][0].headline, [[s.overall for s in seed] for seed in known], expected)
-            )
-            for domain in known[0][0].domains:
-                if all(domain in s.domains for seed in known for s in seed):
-                    cells.append(_cell(row, column, domain, [[s.domains[domain] for s in seed] for seed in known], {}))
+        for column, splits in plan.columns.items():
+            seeds = [_average(found) for found in _complete_seeds(plan, scores, row, splits)]
+            if seeds:
+                cells += _cells(row, column, seeds, _published(plan, row, column))
     return cells
 
 
@@ -138,26 +134,63 @@ def write_summary(plan: Plan, scores: Mapping[Key, Scores], folder: Path, report
     return text
 
 
-def _cell(
-    row: str, column: str, domain: str, values: Sequence[Sequence[Mapping[str, float]]], published: Mapping[str, float]
-) -> Cell:
-    """Average values by seed and split: first over the splits, then over the seeds."""
-    per_seed = {m: np.array([np.mean([split[m] for split in seed]) for seed in values]) for m in METRICS}
-    mean = {metric: float(figures.mean()) for metric, figures in per_seed.items()}
-    sd = {metric: float(f.std(ddof=1)) if len(f) > 1 else float("nan") for metric, f in per_seed.items()}
-    return Cell(row, column, domain, len(values), mean, sd, published)
+def _complete_seeds(
+    plan: Plan, scores: Mapping[Key, Scores], row: str, splits: Sequence[str]
+) -> Iterator[list[Scores]]:
+    """Yield the scores of all splits, seed by seed, without the seeds that lack a split."""
+    for seed in plan.seeds:
+        keys = [(row, split, seed) for split in splits]
+        if all(key in scores for key in keys):
+            yield [scores[key] for key in keys]
+
+
+def _average(splits: Sequence[Scores]) -> Scores:
+    """Average the splits of one seed: the overall figures, and those of the domains that all splits have."""
+    first = splits[0]
+    overall = _mean([scores.overall for scores in splits])
+    domains = {
+        domain: _mean([scores.domains[domain] for scores in splits])
+        for domain in first.domains
+        if all(domain in scores.domains for scores in splits)
+    }
+    return replace(first, domains=domains, overall=overall)
+
+
+def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {key: float(np.mean([of[key] for of in figures])) for key in METRICS}
+
+
+def _cells(row: str, column: str, seeds: Sequence[Scores], published: Mapping[str, float]) -> list[Cell]:
+    """The overall cell, beside the published figures, and one per domain that all seeds have."""
+    first = seeds[0]
+    cells = [_cell((row, column, first.headline), [scores.overall for scores in seeds], published)]
+    for domain in first.domains:
+        if all(domain in scores.domains for scores in seeds):
+            cells.append(_cell((row, column, domain), [scores.domains[domain] for scores in seeds], {}))
+    return cells
+
+
+def _cell(place: tuple[str, str, str], seeds: Sequence[Mapping[str, float]], published: Mapping[str, float]) -> Cell:
+    """Mean and spread over the seeds, at a place given by row, column and domain."""
+    sd = {key: float(np.std([of[key] for of in seeds], ddof=1)) if len(seeds) > 1 else math.nan for key in METRICS}
+    return Cell(*place, len(seeds), _mean(seeds), sd, published)
+
+
+def _published(plan: Plan, row: str, column: str) -> dict[str, float]:
+    """Published figures of one place, by metric."""
+    rows = plan.published.rows if plan.published else {}
+    return dict(rows.get(row, {}).get(column, {}))
 
 
 def _explanation(plan: Plan) -> str:
     """Say what the tables show."""
     scored = "single slices, distances in pixels" if plan.per_slice else "volumes, distances in mm"
     cases = "the test set" if plan.test else "the validation cases of each split"
+    several = f"Mean ± standard deviation over {len(plan.seeds)} seeds."
     sentences = [
         f"Rows are models, columns the cases whose labels were trained on. Scored on {cases}: {scored}, mean over the "
         "classes and over the domains of the test cases, each domain counted once.",
-        f"Mean ± standard deviation over {len(plan.seeds)} seeds."
-        if len(plan.seeds) > 1
-        else "One seed: no spread is known.",
+        several if len(plan.seeds) > 1 else "One seed: no spread is known.",
     ]
     if plan.groups:
         members = "; ".join(f"{name}: {', '.join(splits)}" for name, splits in plan.groups.items())
@@ -169,61 +202,66 @@ def _explanation(plan: Plan) -> str:
 
 def _table(plan: Plan, cells: Iterable[Cell], metric: str) -> str:
     """Return the Markdown table of one metric: models as rows, splits and groups as columns."""
-    found: dict[tuple[str, str], Cell] = {}
-    for cell in cells:
-        found.setdefault((cell.row, cell.column), cell)  # the overall figure comes first
-    columns = [*(split.name for split in plan.splits), *plan.groups]
-    lines = []
+    overall = _overall(cells)
+    lines = [["model", *plan.columns]]
     for row in plan.rows:
-        ours = [found.get((row, column)) for column in columns]
-        lines.append([row, *(_shown(cell.mean[metric], cell.sd[metric]) if cell else "-" for cell in ours)])
-        theirs = [cell.published.get(metric) if cell else None for cell in ours]
-        if any(value is not None for value in theirs):
-            lines.append([f"*{row}, published*", *("" if v is None else f"*{v:.2f}*" for v in theirs)])
-    return _markdown(["model", *columns], lines)
+        places = [overall.get((row, column)) for column in plan.columns]
+        lines.append([row, *(cell.shown(metric) if cell else "-" for cell in places)])
+        theirs = [cell.shown_published(metric) if cell else "" for cell in places]
+        if any(theirs):
+            lines.append([f"*{row}, published*", *theirs])
+    return _markdown(lines, 1)
 
 
 def _domain_table(plan: Plan, cells: Sequence[Cell]) -> str:
     """Return the Markdown table of the main metric by domain of the test cases, "" without domains."""
-    columns = [*plan.groups] or [split.name for split in plan.splits]
-    shown = [cell for cell in cells if cell.column in columns]
-    heads = {(cell.row, cell.column): cell.domain for cell in reversed(shown)}  # the overall figure comes first
-    domains = list(dict.fromkeys(c.domain for c in shown if c.domain != heads[c.row, c.column]))
+    columns = [*(plan.groups or plan.columns)]
+    overall = _overall(cells)
+    figures = {
+        (cell.row, cell.column, cell.domain): cell.shown(HEADLINE)
+        for cell in cells
+        if cell.column in columns and cell is not overall[cell.row, cell.column]
+    }
+    domains = [*dict.fromkeys(domain for _, _, domain in figures)]
     if not domains:
         return ""
-    figures = {(c.row, c.column, c.domain): _shown(c.mean[HEADLINE], c.sd[HEADLINE]) for c in shown}
-    lines = [
-        [row, column, *(figures.get((row, column, domain), "-") for domain in domains)]
-        for row in plan.rows
-        for column in columns
-    ]
-    return _markdown(["model", "labels of", *domains], lines)
+    lines = [["model", "labels of", *domains]]
+    for row in plan.rows:
+        for column in columns:
+            lines.append([row, column, *(figures.get((row, column, domain), "-") for domain in domains)])
+    return _markdown(lines, 2)
 
 
-def _shown(mean: float, sd: float) -> str:
-    return f"{mean:.2f}" if np.isnan(sd) else f"{mean:.2f} ± {sd:.2f}"
+def _overall(cells: Iterable[Cell]) -> dict[tuple[str, str], Cell]:
+    """The first cell of each row and column, which is the overall one."""
+    found: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        found.setdefault((cell.row, cell.column), cell)
+    return found
 
 
-def _markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
+def _markdown(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Return lines, the first of which is the header, as a table whose first columns are flush left."""
+    from synfoc3d.inference.text_tables import MARKDOWN, draw
+
+    return draw(lines, left, MARKDOWN)
 
 
 def _csv(cells: Iterable[Cell]) -> str:
     """Return every figure, one line per row, column and domain."""
     header = ["model", "split", "domain", "seeds"]
-    for metric in METRICS:
-        header += [metric, f"{metric}_sd", f"{metric}_published"]
+    for key in METRICS:
+        header += [key, f"{key}_sd", f"{key}_published"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     for cell in cells:
-        figures = [(cell.mean[m], cell.sd[m], cell.published.get(m, "")) for m in METRICS]
-        writer.writerow(
-            [cell.row, cell.column, cell.domain, cell.seeds, *(_plain(v) for three in figures for v in three)]
-        )
+        line = [cell.row, cell.column, cell.domain, str(cell.seeds)]
+        for key in METRICS:
+            line += map(_plain, (cell.mean[key], cell.sd[key], cell.published.get(key, math.nan)))
+        writer.writerow(line)
     return text.getvalue()
 
 
-def _plain(value: float | str) -> str:
-    return "" if value == "" or np.isnan(value) else str(value)
+def _plain(value: float) -> str:
+    return "" if math.isnan(value) else str(value)

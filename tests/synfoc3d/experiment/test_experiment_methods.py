@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.experiment.methods import check_methods, is_stock
+from synfoc3d.experiment.methods import check_methods, is_stock, known_epochs
 from synfoc3d.experiment.plan import parse_plan
 from synfoc3d.prediction_modes import MODES, PredictionMode, mean
 
@@ -85,7 +85,7 @@ def test_mode_in_the_table_is_known_with_its_students(project: Any, monkeypatch:
     method = {"trainer": SYNFOC, "config": "demo", "models": {"a": "toy"}}
     check(project, method)
     with pytest.raises(UserError, match="trains only conventional with these settings, so 'toy' cannot predict"):
-        check(project, method | {"settings": {"method.base": "conventional"}})
+        check(project, method | {"trainer": f"{SYNFOC}Base", "settings": {"method.network": "conventional"}})
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,13 @@ def test_trainer_in_a_folder_of_the_user(
 
 def test_trainers_that_come_along() -> None:
     assert [is_stock(name) for name in (SYNFOC, "nnUNetTrainer", "nnUNetTrainer_5epochs")] == [False, True, True]
+
+
+def test_length_of_a_training_comes_from_its_settings() -> None:
+    methods = {
+        "preset": {"trainer": SYNFOC, "config": "demo"},
+        "own": {"trainer": "nnUNetTrainerSupervised", "config": "demo", "settings": {"epochs": 3}},
+        "stock": {"trainer": "nnUNetTrainer_5epochs"},
+    }
+    plan = parse_plan({"dataset": 501, "splits": [{"fold": 0}], "methods": methods}, "plan")
+    assert known_epochs(plan) == {"preset": 12, "own": 3}

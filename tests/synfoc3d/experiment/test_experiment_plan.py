@@ -97,6 +97,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "seed among settings": ({"settings": {"seed": 1}}, "settings: the seed .* leave it out"),
     "nonsense among settings": ({"settings": {"": 1}}, "--set needs key=value"),
+    "fewer than no processes": ({"predict": {"processes": -1}}, r"predict.processes: .*\(got -1\)"),
     "step too long": ({"predict": {"step_size": 2}}, r"predict.step_size: .*less than or equal to 1 \(got 2\)"),
 }
 
@@ -160,6 +161,11 @@ def test_command_line_replaces_dataset_and_settings(tmp_path: Path) -> None:
     read = read_plan(file, "502", ["epochs=1", "foundation.channels=[0, 0, 1]"])
     assert read.dataset == "502"
     assert read.settings == {"epochs": 1, "batch_size": 2, "foundation.channels": [0, 0, 1]}
+
+
+def test_command_line_replaces_the_seeds(tmp_path: Path) -> None:
+    file = write(tmp_path, yaml.safe_dump(PLAN))
+    assert [read_plan(file, seeds=seeds).seeds for seeds in ((5, 3), ())] == [(5, 3), (1, 2)]
 
 
 def test_settings_files_lie_beside_the_plan(tmp_path: Path) -> None:

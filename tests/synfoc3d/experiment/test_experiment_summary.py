@@ -84,11 +84,11 @@ def test_markdown_shows_published_figures_below_ours(written: Path) -> None:
     assert dice.splitlines() == [
         "Dice (%)",
         "",
-        "| model | A | B | mean |",
-        "| --- | ---: | ---: | ---: |",
-        "| low | 67.00 ± 2.83 | 56.00 ± 1.41 | 61.50 ± 2.12 |",
-        "| high | 85.00 | - | - |",
-        "| *high, published* | *88.50* |  |  |",
+        "| model             |            A |            B |         mean |",
+        "|:------------------|-------------:|-------------:|-------------:|",
+        "| low               | 67.00 ± 2.83 | 56.00 ± 1.41 | 61.50 ± 2.12 |",
+        "| high              |        85.00 |            - |            - |",
+        "| *high, published* |      *88.50* |              |              |",
         "",
     ]
 
@@ -104,9 +104,9 @@ def test_markdown_says_what_it_shows(written: Path) -> None:
 def test_markdown_has_the_domains_of_the_test_cases(written: Path) -> None:
     part = (written / "summary.md").read_text().split("## Dice (%) by domain of the test cases")[1].split("##")[0]
     assert part.splitlines()[2:5] == [
-        "| model | labels of | X | Y |",
-        "| --- | ---: | ---: | ---: |",
-        "| low | mean | 56.50 ± 2.12 | 66.50 ± 2.12 |",
+        "| model   | labels of   |            X |            Y |",
+        "|:--------|:------------|-------------:|-------------:|",
+        "| low     | mean        | 56.50 ± 2.12 | 66.50 ± 2.12 |",
     ]
 
 

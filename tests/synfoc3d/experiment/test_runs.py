@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.data import ExperimentData, HeldOutCases
+from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
 from synfoc3d.experiment.plan import parse_plan
-from synfoc3d.experiment.runs import (
-    Command,
-    Experiment,
-    execute,
-    list_commands,
-    prepare,
-    run_experiment,
-    write_report,
-)
+from synfoc3d.experiment.processes import Command
+from synfoc3d.experiment.runs import Experiment
 from synfoc3d.splits import Split
 
 PLAN: dict[str, Any] = {
@@ -74,9 +68,11 @@ class Fake:
         return [command.arguments[0] for command in self.calls]
 
     def train(self, command: Command) -> None:
-        assert command.results
         trainer = command.arguments[command.arguments.index("-tr") + 1]
-        folder = command.results / f"Dataset501_X/{trainer}__nnUNetPlans__2d/fold_{command.arguments[3]}"
+        folder = (
+            Path(command.variables["nnUNet_results"])
+            / f"Dataset501_X/{trainer}__nnUNetPlans__2d/fold_{command.arguments[3]}"
+        )
         folder.mkdir(parents=True)
         (folder / "checkpoint_final.pth").touch()
 
@@ -115,12 +111,18 @@ def test_commands_of_a_plan(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_commands(tmp_path: Path) -> None:
-    options = {"disable_tta": True, "fast": True, "step_size": 0.75}
+    options = {"disable_tta": True, "fast": True, "step_size": 0.75, "processes": 0}
     lines = list_commands(make(tmp_path, predict=options, per_slice=True, baseline="low", settings={"epochs": 3}))
     assert "--set epochs=3 seed=7" in lines[0]
-    assert "--continue_prediction --disable_tta --fast -step_size 0.75" in lines[1]
+    assert "--continue_prediction --disable_tta --fast -step_size 0.75 -npp 0 -nps 0" in lines[1]
     assert "--per-slice" in lines[2]
     assert "--per-slice -i /ts/images --baseline low" in lines[-1]
+
+
+def test_training_knows_its_epochs(tmp_path: Path) -> None:
+    experiment = replace(make(tmp_path), epochs={"syn": 12})
+    commands = [command for run in experiment.runs for command in experiment.remaining(run)]
+    assert [(command.arguments[0], command.epochs) for command in commands if command.epochs] == [("train", 12)]
 
 
 def test_method_settings_win_over_those_of_the_plan(tmp_path: Path) -> None:
@@ -132,12 +134,6 @@ def test_stock_trainer_gets_no_settings(tmp_path: Path) -> None:
     methods = {"stock": {"trainer": "nnUNetTrainer_5epochs", "configuration": "3d_fullres"}}
     lines = list_commands(make(tmp_path, methods=methods, settings={"epochs": 3}))
     assert lines[0].endswith("train 501 3d_fullres 0 -tr nnUNetTrainer_5epochs -p nnUNetPlans")
-
-
-def test_line_with_spaces_can_be_typed(tmp_path: Path) -> None:
-    command = Command(("evaluate", "-g", "my labels"), tmp_path, tmp_path / "my results")
-    words = shlex.split(str(command))
-    assert words == [f"nnUNet_results={tmp_path}/my results", "synfoc3d", "evaluate", "-g", "my labels"]
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9))
@@ -160,7 +156,7 @@ def test_everything_runs_once_and_ends_with_the_report(tmp_path: Path) -> None:
     fake = Fake()
     told = run_experiment(make(tmp_path), run=fake)
     assert fake.done == ["train", *["predict", "evaluate"], "train", *["predict", "evaluate"] * 2, "compare"]
-    assert "| found | 50.00 |" in told
+    assert "| found   | 50.00 |" in told
     assert (tmp_path / "report" / "summary.csv").is_file()
 
 
@@ -238,15 +234,6 @@ def test_part_names_what_others_have_not_finished(tmp_path: Path) -> None:
     told = run_experiment(make(tmp_path), 2, 0, Fake())
     assert told.splitlines()[1:] == ["  syn__A__seed7"]
     assert "# Results" in run_experiment(make(tmp_path), 2, 1, Fake())
-
-
-def test_command_runs_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SYNFOC3D_CONFIG", "of the user")
-    good = Command(("--version",), tmp_path / "a" / "log.txt", tmp_path)
-    assert (execute(good), execute(replace(good, arguments=("trian",)))) == (0, 2)
-    log = good.log.read_text()
-    assert f"$ nnUNet_results={tmp_path} synfoc3d --version\nsynfoc3d " in log
-    assert "invalid choice: 'trian'" in log
 
 
 class TestFolder:
