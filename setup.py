@@ -12,6 +12,29 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "synfoc3d" / "__init__.py").read_text())[1]
 
+CORE = (
+    "commands",
+    "doctor",
+    "experiment",
+    "files",
+    "losses",
+    "methods",
+    "networks",
+    "networks.weights",
+    "nnunet",
+    "pretraining",
+)
+STAGES = (
+    "configs",
+    "inference",
+    "inference.report",
+    "inference.scores",
+    "preprocessing",
+    "preprocessing.generated",
+    "trainers",
+    "trainers.life_cycle",
+)
+
 setup(
     name="synfoc3d",
     version=VERSION,
@@ -20,32 +43,17 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    package_dir={
-        "synfoc3d": "synfoc3d",
-        "synfoc3d.preprocessing": "preprocessing",
-        "synfoc3d.trainers": "trainers",
-        "synfoc3d.inference": "inference",
-        "synfoc3d.configs": "configs",
-    },
+    package_dir={"synfoc3d": "synfoc3d"} | {f"synfoc3d.{package}": package.replace(".", "/") for package in STAGES},
     packages=[
         "synfoc3d",
-        "synfoc3d.commands",
-        "synfoc3d.doctor",
-        "synfoc3d.experiment",
-        "synfoc3d.files",
-        "synfoc3d.networks",
-        "synfoc3d.losses",
-        "synfoc3d.methods",
-        "synfoc3d.pretraining",
-        "synfoc3d.preprocessing",
-        "synfoc3d.trainers",
-        "synfoc3d.inference",
-        "synfoc3d.configs",
+        *(f"synfoc3d.{package}" for package in CORE),
+        *(f"synfoc3d.{package}" for package in STAGES),
     ],
     package_data={
-        "synfoc3d": ["py.typed", "weights/*"],
+        "synfoc3d": ["py.typed"],
+        "synfoc3d.networks.weights": ["compact/*"],
         "synfoc3d.configs": ["*.yaml", "experiments/*.yaml"],
-        "synfoc3d.inference": ["*.jinja"],
+        "synfoc3d.inference.report": ["*.jinja"],
     },
     install_requires=[
         "torch>=2.6,!=2.9.*",

@@ -28,17 +28,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from synfoc3d.config import OptimizerSettings
-from synfoc3d.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.files.volumes import list_images, list_labels, read_scan
 from synfoc3d.losses.segmentation import segmentation_loss
-from synfoc3d.networks.checkpoints import RANDOM_PARTS, load_checkpoint
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
+from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.lora import prepare_for_training
-from synfoc3d.networks.sam import FoundationNetwork, build_sam
+from synfoc3d.networks.optimizers import make_optimizer
+from synfoc3d.networks.precision import autocast
 from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range, to_unit
-from synfoc3d.optimizers import make_optimizer
-from synfoc3d.precision import autocast
+from synfoc3d.networks.weights.loading import RANDOM_PARTS, load_checkpoint
 from synfoc3d.pretraining.objectives import MASK_CHANNEL
 from synfoc3d.pretraining.prompts import tight_boxes
-from synfoc3d.volumes import list_images, list_labels, read_scan
 
 FARTHEST_SIDE = 3  # pixels
 ARMS = ("random:full:3e-4", "pretrained:full:3e-4", "pretrained:4:1e-3")

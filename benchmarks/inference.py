@@ -23,10 +23,10 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
+from synfoc3d.networks.foundation import ARCHITECTURES, build_sam
 from synfoc3d.networks.lora import merge, prepare_for_training
-from synfoc3d.networks.sam import ARCHITECTURES, build_sam
 from synfoc3d.networks.slicewise import SlicewiseFoundation
-from synfoc3d.prediction import CasePredictor
+from synfoc3d.nnunet.prediction import CasePredictor
 
 CLASSES = 4
 

@@ -21,7 +21,7 @@ from synfoc3d.methods.mean_teacher import MeanTeacher
 from synfoc3d.methods.supervised import Supervised
 from synfoc3d.methods.synfoc import SynFoC
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.precision import autocast
+from synfoc3d.networks.precision import autocast
 
 CLASSES = 4
 

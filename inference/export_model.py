@@ -16,9 +16,9 @@ from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_
 
 from synfoc3d import __version__
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.case_files import ModelInfo
 from synfoc3d.errors import UserError
 from synfoc3d.inference.models import ModelChoice, build_conventional, read_info
+from synfoc3d.nnunet.case_files import ModelInfo
 
 STOCK_TRAINER = nnUNetTrainer.__name__
 CHECKPOINT = "checkpoint_final.pth"  # the name nnU-Net looks for unless told otherwise

@@ -11,14 +11,14 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.case_files import ModelInfo
-from synfoc3d.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.inference.models import ModelChoice, build_conventional
 from synfoc3d.methods.confidence import Structures
+from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.lora import merge
+from synfoc3d.networks.precision import autocast
 from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range, resolve_range, to_unit
-from synfoc3d.precision import autocast
-from synfoc3d.sliding_window import SLICES_AT_ONCE
+from synfoc3d.nnunet.case_files import ModelInfo
+from synfoc3d.nnunet.sliding_window import SLICES_AT_ONCE
 
 Place = tuple[slice, ...]
 Judge = Literal["student", "teacher", "foundation", "foundation_low"]

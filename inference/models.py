@@ -15,16 +15,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.case_files import ModelInfo
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError
-from synfoc3d.folders import find_dataset, nnunet_folder
+from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.slicewise import SlicewiseFoundation
-from synfoc3d.prediction import CasePredictor
+from synfoc3d.nnunet.case_files import ModelInfo
+from synfoc3d.nnunet.prediction import CasePredictor
+from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
+from synfoc3d.nnunet.training import register_trainers
 from synfoc3d.prediction_modes import PredictionMode, default_mode, find_mode
-from synfoc3d.sliding_window import OnProgress, no_progress
-from synfoc3d.training import register_trainers
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class TrainedModel:
         mirroring: bool = True,
         precision: Precision | None = None,
     ) -> CasePredictor:
-        """What runs the networks over a case; see :class:`~synfoc3d.prediction.CasePredictor`."""
+        """What runs the networks over a case; see :class:`~synfoc3d.nnunet.prediction.CasePredictor`."""
         return CasePredictor(
             self.info.plans,
             self.info.configuration,

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from synfoc3d.case_files import ModelInfo, PreparedCase, prepare_case, write_case
 from synfoc3d.errors import UserError
 from synfoc3d.inference.inputs import Job
+from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, prepare_case, write_case
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import torch
 from tqdm import tqdm
 
 from synfoc3d import __version__
-from synfoc3d.atomic import atomic_write_text
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError, cases_failed
+from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.inference.inputs import Job, find_jobs, is_finished, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
-from synfoc3d.networks.registry import file_hash
+from synfoc3d.networks.weights.known import file_hash
 
 log = logging.getLogger(__name__)
 RECORD_FILE = "synfoc3d_predict.json"

@@ -20,16 +20,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.atomic import atomic_write_text
-from synfoc3d.case_files import ModelInfo
-from synfoc3d.domains import read_domains
 from synfoc3d.errors import UserError, cases_failed
-from synfoc3d.figures import draw_contours, figure_file
+from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.domains import read_domains
+from synfoc3d.files.figures import draw_contours, figure_file
 from synfoc3d.inference.inputs import find_jobs
 from synfoc3d.inference.judges import Opinions, load_judges
 from synfoc3d.inference.models import ModelChoice, read_info
 from synfoc3d.inference.pipeline import Outcome, prepare_ahead
 from synfoc3d.methods.confidence import Structures, label_agreement, mutual_confidence
+from synfoc3d.nnunet.case_files import ModelInfo
 
 TABLE_FILE, PICTURE_FILE = "rank.csv", "rank.png"
 PICTURES = 8

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
-from synfoc3d.volumes import ImageFiles, Scan, check_same_grid, label_values, name_and_ending, read_scan
+from synfoc3d.files.volumes import ImageFiles, Scan, check_same_grid, label_values, name_and_ending, read_scan
 
 MAX_THREADS = 8
 

@@ -7,9 +7,9 @@ from typing import Any
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.volumes import NIFTI_ENDINGS
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles
 from synfoc3d.preprocessing.datasets import load_json_object
-from synfoc3d.volumes import NIFTI_ENDINGS
 
 BACKGROUND = "background"
 # Entries of the source's dataset.json that describe its files, not the scans, or belong to older formats.

@@ -6,9 +6,9 @@ from typing import Any
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from synfoc3d.domains import DOMAINS_FILE, check_domains, read_domains
 from synfoc3d.errors import UserError
-from synfoc3d.volumes import ImageFiles, list_images
+from synfoc3d.files.domains import DOMAINS_FILE, check_domains, read_domains
+from synfoc3d.files.volumes import ImageFiles, list_images
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from synfoc3d.domains import DOMAINS_FILE, check_domains, read_domains, write_domains
 from synfoc3d.errors import UserError
-from synfoc3d.folders import check_dataset_id, find_candidates, nnunet_folder
+from synfoc3d.files.domains import DOMAINS_FILE, check_domains, read_domains, write_domains
+from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
+from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
 from synfoc3d.preprocessing.case_checks import CaseFiles, check_cases, check_names, pair_labels
 from synfoc3d.preprocessing.dataset_json import build_dataset_json, find_description
-from synfoc3d.volumes import CHANNEL, list_images, list_labels, name_and_ending
 
 log = logging.getLogger(__name__)
 

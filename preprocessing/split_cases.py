@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synfoc3d.errors import UserError
-from synfoc3d.folders import find_dataset, nnunet_folder
+from synfoc3d.files.folders import find_dataset, nnunet_folder
+from synfoc3d.files.splits import Split
+from synfoc3d.files.volumes import list_labels
 from synfoc3d.preprocessing.datasets import (
     dataset_domains,
     raw_labeled_images,
     raw_unlabeled_images,
     read_dataset_json,
 )
-from synfoc3d.splits import Split
-from synfoc3d.volumes import list_labels
 
 # patient002, Pat_7, sub-001, subject-A12: the word must not be the end of another one ("hepat"), and the id behind it
 # must hold a digit, or names such as subset_... would all be one patient.

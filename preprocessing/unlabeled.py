@@ -17,10 +17,11 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
-from synfoc3d.atomic import atomic_write_text
-from synfoc3d.domains import DOMAINS_FILE
 from synfoc3d.errors import UserError
-from synfoc3d.folders import find_dataset, nnunet_folder
+from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.domains import DOMAINS_FILE
+from synfoc3d.files.folders import find_dataset, nnunet_folder
+from synfoc3d.files.volumes import NIFTI_ENDINGS, ImageFiles, check_checksum, read_orientation
 from synfoc3d.preprocessing.datasets import (
     dataset_domains,
     load_json_object,
@@ -36,7 +37,6 @@ from synfoc3d.preprocessing.stock import (
     plan_if_needed,
     preprocess_if_needed,
 )
-from synfoc3d.volumes import NIFTI_ENDINGS, ImageFiles, check_checksum, read_orientation
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from synfoc3d import __version__
-from synfoc3d.commands import data, machine, prediction, results, training
+from synfoc3d.commands import examining, learning, preparing, scoring, segmenting
 from synfoc3d.errors import UserError
 
 DEFAULT_TRAINER = "nnUNetTrainerSynFoC"
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"synfoc3d {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (data, training, prediction, results, machine):
+    for group in (preparing, learning, segmenting, scoring, examining):
         for add in group.COMMANDS:
             add(commands)
     return parser

@@ -26,7 +26,7 @@ from pydantic import (
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.yaml_files import Kind, is_yaml_file, parse_yaml, preset_texts, read_yaml
-from synfoc3d.networks.registry import RANDOM
+from synfoc3d.networks.weights.known import RANDOM
 from synfoc3d.sections import (
     Channel,
     DataFacts,
@@ -121,7 +121,7 @@ class OptimizerSettings(Section):
         momentum: of ``sgd``.
         nesterov: of ``sgd``; needs a momentum above 0.
         schedule: how the learning rate falls: ``poly`` with every epoch, as in nnU-Net, ``poly_step`` with every step,
-            as in SAMed; see :func:`synfoc3d.optimizers.learning_rate`.
+            as in SAMed; see :func:`synfoc3d.networks.optimizers.learning_rate`.
         warmup: steps in which the learning rate first rises.
         gradient_norm: gradients of the network are scaled down to this L2 norm where theirs is larger; None never.
     """

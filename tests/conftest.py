@@ -75,7 +75,7 @@ class Project:
         """Return a trainer object; call it within :meth:`active`."""
         from nnunetv2.run.run_training import get_trainer_from_args
 
-        from synfoc3d.training import register_trainers
+        from synfoc3d.nnunet.training import register_trainers
 
         register_trainers()
         os.environ["SYNFOC3D_CONFIG"] = "" if resume else str(self.settings(**changes))
@@ -108,7 +108,7 @@ def skip_pictures(patch):
     """Drawing takes longer than the training of a tiny network."""
     from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-    from synfoc3d.trainers.semi_supervised_log import EpochLog
+    from synfoc3d.trainers.life_cycle.curves import EpochLog
 
     patch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
     patch.setattr(EpochLog, "_draw", lambda *_: None)
@@ -116,10 +116,10 @@ def skip_pictures(patch):
 
 def make_project(root, configurations, num_channels=1, orientations=("RAS",)):
     """Generate, import, preprocess and split: five labelled cases, of which two hide their label, two unlabelled."""
-    from synfoc3d.preprocessing.generate import StorageOptions, generate_dataset
+    from synfoc3d.files.splits import Split, save_splits
+    from synfoc3d.preprocessing.generated.generate import StorageOptions, generate_dataset
     from synfoc3d.preprocessing.importing import import_dataset
     from synfoc3d.preprocessing.unlabeled import preprocess_dataset
-    from synfoc3d.splits import Split, save_splits
 
     project, scans = Project(root), root / "scans"
     storage = StorageOptions((24, 20, 6), num_channels, orientations)

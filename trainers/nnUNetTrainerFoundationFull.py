@@ -3,7 +3,7 @@
 from synfoc3d import config
 from synfoc3d.errors import UserError
 from synfoc3d.methods.fine_tuning import FineTuning
-from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 
 class nnUNetTrainerFoundationFull(SemiSupervisedTrainer):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from synfoc3d.errors import UserError
 from synfoc3d.methods.supervised import Supervised
-from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 
 class nnUNetTrainerFullySupervised(SemiSupervisedTrainer):

@@ -1,7 +1,7 @@
 """Trainer for nnU-Net: MeanTeacher."""
 
 from synfoc3d.methods.mean_teacher import MeanTeacher
-from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 
 class nnUNetTrainerMeanTeacher(SemiSupervisedTrainer):

@@ -1,7 +1,7 @@
 """Trainer for nnU-Net: SAMed."""
 
 from synfoc3d.methods.fine_tuning import FineTuning
-from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 
 class nnUNetTrainerSAMed(SemiSupervisedTrainer):

@@ -1,7 +1,7 @@
 """Trainer for nnU-Net: Supervised."""
 
 from synfoc3d.methods.supervised import Supervised
-from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 
 class nnUNetTrainerSupervised(SemiSupervisedTrainer):

@@ -1,7 +1,7 @@
 """Trainer for nnU-Net: SynFoC's base, one network alone."""
 
 from synfoc3d.methods.synfoc_base import SynFoCBase
-from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 
 class nnUNetTrainerSynFoCBase(SemiSupervisedTrainer):

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.doctor.preprocessed import check_preprocessed, load_plans
-from synfoc3d.domains import DOMAINS_FILE, check_domains, read_domains
 from synfoc3d.errors import UserError
+from synfoc3d.files.domains import DOMAINS_FILE, check_domains, read_domains
 
 REORIENTING_READER = "NibabelIOWithReorient"
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
@@ -47,7 +47,7 @@ def check_dataset(dataset: str) -> list[Finding]:
     Raises:
         UserError: there is none.
     """
-    from synfoc3d.folders import find_dataset
+    from synfoc3d.files.folders import find_dataset
 
     name = find_dataset(dataset)
     number = int(name.removeprefix("Dataset")[:3])
@@ -77,7 +77,7 @@ def _folder(variable: str, name: str) -> Path | None:
 
 def read_cases(raw: Path) -> tuple[RawCases, list[Finding]]:
     """Collect the cases of a raw dataset; what cannot be collected is a finding, and left empty."""
-    from synfoc3d.volumes import list_images, list_labels
+    from synfoc3d.files.volumes import list_images, list_labels
 
     findings: list[Finding] = []
 
@@ -213,7 +213,7 @@ def check_orientations(raw: Path, cases: RawCases, plans: Mapping[str, Mapping[s
         cases: its cases.
         plans: content of the plans by name; their reader counts, before planning that of dataset.json.
     """
-    from synfoc3d.volumes import read_orientation
+    from synfoc3d.files.volumes import read_orientation
 
     found: Counter[str] = Counter()
     findings = []

@@ -13,7 +13,7 @@ from synfoc3d.errors import UserError
 GIB = 2**30
 DISK_FULL, DISK_TIGHT = 0.5, 10.0  # GiB free
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-TRAINER_FILE = "semi_supervised_trainer.py"  # by which a copy of the trainers' folder is known
+TRAINER_FILE = "nnUNetTrainerSynFoC.py"  # by which a copy of the trainers' folder is known
 
 
 def check_environment() -> list[Finding]:

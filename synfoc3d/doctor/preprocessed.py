@@ -7,7 +7,7 @@ from typing import Any
 
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.errors import UserError
-from synfoc3d.splits import SPLITS_FILE, Split, load_splits
+from synfoc3d.files.splits import SPLITS_FILE, Split, load_splits
 
 CASE_ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # files of a preprocessed case
 

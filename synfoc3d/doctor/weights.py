@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 from synfoc3d.doctor.findings import Finding
-from synfoc3d.networks.registry import (
+from synfoc3d.networks.weights.known import (
     HOME_VARIABLE,
     checkpoint_folder,
     embedded_weights,

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synfoc3d.experiment.data import ExperimentData, HeldOutCases
-from synfoc3d.experiment.methods import is_stock
+from synfoc3d.experiment.checks import is_stock
+from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
 from synfoc3d.experiment.plan import Plan, assignments
 from synfoc3d.experiment.processes import Command
 from synfoc3d.experiment.summary import Key

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from synfoc3d.atomic import atomic_write_text
 from synfoc3d.experiment.plan import Plan
+from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.metrics import HEADLINE, METRICS
 
 Key = tuple[str, str, int]  # row, split, seed
@@ -69,7 +69,7 @@ class Cell:
 
 def read_scores(path: Path) -> Scores:
     """Return the means in a JSON file of ``synfoc3d evaluate``."""
-    from synfoc3d.inference.results import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS
+    from synfoc3d.inference.scores.evaluations import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS
 
     content = json.loads(path.read_text(encoding="utf-8"))
     rows: dict[str, dict[str, Any]] = {}
@@ -242,7 +242,7 @@ def _overall(cells: Iterable[Cell]) -> dict[tuple[str, str], Cell]:
 
 def _markdown(lines: Sequence[Sequence[str]], left: int) -> str:
     """Return lines, the first of which is the header, as a table whose first columns are flush left."""
-    from synfoc3d.inference.text_tables import MARKDOWN, draw
+    from synfoc3d.inference.scores.text_tables import MARKDOWN, draw
 
     return draw(lines, left, MARKDOWN)
 

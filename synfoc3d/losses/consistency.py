@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from synfoc3d.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 
 Consistency = Literal["cdcr", "cr", "consensus", "divergence", "none"]
 SMALLEST = 1e-10

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from synfoc3d.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 
 Scope = Literal["volume", "slice"]
 Structures = Sequence[Sequence[int]]

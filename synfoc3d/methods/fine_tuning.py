@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import nn
 
 from synfoc3d.config import MethodSettings
-from synfoc3d.in_plane import depth, in_plane_size, resize_in_plane
 from synfoc3d.losses.segmentation import cross_entropy, dice_loss
 from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult
 from synfoc3d.methods.window import draw_window
+from synfoc3d.networks.in_plane import depth, in_plane_size, resize_in_plane
 
 
 class FineTuningSettings(MethodSettings):

@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synfoc3d.config import MethodSettings
-from synfoc3d.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.losses.rampup import LambdaForm
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import Builder, Labeled, Panel, Unlabeled, full_resolution
 from synfoc3d.methods.copy_paste import BoxKind, paste
 from synfoc3d.methods.window import Window
+from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 
 
 class MixingSettings(MethodSettings):

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from synfoc3d.in_plane import depth, in_plane_size, per_sample, resize_in_plane
 from synfoc3d.losses.consistency import Consistency, consistency_terms
 from synfoc3d.losses.rampup import unsupervised_weight
 from synfoc3d.methods.base import (
@@ -41,6 +40,7 @@ from synfoc3d.methods.mixing import (
     pseudo_label,
 )
 from synfoc3d.methods.window import Window, draw_window
+from synfoc3d.networks.in_plane import depth, in_plane_size, per_sample, resize_in_plane
 from synfoc3d.networks.teacher import update_teacher
 from synfoc3d.sections import Label
 

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.in_plane import depth, in_plane_size, resize_in_plane
 from synfoc3d.losses.rampup import unsupervised_weight
 from synfoc3d.methods.base import (
     Batch,
@@ -34,6 +33,7 @@ from synfoc3d.methods.mixing import (
     pseudo_label,
 )
 from synfoc3d.methods.window import Window, draw_window
+from synfoc3d.networks.in_plane import depth, in_plane_size, resize_in_plane
 from synfoc3d.networks.teacher import update_teacher
 
 

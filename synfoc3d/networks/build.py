@@ -6,12 +6,12 @@ from typing import Any
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
-from synfoc3d.networks.checkpoints import load_checkpoint
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam, default_image_size
 from synfoc3d.networks.lora import prepare_for_training
-from synfoc3d.networks.lora_import import load_released_lora
-from synfoc3d.networks.registry import embedded_weights, find_checkpoint, hash_problem, known_network
-from synfoc3d.networks.sam import FoundationNetwork, build_sam, default_image_size
 from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.weights.known import embedded_weights, find_checkpoint, hash_problem, known_network
+from synfoc3d.networks.weights.loading import load_checkpoint
+from synfoc3d.networks.weights.released_lora import load_released_lora
 
 log = logging.getLogger(__name__)
 

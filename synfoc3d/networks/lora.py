@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from synfoc3d.errors import UserError
-from synfoc3d.networks.sam import FoundationNetwork
+from synfoc3d.networks.foundation import FoundationNetwork
 
 
 class LoRAQKV(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.in_plane import resize_in_plane
+from synfoc3d.networks.in_plane import resize_in_plane
 
 PERCENTILES = (0.5, 99.5)
 IntensityRule = Literal["case", "patch"] | tuple[float, float]

@@ -9,13 +9,13 @@ import torch
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
-from synfoc3d.precision import autocast
+from synfoc3d.networks.precision import autocast
 from synfoc3d.pretraining.batches import draw_pairs, generator_of
+from synfoc3d.pretraining.held_out import Validation, named
 from synfoc3d.pretraining.objectives import Losses, compute_losses
 from synfoc3d.pretraining.record import write_curves, write_record, write_weights
 from synfoc3d.pretraining.settings import resolve_pretraining
 from synfoc3d.pretraining.state import PretrainingState, load_state
-from synfoc3d.pretraining.validation import Validation, named
 
 CHECKPOINT = "checkpoint_latest.pth"
 PROMPT_STREAM = 7

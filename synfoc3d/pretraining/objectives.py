@@ -5,8 +5,8 @@ from typing import NamedTuple
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from synfoc3d.in_plane import in_plane_size
-from synfoc3d.networks.sam import FoundationNetwork
+from synfoc3d.networks.foundation import FoundationNetwork
+from synfoc3d.networks.in_plane import in_plane_size
 from synfoc3d.pretraining.batches import Pairs
 from synfoc3d.pretraining.prompts import draw_prompts, embed_prompts
 from synfoc3d.pretraining.settings import ObjectiveSettings

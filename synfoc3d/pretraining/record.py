@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from synfoc3d.atomic import atomic_write_text
 from synfoc3d.checkpoint import save_atomic
 from synfoc3d.config import versions
-from synfoc3d.figures import figure_file
-from synfoc3d.networks.registry import file_hash
-from synfoc3d.precision import resolve_precision
+from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.figures import figure_file
+from synfoc3d.networks.precision import resolve_precision
+from synfoc3d.networks.weights.known import file_hash
 from synfoc3d.pretraining.state import ARCHITECTURE, PretrainingState
 
 WEIGHTS = "compact.pth"

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from synfoc3d.checkpoint import save_atomic
 from synfoc3d.errors import UserError
-from synfoc3d.networks.checkpoints import load_checkpoint
-from synfoc3d.networks.sam import FoundationNetwork, build_sam
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
+from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.pretraining.settings import PretrainSettings, resolve_pretraining
 from synfoc3d.sections import differences, merge
 

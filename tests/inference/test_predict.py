@@ -12,12 +12,12 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.case_files import prepare_case
 from synfoc3d.errors import UserError
 from synfoc3d.inference import pipeline
 from synfoc3d.inference.models import ModelChoice, load_model
 from synfoc3d.inference.predict import PredictOptions, predict
 from synfoc3d.networks.lora import LoRAQKV
+from synfoc3d.nnunet.case_files import prepare_case
 from synfoc3d.prediction_modes import MODES, PredictionMode
 
 OPTIONS = PredictOptions(

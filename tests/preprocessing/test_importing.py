@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from synfoc3d.domains import read_domains
 from synfoc3d.errors import UserError
+from synfoc3d.files.domains import read_domains
 from synfoc3d.preprocessing.importing import import_dataset
 
 SHAPE = (7, 6, 5)  # as in conftest.py

@@ -29,8 +29,8 @@ from synfoc3d.checkpoint import (
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.build import build_foundation
+from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.lora import trainable_state
-from synfoc3d.networks.sam import build_sam
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file embedded.pth, as if it lay inside the package, and a.pth, a training on top of it."""
     file = tmp_path / "embedded.pth"
     torch.save(build_sam("compact", 64, 2).state_dict(), file)
-    for place in ("registry", "build"):
+    for place in ("weights.known", "build"):
         monkeypatch.setattr(f"synfoc3d.networks.{place}.embedded_weights", lambda: file)
     return file
 
@@ -279,7 +279,7 @@ def test_embedded_base_may_change_with_the_package(
     if now == "others":
         torch.save(build_sam("compact", 64, 2).state_dict(), embedded)
     if now == "none":
-        monkeypatch.setattr("synfoc3d.networks.registry.embedded_weights", lambda: None)
+        monkeypatch.setattr("synfoc3d.networks.weights.known.embedded_weights", lambda: None)
     torch.testing.assert_close(rebuild_foundation(load(tmp_path / "a.pth"), 3)(picture()), expected)
 
 

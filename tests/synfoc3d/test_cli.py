@@ -153,7 +153,7 @@ def test_keyboard_interrupt_exits_with_130(monkeypatch, capsys):
     def interrupted(args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("synfoc3d.commands.training._run_trainers", interrupted)
+    monkeypatch.setattr("synfoc3d.commands.learning._run_trainers", interrupted)
     with pytest.raises(SystemExit, match="130"):
         main(["trainers"])
     assert "synfoc3d trainers: interrupted" in capsys.readouterr().err

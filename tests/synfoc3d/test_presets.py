@@ -8,10 +8,10 @@ import pytest
 import yaml
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
-from synfoc3d.augmentation import is_color
 from synfoc3d.config import MethodSettings, differences, read_partial, resolve
-from synfoc3d.experiment.methods import is_stock, resolve_settings
+from synfoc3d.experiment.checks import is_stock, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
+from synfoc3d.methods.augmentation import is_color
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 

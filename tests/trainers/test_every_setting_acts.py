@@ -16,7 +16,7 @@ from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.sam import build_sam
+from synfoc3d.networks.foundation import build_sam
 
 SYNFOC = "nnUNetTrainerSynFoC"
 METHODS = {
@@ -193,7 +193,7 @@ def saved(project, trainer, configuration, tree):
     with project.active("settings") as patch:
         written = []
         patch.setattr("nnunetv2.training.logging.nnunet_logger.MetaLogger.plot_progress_png", lambda *_: None)
-        patch.setattr("synfoc3d.trainers.semi_supervised_log.EpochLog._draw", lambda *_: None)
+        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
         patch.setattr("synfoc3d.checkpoint.save_atomic", lambda _, file: written.append(file.name))
         made = project.trainer(trainer, configuration, **tree)
         made.run_training()

@@ -8,8 +8,8 @@ import torch
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.inference.models import ModelChoice, load_model
-from synfoc3d.networks.sam import build_sam
-from synfoc3d.trainers.semi_supervised_trainer import SemiSupervisedTrainer
+from synfoc3d.networks.foundation import build_sam
+from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 SAMED, FULL = "nnUNetTrainerSAMed", "nnUNetTrainerFoundationFull"
 

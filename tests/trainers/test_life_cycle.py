@@ -30,7 +30,7 @@ def repeated(trained):
 def continued(project):
     """A training killed as soon as the first checkpoint_latest.pth lay there, and continued."""
     from synfoc3d import checkpoint as checkpoints
-    from synfoc3d.trainers.semi_supervised_log import EpochLog
+    from synfoc3d.trainers.life_cycle.curves import EpochLog
 
     def save_and_die(checkpoint, file):
         save(checkpoint, file)

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.splits import Split, save_splits
+from synfoc3d.files.splits import Split, save_splits
 
 TRAININGS = {
     "supervised": ("nnUNetTrainerSupervised", {}, {"conventional"}),

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from synfoc3d.training import trainers_folder
+from synfoc3d.nnunet.training import trainers_folder
 
 SCRIPTS = Path(sys.executable).parent
 

@@ -8,7 +8,7 @@ import pytest
 from synfoc3d.doctor.dataset import check_dataset
 from synfoc3d.doctor.preprocessed import data_folders
 from synfoc3d.errors import UserError
-from synfoc3d.splits import Split, save_splits
+from synfoc3d.files.splits import Split, save_splits
 
 NAME = "Dataset501_Tiny"
 DESCRIPTION = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "A": 1}, "numTraining": 3}

@@ -99,7 +99,7 @@ def test_missing_folder_of_the_trainer_path_is_named(ours, tmp_path):
 
 def test_trainers_of_another_copy_are_named(ours, tmp_path):
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "semi_supervised_trainer.py").write_text("")
+    (tmp_path / "old" / "nnUNetTrainerSynFoC.py").write_text("")
     finding = check_trainer_path(str(tmp_path / "old"), ours)
     assert finding.level == "error" and "the trainers of another copy of synfoc3d" in finding.text
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from synfoc3d.doctor.weights import check_embedded_weights, check_weight_file, check_weight_folder, check_weights
-from synfoc3d.networks.registry import KNOWN, KnownNetwork
+from synfoc3d.networks.weights.known import KNOWN, KnownNetwork
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from synfoc3d.in_plane import resize_in_plane
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc import SynFoC
 from synfoc3d.methods.window import Window
+from synfoc3d.networks.in_plane import resize_in_plane
 from synfoc3d.networks.slicewise import to_unit
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.in_plane import resize_in_plane
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods import mixing
 from synfoc3d.methods.base import Progress, mean_foreground_dice
 from synfoc3d.methods.mixing import pseudo_label
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.window import Window
+from synfoc3d.networks.in_plane import resize_in_plane
 from synfoc3d.networks.slicewise import to_unit
 
 MIDDLE = Progress(500, 1000)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from synfoc3d.in_plane import resize_in_plane
 from synfoc3d.losses.segmentation import cross_entropy, dice_loss
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc_base import SynFoCBase
 from synfoc3d.methods.window import Window
+from synfoc3d.networks.in_plane import resize_in_plane
 
 MIDDLE = Progress(500, 1000)
 NETWORKS = ("conventional", "foundation")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.in_plane import resize_in_plane
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods import synfoc as synfoc_module
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc import SynFoC
+from synfoc3d.networks.in_plane import resize_in_plane
 from synfoc3d.networks.slicewise import to_unit
 
 MIDDLE = Progress(500, 1000)

@@ -11,7 +11,7 @@ import torch
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.build import architecture_of, build_foundation, trains_fully
-from synfoc3d.networks.sam import ARCHITECTURES, build_sam
+from synfoc3d.networks.foundation import ARCHITECTURES, build_sam
 
 SMALL: dict[str, Any] = {"image_size": 64}
 
@@ -82,7 +82,7 @@ def test_random_network_trains_fully() -> None:
 @pytest.fixture
 def embedded(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file with weights, as if it lay inside the package."""
-    for place in ("registry", "build"):
+    for place in ("weights.known", "build"):
         monkeypatch.setattr(f"synfoc3d.networks.{place}.embedded_weights", lambda: weights)
     return weights
 
@@ -96,7 +96,7 @@ def test_embedded_weights_are_frozen_and_adapted(embedded: Path) -> None:
 
 
 def test_without_embedded_weights_the_compact_network_is_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synfoc3d.networks.registry.embedded_weights", lambda: None)
+    monkeypatch.setattr("synfoc3d.networks.weights.known.embedded_weights", lambda: None)
     foundation, identity = build_foundation(FoundationSettings(**SMALL), 2)
     assert identity["checkpoint"] is None and all(p.requires_grad for p in foundation.parameters())
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from synfoc3d.errors import UserError
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import (
     LoRAQKV,
     inject,
@@ -16,7 +17,6 @@ from synfoc3d.networks.lora import (
     trainable_state,
     unmerge,
 )
-from synfoc3d.networks.sam import FoundationNetwork, build_sam
 
 WIDTH = 5
 RANK = 2

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.in_plane import resize_in_plane
-from synfoc3d.networks.sam import build_sam
+from synfoc3d.networks.foundation import build_sam
+from synfoc3d.networks.in_plane import resize_in_plane
 from synfoc3d.networks.slicewise import (
     SlicewiseFoundation,
     default_channels,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
-from synfoc3d.networks.sam import FoundationNetwork, build_sam
 from synfoc3d.networks.teacher import ema_decay_at, make_teacher, update_teacher
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from synfoc3d.networks.sam import build_sam
+from synfoc3d.networks.foundation import build_sam
 from synfoc3d.pretraining.batches import Pairs, draw_pairs, generator_of
 from synfoc3d.pretraining.objectives import Losses, compute_losses, contrast, mask_loss
 from synfoc3d.pretraining.settings import ObjectiveSettings, PretrainSettings

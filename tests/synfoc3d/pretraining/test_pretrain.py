@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from synfoc3d.errors import UserError
-from synfoc3d.networks.checkpoints import load_checkpoint
-from synfoc3d.networks.sam import build_sam
+from synfoc3d.networks.foundation import build_sam
+from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.pretraining import loop
 from synfoc3d.pretraining.loop import CHECKPOINT, pretrain
 from synfoc3d.pretraining.record import WEIGHTS

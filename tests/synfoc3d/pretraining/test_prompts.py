@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfoc3d.networks.sam import build_sam
+from synfoc3d.networks.foundation import build_sam
 from synfoc3d.pretraining.prompts import (
     NEGATIVE,
     POSITIVE,

@@ -8,10 +8,10 @@ import torch
 
 from synfoc3d.config import FoundationSettings, read_partial
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.registry import embedded_weights
-from synfoc3d.networks.sam import build_sam
+from synfoc3d.networks.foundation import build_sam
+from synfoc3d.networks.weights.known import embedded_weights
+from synfoc3d.pretraining.held_out import Validation
 from synfoc3d.pretraining.settings import resolve_pretraining
-from synfoc3d.pretraining.validation import Validation
 
 
 @pytest.fixture(scope="module")

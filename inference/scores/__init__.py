@@ -1,0 +1,1 @@
+"""Figures: evaluation of masks, comparison of models, statistics and tables."""

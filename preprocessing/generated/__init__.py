@@ -1,0 +1,1 @@
+"""Generated scans: anatomy, scanners, and the datasets made of them."""

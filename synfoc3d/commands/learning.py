@@ -1,0 +1,134 @@
+"""train, experiment, pretrain, trainers."""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from synfoc3d.commands.common import (
+    DEFAULT_TRAINER,
+    Commands,
+    add_device,
+    command,
+    device,
+)
+from synfoc3d.errors import UserError
+
+
+def _train(commands: Commands) -> None:
+    parser = command(commands, "train", "train inside nnU-Net", _run_train)
+    parser.add_argument("dataset", help="dataset id or name")
+    parser.add_argument("configuration", help="2d or 3d_fullres")
+    parser.add_argument("fold", help="fold of synfoc3d split, from 0")
+    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
+    parser.add_argument("--config", metavar="NAME|FILE", help="preset or YAML file of settings")
+    parser.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
+    parser.add_argument("--val", action="store_true", help="only run the final validation")
+    parser.add_argument("--npz", action="store_true", help="save the conventional student's validation probabilities")
+    add_device(parser)
+
+
+def _run_train(args: argparse.Namespace) -> None:
+    from synfoc3d import config
+    from synfoc3d.nnunet.training import train
+
+    if args.resume and args.val:
+        raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
+    before = os.environ.get(config.CONFIG_VARIABLE, "")
+    base = args.config or before
+    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    with tempfile.TemporaryDirectory() as folder:
+        if tree:
+            file = Path(folder) / "settings.yaml"
+            file.write_text(config.dump(tree), encoding="utf-8")
+            os.environ[config.CONFIG_VARIABLE] = str(file)
+        try:
+            train(
+                args.dataset, args.configuration, args.fold, args.trainer, args.plans, device(args.device),
+                resume=args.resume, only_validate=args.val, save_probabilities=args.npz,
+            )  # fmt: skip
+        except UserError as error:
+            # the user wrote --config or --set, not the file in between
+            raise UserError(str(error).replace(str(Path(folder) / "settings.yaml"), args.config or "--set")) from None
+        finally:
+            os.environ[config.CONFIG_VARIABLE] = before
+
+
+def _experiment(commands: Commands) -> None:
+    parser = command(
+        commands, "experiment", "train, predict, evaluate and compare all methods of a plan", _run_experiment
+    )
+    parser.add_argument("plan", metavar="PLAN", help="YAML file, or a plan that comes along: demo, prostate, ...")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="receives everything; same folder to go on")
+    parser.add_argument("-d", dest="dataset", metavar="ID", help="dataset id or name, in place of the plan's")
+    parser.add_argument(
+        "--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="settings of every method",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="in place of the plan's")
+    parser.add_argument("-num_parts", type=int, default=1, help="calls that share the runs, default: 1")
+    parser.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands that are still to run")
+    parser.add_argument("--report", action="store_true", help="only report on the runs that are finished")
+    add_device(parser)
+
+
+def _run_experiment(args: argparse.Namespace) -> None:
+    from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
+    from synfoc3d.experiment.plan import read_plan
+
+    chosen = device(args.device) if args.device else None
+    plan = read_plan(args.plan, args.dataset, args.assignments, seeds=args.seeds)
+    experiment = prepare(plan, args.output, chosen)
+    if args.dry_run:
+        print("\n".join(list_commands(experiment, args.num_parts, args.part_id)))
+    elif args.report:
+        print(write_report(experiment))
+    else:
+        print(run_experiment(experiment, args.num_parts, args.part_id))
+
+
+def _pretrain(commands: Commands) -> None:
+    parser = command(
+        commands, "pretrain", "pre-train the compact foundation network on generated images", _run_pretrain
+    )
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for weights, record and curves")
+    parser.add_argument("--config", metavar="NAME|FILE", help="YAML file of settings, default: pretrain")
+    parser.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--from", dest="start", metavar="WEIGHTS", help="start from this file, or from compact: this package's weights"
+    )
+    parser.add_argument("--minutes", type=float, metavar="M", help="stop after so long, before all steps are done")
+    parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
+    add_device(parser)
+
+
+def _run_pretrain(args: argparse.Namespace) -> None:
+    from synfoc3d import config
+    from synfoc3d.networks.weights.known import find_checkpoint
+    from synfoc3d.pretraining.loop import pretrain
+
+    # a continued run has its settings in its checkpoint
+    base = args.config or ("" if args.resume else "pretrain")
+    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    start = args.start and find_checkpoint("compact", None if args.start == "compact" else args.start)
+    weights = pretrain(args.output, tree, device(args.device), start, args.minutes, args.resume)
+    print(f"Written to {weights}\nUse it with --set foundation.checkpoint={weights}")
+
+
+def _trainers(commands: Commands) -> None:
+    command(commands, "trainers", "the folder for nnUNet_extTrainer, and the trainers in it", _run_trainers)
+
+
+def _run_trainers(args: argparse.Namespace) -> None:
+    from importlib import resources
+
+    folder = Path(str(resources.files("synfoc3d.trainers")))
+    print(f"export nnUNet_extTrainer={folder}")
+    for file in sorted(folder.glob("nnUNetTrainer*.py")):
+        print(f"  {file.stem}")
+
+
+COMMANDS = (_train, _experiment, _pretrain, _trainers)

@@ -1,0 +1,103 @@
+"""demo, import, preprocess, split."""
+
+import argparse
+import os
+from pathlib import Path
+
+from synfoc3d.commands.common import (
+    Commands,
+    add_dataset,
+    add_device,
+    command,
+    device,
+)
+from synfoc3d.errors import UserError
+
+
+def _demo(commands: Commands) -> None:
+    parser = command(commands, "demo", "everything below on generated data, minutes on a CPU", _run_demo)
+    parser.add_argument("-o", dest="folder", type=Path, default=Path("synfoc3d_demo"), help="default: ./synfoc3d_demo")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated data and of both trainings")
+    add_device(parser)
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    from synfoc3d.commands.demo import run_demo
+
+    run_demo(args.folder, device(args.device), args.seed)
+
+
+def _import(commands: Commands) -> None:
+    parser = command(commands, "import", "labelled and unlabelled scans -> an nnU-Net raw dataset", _run_import)
+    parser.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="new dataset id, 1 to 999")
+    parser.add_argument("-n", dest="name", required=True, help="new dataset name")
+    parser.add_argument("--labeled", type=Path, required=True, help="folder with images/ and labels/")
+    parser.add_argument("--unlabeled", type=Path, help="folder of unlabelled images")
+    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of classes 1, 2, ...")
+    parser.add_argument("--channels", nargs="+", metavar="NAME", help="names of channels, for example T1 FLAIR or CT")
+
+
+def _run_import(args: argparse.Namespace) -> None:
+    from synfoc3d.preprocessing.importing import import_dataset
+
+    folder = import_dataset(
+        args.dataset, args.name, args.labeled, args.unlabeled, args.domains, args.labels, args.channels
+    )
+    print(f"Imported into {folder}\nNext: synfoc3d preprocess -d {args.dataset}")
+
+
+def _preprocess(commands: Commands) -> None:
+    parser = command(
+        commands, "preprocess", "nnU-Net's planning and preprocessing, then the unlabelled scans", _run_preprocess
+    )
+    add_dataset(parser)
+    parser.add_argument("-c", dest="configurations", nargs="+", help="default: 2d and, where planned, 3d_fullres")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
+    parser.add_argument("-np", dest="processes", type=int, default=min(4, os.cpu_count() or 1), help="worker processes")
+
+
+def _run_preprocess(args: argparse.Namespace) -> None:
+    from synfoc3d.preprocessing.unlabeled import preprocess_dataset
+
+    preprocess_dataset(args.dataset, args.configurations, args.plans, args.processes)
+    print(f"Preprocessed. Next: synfoc3d split -d {args.dataset}")
+
+
+def _split(commands: Commands) -> None:
+    parser = command(commands, "split", "choose labelled, unlabelled and validation cases per fold", _run_split)
+    add_dataset(parser)
+    parser.add_argument(
+        "--num-labeled", type=int, metavar="N", help="labelled patients (scans, where a patient has one)"
+    )
+    parser.add_argument("--labeled-domain", metavar="X", help="take the labelled cases from this domain only")
+    parser.add_argument("--folds", type=int, default=5, metavar="K", help="validation folds, default: 5")
+    parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--labeled-ids", metavar="FILE", help="case ids, one per line, or file.json:key")
+    parser.add_argument("--unlabeled-ids", metavar="FILE", help="ids likewise; default: every other case")
+    parser.add_argument("--val-ids", metavar="FILE", help="ids likewise; default: none")
+    parser.add_argument("--patient-pattern", metavar="REGEX", help="its first group names a case's patient")
+
+
+def _run_split(args: argparse.Namespace) -> None:
+    from synfoc3d.preprocessing.split_cases import read_split_cases
+    from synfoc3d.preprocessing.split_rules import describe_splits, read_ids, split_by_count, split_by_ids, write_splits
+
+    by_count = (args.num_labeled, args.labeled_domain)
+    if args.labeled_ids and any(value is not None for value in by_count):
+        raise UserError("--labeled-ids lists the labelled cases: leave out --num-labeled and --labeled-domain.")
+    if not args.labeled_ids and (args.unlabeled_ids or args.val_ids):
+        raise UserError("--unlabeled-ids and --val-ids need --labeled-ids.")
+    cases = read_split_cases(args.dataset, args.patient_pattern)
+    if args.labeled_ids:
+        sources = (args.labeled_ids, args.unlabeled_ids, args.val_ids)
+        labeled, unlabeled, val = (read_ids(source, cases.all) if source else None for source in sources)
+        splits = split_by_ids(cases, labeled or [], unlabeled, val or ())
+    else:
+        splits = split_by_count(cases, args.num_labeled, args.labeled_domain, args.folds, args.seed)
+    file = write_splits(cases, splits)
+    print(describe_splits(cases, splits))
+    print(f"Written to {file}\nNext: synfoc3d train {args.dataset} 2d 0")
+
+
+COMMANDS = (_demo, _import, _preprocess, _split)

@@ -1,0 +1,86 @@
+"""evaluate, compare."""
+
+import argparse
+import os
+from pathlib import Path
+
+from synfoc3d.commands.common import (
+    Commands,
+    command,
+)
+from synfoc3d.errors import cases_failed
+
+
+def _evaluate(commands: Commands) -> None:
+    parser = command(commands, "evaluate", "overlap and surface distance per case, class and domain", _run_evaluate)
+    parser.add_argument("-g", dest="labels", type=Path, required=True, help="folder of reference labels")
+    parser.add_argument("-p", dest="predictions", type=Path, required=True, help="folder of predictions")
+    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument(
+        "--per-slice", action="store_true", help="each 2D slice in pixels, as in SynFoC's tables; default: volumes, mm"
+    )
+    parser.add_argument("-o", dest="output", type=Path, help="results.json (a CSV is written beside it)")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="worker processes")
+
+
+def _run_evaluate(args: argparse.Namespace) -> None:
+    from synfoc3d.inference.scores.evaluate import evaluate_folder
+    from synfoc3d.inference.scores.evaluation_tables import format_table
+
+    output = args.output or args.predictions / "results.json"
+    result = evaluate_folder(
+        args.labels, args.predictions, args.domains, output, num_processes=args.processes, per_slice=args.per_slice
+    )
+    print(format_table(result))
+    print(f"Written to {output}")
+    if result.failures:
+        raise cases_failed(result.failures, len(result.failures) + len(result.case_names), "evaluated")
+
+
+def _compare(commands: Commands) -> None:
+    parser = command(commands, "compare", "models against each other: statistics, tables and a report", _run_compare)
+    parser.add_argument("-g", dest="labels", type=Path, required=True, help="folder of reference labels")
+    parser.add_argument(
+        "models", nargs="+", metavar="NAME=FOLDER", help="masks, or a folder of an nnU-Net training with its validation"
+    )
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for report.html and the tables")
+    parser.add_argument("--baseline", metavar="NAME", help="what the others are tested against, default: the first")
+    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument(
+        "--per-slice", action="store_true", help="each 2D slice in pixels, as in SynFoC's tables; default: volumes, mm"
+    )
+    parser.add_argument(
+        "-i", dest="images", type=Path, help="folder of the scans, default: imagesTr, imagesTs or images beside labels"
+    )
+    parser.add_argument("--title", default="Comparison of segmentation models", help="heading of the report")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
+    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="worker processes")
+
+
+def _run_compare(args: argparse.Namespace) -> None:
+    from synfoc3d.inference.report.page import write_report
+    from synfoc3d.inference.scores.comparison import compare, parse_models
+    from synfoc3d.inference.scores.comparison_tables import terminal, write_tables
+
+    models = parse_models(args.models)
+    baseline = args.baseline or (next(iter(models)) if len(models) > 1 else None)
+    result = compare(
+        args.labels,
+        models,
+        baseline,
+        args.domains,
+        per_slice=args.per_slice,
+        num_processes=args.processes,
+        seed=args.seed,
+    )
+    write_tables(result, args.output)
+    report = args.output / "report.html"
+    write_report(result, report, args.images, args.title)
+    print(terminal(result))
+    print(f"Report: {report}")
+    if result.failures:
+        compared = len(next(iter(result.evaluations.values())).case_names)
+        raise cases_failed(result.failures, compared + len(result.failures), "compared")
+
+
+COMMANDS = (_evaluate, _compare)

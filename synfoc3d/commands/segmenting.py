@@ -1,0 +1,138 @@
+"""predict, rank, export."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synfoc3d.commands.common import (
+    Commands,
+    add_device,
+    add_model,
+    command,
+    device,
+)
+from synfoc3d.prediction_modes import MODES
+
+if TYPE_CHECKING:
+    from synfoc3d.inference.models import ModelChoice
+
+
+def _choice(args: argparse.Namespace, mode: str | None = None) -> "ModelChoice":
+    """The model that the arguments of :func:`add_model` name."""
+    from synfoc3d.inference.models import ModelChoice
+
+    return ModelChoice(
+        args.dataset,
+        args.configuration,
+        folds=tuple(args.folds),
+        trainer=args.trainer,
+        plans=args.plans,
+        checkpoint=args.checkpoint,
+        model=mode,
+    )
+
+
+def _predict(commands: Commands) -> None:
+    parser = command(commands, "predict", "segment scans with a trained model", _run_predict)
+    parser.add_argument("-i", dest="source", type=Path, required=True, help="folder of images, or one image file")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder (or file, for one image)")
+    add_model(parser)
+    modes = "; ".join(f"{mode.name}: {mode.description}" for mode in MODES.values())
+    parser.add_argument("--model", choices=tuple(MODES), help=f"{modes}; default: all trained")
+    parser.add_argument("-step_size", type=float, help="sliding window step, default: 0.5")
+    parser.add_argument("--disable_tta", action="store_true", help="no mirroring at test time")
+    parser.add_argument(
+        "--fast", action="store_true", help="no mirroring, steps of 0.75, and bfloat16 on a CPU that is fast in it"
+    )
+    parser.add_argument("--save_probabilities", action="store_true", help="write case.npz and case.pkl as well")
+    parser.add_argument("--continue_prediction", action="store_true", help="leave out cases that are finished")
+    parser.add_argument("-num_parts", type=int, default=1, help="calls that share the cases, default: 1")
+    parser.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0")
+    workers = min(3, os.cpu_count() or 1)
+    parser.add_argument("-npp", type=int, default=workers, help=f"preprocessing processes, default: {workers}")
+    parser.add_argument("-nps", type=int, default=workers, help=f"export processes, default: {workers}")
+    parser.add_argument("--disable_progress_bar", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="log what happens, and tracebacks of failed cases")
+    add_device(parser)
+
+
+def _run_predict(args: argparse.Namespace) -> None:
+    import logging
+
+    from synfoc3d.inference.predict import FAST_STEP_SIZE, PredictOptions, predict
+
+    if args.verbose:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("synfoc3d").setLevel(logging.DEBUG)
+    default_step = FAST_STEP_SIZE if args.fast else PredictOptions.step_size
+    options = PredictOptions(
+        step_size=default_step if args.step_size is None else args.step_size,
+        mirroring=not (args.disable_tta or args.fast),
+        precision="auto" if args.fast else None,
+        save_probabilities=args.save_probabilities,
+        skip_finished=args.continue_prediction,
+        num_parts=args.num_parts,
+        part_id=args.part_id,
+        preprocessing_processes=args.npp,
+        export_processes=args.nps,
+        progress_bar=not args.disable_progress_bar,
+    )
+    count = predict(args.source, args.output, _choice(args, args.model), device=device(args.device), options=options)
+    print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
+
+
+def _rank(commands: Commands) -> None:
+    parser = command(commands, "rank", "which unlabelled scans the networks are least sure of", _run_rank)
+    parser.add_argument("-i", dest="source", type=Path, help="folder of images, default: the dataset's imagesUn")
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for rank.csv and rank.png")
+    add_model(parser)
+    parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain, default: the dataset's")
+    parser.add_argument("--pictures", type=int, default=8, metavar="N", help="cases in rank.png, default: 8")
+    parser.add_argument("-npp", type=int, default=min(3, os.cpu_count() or 1), help="preprocessing processes")
+    parser.add_argument("--disable_progress_bar", action="store_true")
+    add_device(parser)
+
+
+def _run_rank(args: argparse.Namespace) -> None:
+    from synfoc3d.files.domains import DOMAINS_FILE
+    from synfoc3d.files.folders import find_dataset, nnunet_folder
+    from synfoc3d.inference.rank import rank
+
+    source, domains = args.source, args.domains
+    if source is None:
+        dataset = nnunet_folder("nnUNet_raw") / find_dataset(args.dataset)
+        source, own = dataset / "imagesUn", dataset / DOMAINS_FILE
+        domains = domains or (own if own.is_file() else None)
+    cases = rank(
+        source,
+        args.output,
+        _choice(args),
+        device=device(args.device),
+        domains=domains,
+        processes=args.npp,
+        pictures=args.pictures,
+        progress_bar=not args.disable_progress_bar,
+    )
+    print("rank  alpha  self  mutual  case")
+    for number, one in enumerate(cases[:20], 1):
+        print(f"{number:4}  {one.alpha:5.2f}  {one.own:4.2f}  {one.mutual:6.2f}  {one.case}")
+    if len(cases) > 20:
+        print(f"... and {len(cases) - 20} more")
+    print(f"Written to {args.output}: rank.csv, rank.png. Annotate from the top.")
+
+
+def _export(commands: Commands) -> None:
+    parser = command(commands, "export", "the conventional student as a model for nnU-Net alone", _run_export)
+    add_model(parser)
+    parser.add_argument("-o", dest="output", type=Path, required=True, help="new file.zip, or new folder")
+
+
+def _run_export(args: argparse.Namespace) -> None:
+    from synfoc3d.inference.export_model import export_model
+
+    lines = export_model(_choice(args), args.output)
+    print("\n  ".join([f"Exported to {args.output}\nWith nnU-Net alone:", *lines]))
+
+
+COMMANDS = (_predict, _rank, _export)

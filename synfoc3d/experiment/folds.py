@@ -1,0 +1,218 @@
+"""The data of an experiment: its splits as folds that the trainers read, and the cases to test on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from synfoc3d.errors import UserError
+from synfoc3d.experiment.plan import Plan, SplitPlan, TestSet
+from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.domains import DOMAINS_FILE
+from synfoc3d.files.folders import nnunet_folder
+from synfoc3d.files.splits import SPLITS_FILE, Split, load_splits, save_splits
+from synfoc3d.files.volumes import list_images, list_labels, name_and_ending
+
+if TYPE_CHECKING:
+    from synfoc3d.preprocessing.split_cases import SplitCases
+
+STOCK_SPLITS = "splits_final.json"
+
+
+@dataclass(frozen=True)
+class HeldOutCases:
+    """Cases to test on.
+
+    Attributes:
+        images: folder of images.
+        labels: folder of references.
+        domains: CSV file; None without domains.
+    """
+
+    images: Path
+    labels: Path
+    domains: Path | None
+
+
+@dataclass(frozen=True)
+class ExperimentData:
+    """What a plan's data comes down to.
+
+    Attributes:
+        folder: the dataset's folder in nnUNet_preprocessed.
+        splits: the split of each fold.
+        folds: fold of each split of the plan, by its name.
+        test: cases to test on, by the split's name.
+        val: whether these are the split's validation cases, which are to be collected first.
+        writes_splits: whether the folds are the plan's own.
+    """
+
+    folder: Path
+    splits: tuple[Split, ...]
+    folds: dict[str, int]
+    test: dict[str, HeldOutCases]
+    val: bool
+    writes_splits: bool
+
+
+def resolve_data(plan: Plan, dataset: str, output: Path) -> ExperimentData:
+    """Find out which cases are trained and tested on, without writing anything.
+
+    Args:
+        plan: the experiment.
+        dataset: full name of the dataset.
+        output: folder of the experiment.
+
+    Raises:
+        UserError: cases, domains or folds that do not exist, another splits_semi.json than the plan's, or nothing to
+            test on.
+    """
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset
+    own = plan.splits[0].fold is None
+    splits = tuple(_own_splits(plan, dataset, folder) if own else load_splits(folder))
+    folds = {split.name: index if split.fold is None else split.fold for index, split in enumerate(plan.splits)}
+    for name, fold in folds.items():
+        if fold >= len(splits):
+            raise UserError(f"Split {name!r}: {folder / SPLITS_FILE} has no fold {fold}, only {len(splits)} folds.")
+        if plan.test is None and not splits[fold].val:
+            raise UserError(
+                f"Split {name!r} has no validation case to test on; name images and labels under test: in the plan."
+            )
+    if plan.test is None:
+        test = {name: _validation_set(output / "test" / name, folder) for name in folds}
+    else:
+        test = dict.fromkeys(folds, _test_set(plan.test, nnunet_folder("nnUNet_raw") / dataset))
+    return ExperimentData(folder, splits, folds, test, val=plan.test is None, writes_splits=own)
+
+
+def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:
+    """Write the splits that are not there yet, and collect validation cases as test sets.
+
+    Args:
+        data: what `resolve_data` returned.
+        dataset: full name of the dataset.
+        for_stock: write nnU-Net's splits_final.json as well.
+
+    Raises:
+        UserError: a splits_final.json of other cases.
+    """
+    if for_stock:
+        _write_stock_splits(data)
+    if data.writes_splits and not (data.folder / SPLITS_FILE).is_file():
+        save_splits(data.folder, data.splits)
+    if data.val:
+        for name, fold in data.folds.items():
+            _collect(nnunet_folder("nnUNet_raw") / dataset, data.splits[fold].val, data.test[name])
+
+
+def _own_splits(plan: Plan, dataset: str, folder: Path) -> list[Split]:
+    """Choose the cases of the plan's splits; refuse a file of other splits."""
+    from synfoc3d.preprocessing.split_cases import read_split_cases
+
+    cases = read_split_cases(dataset, plan.patient_pattern)
+    splits = [_choose(split, cases, dataset) for split in plan.splits]
+    if (folder / SPLITS_FILE).is_file() and load_splits(folder) != splits:
+        raise UserError(
+            f"{folder / SPLITS_FILE} holds other splits than the plan: name its folds in the plan (fold: 0), or move "
+            "the file away."
+        )
+    return splits
+
+
+def _choose(split: SplitPlan, cases: SplitCases, dataset: str) -> Split:
+    """Choose the cases of one split."""
+    from synfoc3d.preprocessing.split_rules import read_ids, split_by_count, split_by_ids
+
+    if split.labeled_ids is not None:
+        raw = nnunet_folder("nnUNet_raw") / dataset
+        lists = (split.labeled_ids, split.unlabeled_ids, split.val_ids)
+        labeled, unlabeled, val = (read_ids(str(raw / ids), cases.all) if ids else None for ids in lists)
+        return split_by_ids(cases, labeled or [], unlabeled, val or ())[0]
+    assert split.num_labeled is not None
+    if split.choose == "random":
+        return split_by_count(cases, split.num_labeled, split.labeled_domain, folds=1, seed=split.seed)[0]
+    return split_by_ids(cases, _first_patients(cases, split.num_labeled, split.labeled_domain))[0]
+
+
+def _first_patients(cases: SplitCases, number: int, domain: str | None) -> list[str]:
+    """Return the scans of the first patients, in the order of names, that have all their scans in a domain."""
+    patients = []
+    for _, scans in sorted(cases.patients(cases.train).items()):
+        if domain is None or all(cases.domain(scan) == domain for scan in scans):
+            patients.append(scans)
+    if len(patients) < number:
+        whose, known = cases.dataset, ""
+        if domain is not None:
+            domains = sorted(set((cases.domains or {}).values()))
+            whose, known = f"domain {domain!r} of {whose}", f" Its domains: {', '.join(domains) or 'none'}."
+        raise UserError(f"{number} labelled patients are needed, but {whose} has {len(patients)} in imagesTr.{known}")
+    return [scan for scans in patients[:number] for scan in scans]
+
+
+def _validation_set(place: Path, preprocessed: Path) -> HeldOutCases:
+    """Where the validation cases of a split are collected; their domains are the dataset's."""
+    domains = preprocessed / DOMAINS_FILE
+    return HeldOutCases(place / "images", place / "labels", domains if domains.is_file() else None)
+
+
+def _test_set(test: TestSet, raw: Path) -> HeldOutCases:
+    """Find the files of a test set; each image needs its label."""
+    # normalised, because the demo's test cases lie in ../.., which makes unreadable lines
+    images, labels = (Path(os.path.normpath(raw / folder)) for folder in (test.images, test.labels))
+    known = list_labels(labels)
+    for case in list_images(images):
+        if case not in known:
+            raise UserError(
+                f"The test case {case!r} of {images} has no label in {labels}; add it, or remove the image."
+            )
+    domains = Path(os.path.normpath(raw / test.domains)) if test.domains else None
+    if domains is not None and not domains.is_file():
+        raise UserError(f"The domains file {domains} does not exist; write it, or leave domains out of test:.")
+    return HeldOutCases(images, labels, domains)
+
+
+def _write_stock_splits(data: ExperimentData) -> None:
+    """Give nnU-Net's own trainers the labelled and validation cases of each fold, where they have no other splits."""
+    path = data.folder / STOCK_SPLITS
+    # Without validation cases nnU-Net cannot train; like our trainers, show it the labelled ones.
+    wanted = [{"train": list(s.labeled), "val": list(s.val or s.labeled)} for s in data.splits]
+    if not path.is_file():
+        atomic_write_text(path, json.dumps(wanted, indent=1) + "\n")
+    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
+        raise UserError(
+            f"{path} holds other cases than the folds of the experiment, and nnU-Net's own trainers read it: move it "
+            "away, or leave these trainers out."
+        )
+
+
+def _collect(raw: Path, cases: Sequence[str], target: HeldOutCases) -> None:
+    """Link images, labels and description of validation cases into a folder of their own."""
+    description = raw / "dataset.json"
+    files = get_filenames_of_train_images_and_targets(str(raw))
+    for folder in (target.images, target.labels):
+        folder.mkdir(parents=True, exist_ok=True)
+    _link(description, target.labels.parent / description.name)
+    for case in cases:
+        for channel, image in enumerate(map(Path, files[case]["images"])):
+            _link(image, target.images / f"{case}_{channel:04d}{name_and_ending(image)[1]}")
+        label = Path(files[case]["label"])
+        _link(label, target.labels / f"{case}{name_and_ending(label)[1]}")
+
+
+def _link(source: Path, target: Path) -> None:
+    """Link a file, or copy it where links are not allowed; another part of the experiment may have done so."""
+    if target.exists():
+        return
+    try:
+        target.symlink_to(source.absolute())
+    except FileExistsError:
+        pass
+    except OSError:
+        shutil.copy2(source, target)

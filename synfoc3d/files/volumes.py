@@ -1,0 +1,332 @@
+"""Files of scans: which belong to one case, what their headers and voxels say.
+
+Throughout, a file is named as nnU-Net names it: ``<case>_0000.nii.gz`` is channel 0 of a case, and a file without such
+a suffix is the only channel of its case.
+"""
+
+import gzip
+import re
+import zlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import SimpleITK
+from nibabel.affines import voxel_sizes
+from nibabel.funcs import squeeze_image
+from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+from synfoc3d.errors import UserError
+from synfoc3d.files.checksums import compare_checksum, read_to_end
+
+ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
+NIFTI_ENDINGS = (".nii", ".nii.gz")
+CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+# Rounding in headers moves voxels by far less, a real mismatch (flip, crop, other spacing) by more. In voxels.
+LARGEST_MISPLACEMENT = 0.25
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # SimpleITK counts mm to the left and back, NIfTI to the right and front
+
+ImageFiles = tuple[Path, ...]  # the files of one case in the order of its channels
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one file holds.
+
+    Attributes:
+        path: the file.
+        values: (C, D, H, W) in the file's data type; D, H, W are the file's axes z, y, x. C > 1 only for formats that
+            keep several channels in one file.
+        affine: (4, 4) float, from voxel indices (x, y, z) to mm (right, anterior, superior); spacing alone for formats
+            without a position in space.
+    """
+
+    path: Path
+    values: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of voxels along the file's axes x, y, z."""
+        return self.values.shape[:0:-1]
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Distance of neighbouring voxels in mm along D, H, W (that along the D of a 2D image means nothing)."""
+        return tuple(float(size) for size in voxel_sizes(self.affine)[::-1])
+
+
+def name_and_ending(path: Path) -> tuple[str, str]:
+    """Return a file's name without its ending, and the (lower-case) ending, such as ``.nii.gz``.
+
+    Raises:
+        UserError: an ending that none of nnU-Net's readers reads.
+    """
+    matching = [ending for ending in ENDINGS if path.name.lower().endswith(ending)]
+    if not matching:
+        raise UserError(f"{path} has an ending that nnU-Net does not read; it reads {', '.join(ENDINGS)}.")
+    ending = max(matching, key=len)
+    return path.name[: -len(ending)], ending
+
+
+def list_volumes(folder: Path) -> list[Path]:
+    """Return the files of a folder that nnU-Net can read, sorted; others and hidden ones are left out.
+
+    Raises:
+        UserError: no such folder, or no such file in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder} does not exist; give the folder that holds the scans.")
+    files = sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(tuple(ENDINGS))
+    )
+    if not files:
+        raise UserError(f"The folder {folder} holds no scan; nnU-Net reads {', '.join(ENDINGS)}.")
+    return files
+
+
+def list_labels(folder: Path) -> dict[str, Path]:
+    """Return the label file of each case in a folder.
+
+    Raises:
+        UserError: no such folder, an empty one, or two files of one case.
+    """
+    labels: dict[str, Path] = {}
+    for path in list_volumes(folder):
+        case, _ = name_and_ending(path)
+        if case in labels:
+            raise UserError(f"Case {case!r} has two label files, {labels[case]} and {path}; remove one of them.")
+        labels[case] = path
+    return labels
+
+
+def list_images(folder: Path, whole_names: Collection[str] = (), suffixed: bool = True) -> dict[str, ImageFiles]:
+    """Return the image files of each case in a folder, in the order of channels.
+
+    Args:
+        folder: the folder.
+        whole_names: file names (without ending) that are a case's whole name, even if they end in four digits.
+        suffixed: False if four digits at the end of a name are never a channel.
+
+    Raises:
+        UserError: no such folder, an empty one, a case with two files for one channel, or one that misses a channel.
+    """
+    found: dict[str, dict[int, Path]] = {}
+    for path in list_volumes(folder):
+        name, _ = name_and_ending(path)
+        match = CHANNEL.fullmatch(name) if suffixed and name not in whole_names else None
+        case, channel = (match["case"], int(match["channel"])) if match else (name, 0)
+        files = found.setdefault(case, {})
+        if channel in files:
+            raise UserError(f"Case {case!r} is there twice, as {files[channel]} and {path}; remove one of them.")
+        files[channel] = path
+    for case, files in found.items():
+        for channel in range(max(files)):
+            if channel not in files:
+                raise UserError(
+                    f"Case {case!r} has {files[max(files)]} but no channel {channel:04d}: add {case}_{channel:04d}, or "
+                    f"append _0000 to the names if their last four digits are no channel."
+                )
+    return {case: tuple(files[channel] for channel in sorted(files)) for case, files in found.items()}
+
+
+def read_scan(path: Path, as_label: bool = False) -> Scan:
+    """Read a file through nibabel (NIfTI, also with slightly skewed axes) or nnU-Net's own reader (other formats).
+
+    The checksum of a compressed file is compared.
+
+    Args:
+        path: the file.
+        as_label: the file is a label map to compare. More is accepted than nnU-Net can be trained on: NIfTI files of 2
+            dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colours.
+
+    Raises:
+        UserError: a file that cannot be read or holds no voxels, a wrong checksum, a NIfTI file that is not 3D or has
+            colours, or a useless affine.
+    """
+    _, ending = name_and_ending(path)
+    try:
+        scan = _read_nifti(path, as_label) if ending in NIFTI_ENDINGS else _read_other(path, ending, as_label)
+    except Exception as error:  # third-party readers raise whatever they meet in a damaged file
+        check_checksum(path)  # if it is wrong, it says more than what a reader stumbled over in the header
+        if isinstance(error, UserError):
+            raise
+        raise _unreadable(path, error) from error
+    if scan.values.dtype.kind not in "biuf":
+        raise UserError(f"{path} stores colours or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
+    if not scan.values.size:
+        raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
+    return scan
+
+
+def check_checksum(path: Path) -> None:
+    """Compare the checksum of a compressed file, before another library reads it without doing so.
+
+    Other files are left unread: nothing in them tells a flipped bit.
+
+    Raises:
+        UserError: the checksum is wrong, or the file cannot be decompressed.
+    """
+    try:
+        compare_checksum(path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_orientation(path: Path) -> str:
+    """Return where the axes x, y, z of a file point, such as ``RAS``, from its header alone.
+
+    Formats without a position in space count as ``RAS``.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    _, ending = name_and_ending(path)
+    try:
+        if ending in NIFTI_ENDINGS:
+            affine = _load_nifti(path).affine
+        elif ending in SimpleITKIO.supported_file_endings:
+            affine = _header_affine(path)
+        else:
+            affine = np.eye(4)
+        return "".join(nibabel.aff2axcodes(affine))
+    except Exception as error:  # as in read_scan; an affine without three directions fails in the join
+        raise _unreadable(path, error) from error
+
+
+def label_values(scan: Scan) -> list[int]:
+    """Return the values that occur in a label file, sorted.
+
+    Raises:
+        UserError: several channels, or values that are not whole numbers of at least 0.
+    """
+    if len(scan.values) != 1:
+        raise UserError(f"The label file {scan.path} has {len(scan.values)} channels, but must have one.")
+    values = np.unique(scan.values)
+    for value in values:
+        if not np.isfinite(value) or value != np.rint(value) or value < 0:
+            raise UserError(f"The label file {scan.path} holds the value {value}; labels must be whole numbers from 0.")
+    return [int(value) for value in values]
+
+
+def misplacement(first: Scan, second: Scan) -> float:
+    """Return how far, in voxels, the corners of two scans of equal shape lie apart; the largest of the distances.
+
+    Counted along the axes of the first scan, so that a shift across thick slices weighs as much as one within them.
+    """
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in first.shape])).reshape(3, -1)
+    corners = np.vstack([corners, np.ones(corners.shape[1])])
+    moved = np.linalg.inv(first.affine) @ second.affine @ corners
+    return float(np.abs(moved - corners).max())
+
+
+def check_same_grid(first: Scan, second: Scan) -> None:
+    """Check that two files have the same voxels at the same places.
+
+    Raises:
+        UserError: they differ in shape, or a voxel lies more than `LARGEST_MISPLACEMENT` off.
+    """
+    if first.shape != second.shape:
+        raise UserError(
+            f"{second.path} has the shape {second.shape}, but {first.path} has {first.shape}; resample one of them."
+        )
+    distance = misplacement(first, second)
+    if distance > LARGEST_MISPLACEMENT:
+        raise UserError(
+            f"The affine of {second.path} places voxels up to {distance:.3g} voxels away from where {first.path} has "
+            f"them (more than {LARGEST_MISPLACEMENT} is no rounding of headers); correct the header that is wrong."
+        )
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    """Return the error for a file that a reader choked on."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return UserError(f"{path} cannot be read, it is damaged or of another format ({lines[-1]}); replace or remove it.")
+
+
+def _load_nifti(path: Path) -> Any:  # noqa: ANN401 - nibabel's return type lacks what every NIfTI image has
+    """Return nibabel's image of a file; voxels are read when asked for."""
+    return nibabel.load(path)
+
+
+def _read_nifti(path: Path, as_label: bool) -> Scan:
+    """Read a 3D NIfTI file; see `read_scan` for the others."""
+    image = _load_nifti(path)
+    if not path.name.lower().endswith(".gz"):
+        return _nifti_scan(path, image, as_label)
+    with gzip.open(path) as stream:  # ours, so that the rest can be read without decompressing the file twice
+        scan = _nifti_scan(path, type(image).from_stream(stream), as_label)
+        read_to_end(stream)
+    return scan
+
+
+def _nifti_scan(path: Path, image: Any, as_label: bool) -> Scan:  # noqa: ANN401 - as _load_nifti gives it
+    """Read the voxels of nibabel's image, with its axes reversed as nnU-Net does."""
+    if as_label:
+        image = squeeze_image(image)
+    if image.ndim != 3 and not (as_label and image.ndim == 2):
+        raise UserError(
+            f"{path} has {image.ndim} dimensions {image.shape}, but nnU-Net reads NIfTI files with 3: "
+            f"write one 3D file per channel or time point."
+        )
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise UserError(
+            f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header."
+        )
+    values = np.asanyarray(image.dataobj).T
+    return Scan(path, values.reshape(1, *(1,) * (3 - values.ndim), *values.shape), affine)
+
+
+def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
+    """Read through the first of nnU-Net's readers that can: two of them share the ending .tif, for 2D and 3D."""
+    compare_checksum(path)
+    failures: list[Exception] = []
+    several: list[Scan] = []
+    for reader in LIST_OF_IO_CLASSES:
+        if ending not in reader.supported_file_endings:
+            continue
+        try:
+            values, properties = reader().read_images([str(path)])
+        except Exception as error:  # the next reader may do
+            failures.append(error)
+            continue
+        scan = Scan(path, values, _affine_of(properties))
+        if len(values) == 1 or not as_label:
+            return scan
+        several.append(scan)  # the next reader may see slices where this one sees channels
+    if several:
+        return several[0]
+    raise failures[-1]
+
+
+def _affine_of(properties: Mapping[str, Any]) -> np.ndarray:
+    """Return the affine (4, 4) that one of nnU-Net's readers found; spacing alone where the format has no more."""
+    geometry = properties.get("sitk_stuff")
+    if geometry is None:
+        return np.diag([*map(float, properties["spacing"][::-1]), 1.0])
+    return _affine(geometry["spacing"], geometry["origin"], geometry["direction"])
+
+
+def _header_affine(path: Path) -> np.ndarray:
+    """Return the affine of a file that SimpleITK reads, without its voxels."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return _affine(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+
+
+def _affine(spacing: tuple[float, ...], origin: tuple[float, ...], direction: tuple[float, ...]) -> np.ndarray:
+    """Return the affine (4, 4) of a SimpleITK geometry; only the first three axes of a 4D image are in space."""
+    dimension = len(spacing)
+    used = min(dimension, 3)
+    affine = np.eye(4)
+    affine[:used, :used] = (np.reshape(direction, (dimension, dimension)) * np.asarray(spacing))[:used, :used]
+    affine[:used, 3] = origin[:used]
+    return LPS_TO_RAS @ affine

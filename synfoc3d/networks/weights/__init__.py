@@ -1,0 +1,1 @@
+"""Weight files of foundation networks: what is known of them, how they are found and read."""

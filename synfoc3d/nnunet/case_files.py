@@ -1,0 +1,186 @@
+"""One case on its way from files to the networks' grid, and its prediction on the way back.
+
+Both functions are run in worker processes: arguments and results can be pickled.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import Tensor
+
+from synfoc3d.errors import UserError
+from synfoc3d.files.volumes import NIFTI_ENDINGS, check_checksum
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model's predictions are made for.
+
+    Attributes:
+        plans: nnU-Net's plans.
+        configuration: ``2d`` or ``3d_fullres``.
+        dataset_json: nnU-Net's description of the dataset.
+    """
+
+    plans: PlansManager
+    configuration: str
+    dataset_json: dict[str, Any]
+
+    @property
+    def file_ending(self) -> str:
+        """Ending of images and masks."""
+        return str(self.dataset_json["file_ending"])
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A preprocessed case.
+
+    Attributes:
+        image: (C, D, H, W) float32, cropped, normalised and resampled by nnU-Net.
+        properties: what nnU-Net needs to put a prediction back on the scan's own grid.
+        reader: nnU-Net's class that read the files, and writes the mask.
+    """
+
+    image: np.ndarray
+    properties: dict[str, Any]
+    reader: type[BaseReaderWriter]
+
+
+def prepare_case(files: Sequence[Path], info: ModelInfo) -> PreparedCase:
+    """Read the channels of one case, check them, and preprocess them as nnU-Net does.
+
+    Args:
+        files: one file per channel, in order.
+        info: the model.
+
+    Raises:
+        UserError: files that cannot be read or have a wrong checksum, differ from each other, hold no voxels or ones
+            that are no finite numbers, are a single slice where the model needs a volume, or are not as many channels
+            as in training.
+    """
+    configuration = info.plans.get_configuration(info.configuration)
+    image, properties, reader = _read(files, info.plans.image_reader_writer_class)
+    channels = determine_num_input_channels(info.plans, configuration, info.dataset_json)
+    names = ", ".join(map(str, files))
+    if len(image) != channels:
+        raise UserError(f"{names}: {len(image)} channels, but the model was trained with {channels}; give as many.")
+    if not image.size:
+        raise UserError(f"{names} holds no voxels, its shape (z, y, x) is {image.shape[1:]}; replace or remove it.")
+    broken = image.size - int(np.isfinite(image).sum())
+    if broken:
+        raise UserError(f"{names} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")
+    if len(configuration.patch_size) == 3 and image.shape[1] == 1:
+        raise UserError(f"{names} is a single slice, but {info.configuration} needs a volume; use a 2d model.")
+    preprocessor = configuration.preprocessor_class(verbose=False)
+    data, _, properties = preprocessor.run_case_npy(
+        image, None, properties, info.plans, configuration, info.dataset_json
+    )
+    return PreparedCase(data.astype(np.float32, copy=False), properties, reader)
+
+
+def _read(
+    files: Sequence[Path], reader: type[BaseReaderWriter]
+) -> tuple[np.ndarray, dict[str, Any], type[BaseReaderWriter]]:
+    """Read through the reader of the training; a NIfTI file that SimpleITK refuses, through nnU-Net's nibabel reader.
+
+    SimpleITK reads no file whose axes are not orthonormal; voxel order and spacing are the same in both readers.
+    """
+    names = [str(file) for file in files]
+    for file, name in zip(files, names, strict=True):
+        check_checksum(file)
+        if not name.endswith(NIFTI_ENDINGS):
+            continue
+        shape = _nifti_shape(name)
+        if len(shape) > 3:
+            raise UserError(f"{name} has {len(shape)} dimensions {shape}; write one 3D file per channel or time point.")
+    problem: Exception | None = None
+    readers = [reader, NibabelIO] if names[0].endswith(NIFTI_ENDINGS) else [reader]
+    for candidate in readers:
+        said = io.StringIO()  # nnU-Net's readers print what is wrong and raise an error without text
+        try:
+            with contextlib.redirect_stdout(said):
+                image, properties = candidate().read_images(names)
+        except Exception as error:  # readers raise whatever they meet in a damaged file
+            reason = said.getvalue().strip().split("\n")[0] or str(error).strip().split("\n")[-1]
+            problem = problem or UserError(
+                f"{', '.join(names)} cannot be read ({reason or type(error).__name__}); replace or remove."
+            )
+        else:
+            return image, properties, candidate
+    assert problem is not None
+    raise problem
+
+
+def _nifti_shape(name: str) -> tuple[int, ...]:
+    try:
+        return tuple(nibabel.Nifti1Image.from_filename(name).shape)
+    except Exception as error:  # as above
+        reason = str(error).strip().split("\n")[-1] or type(error).__name__
+        raise UserError(f"{name} cannot be read, it is damaged or no NIfTI file ({reason}); replace it.") from None
+
+
+def write_case(
+    target: Path,
+    values: np.ndarray | Tensor,
+    are_probabilities: bool,
+    case: PreparedCase,
+    info: ModelInfo,
+    save_probabilities: bool = False,
+    threads: int = 1,
+) -> None:
+    """Write a prediction on the scan's own grid, whole or not at all.
+
+    The files are written into a hidden folder beside the target and then renamed, the mask as the last one.
+
+    Args:
+        target: path of the mask, without ending.
+        values: (K, D, H, W) logits, or probabilities that are averaged and resampled as such.
+        are_probabilities: which of the two ``values`` holds.
+        case: the case, of which the image is not needed any more.
+        info: the model.
+        save_probabilities: write target.npz and target.pkl as well, as nnU-Net does.
+        threads: of torch's softmax.
+    """
+    nonlinearity = {"inference_nonlin": _identity} if are_probabilities else {}
+    result = convert_predicted_logits_to_segmentation_with_correct_shape(
+        values,
+        info.plans,
+        info.plans.get_configuration(info.configuration),
+        info.plans.get_label_manager(info.dataset_json, **nonlinearity),
+        case.properties,
+        return_probabilities=save_probabilities,
+        num_threads_torch=threads,
+    )
+    hidden = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(hidden, ignore_errors=True)  # left by a kill
+    hidden.mkdir()
+    try:
+        mask, probabilities = result if save_probabilities else (result, None)
+        if probabilities is not None:
+            np.savez_compressed(hidden / f"{target.name}.npz", probabilities=probabilities)
+            save_pickle(case.properties, str(hidden / f"{target.name}.pkl"))
+        name = f"{target.name}{info.file_ending}"
+        case.reader().write_seg(mask, str(hidden / name), case.properties)
+        for file in sorted(hidden.iterdir(), key=lambda file: file.name == name):
+            os.replace(file, target.parent / file.name)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _identity(probabilities: Any) -> Any:  # noqa: ANN401 - array or tensor, as nnU-Net gives it
+    return probabilities

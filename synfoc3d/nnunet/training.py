@@ -1,0 +1,140 @@
+"""Start an nnU-Net training with the trainers of this package, in this process."""
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.folders import find_dataset, nnunet_folder
+from synfoc3d.sections import DataFacts
+
+TRAINER_VARIABLE = "nnUNet_extTrainer"
+
+
+def trainers_folder() -> Path:
+    """The folder that nnU-Net searches for these trainers."""
+    return Path(str(resources.files("synfoc3d.trainers")))
+
+
+def register_trainers() -> None:
+    """Let nnU-Net find the trainers, before any folder that the user named."""
+    folders = [str(trainers_folder()), *filter(None, os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep))]
+    os.environ[TRAINER_VARIABLE] = os.pathsep.join(dict.fromkeys(folders))
+
+
+def train(
+    dataset: str,
+    configuration: str,
+    fold: str,
+    trainer: str,
+    plans: str,
+    device: str,
+    resume: bool = False,
+    only_validate: bool = False,
+    save_probabilities: bool = False,
+) -> None:
+    """What ``nnUNetv2_train`` does, with nnU-Net's own functions.
+
+    Args:
+        dataset: id or name of the dataset.
+        configuration: of the plans, ``2d`` or ``3d_fullres``.
+        fold: number of the fold.
+        trainer: class name.
+        plans: identifier of the plans.
+        device: ``cuda``, ``mps`` or ``cpu``.
+        resume: continue from the latest checkpoint.
+        only_validate: run the final validation of a finished training.
+        save_probabilities: keep the validation's probabilities.
+
+    Raises:
+        UserError: something named does not exist, or the trainer refuses its data or settings.
+    """
+    if not fold.isdigit():
+        raise UserError(f"The fold must be a number from 0, as synfoc3d split wrote them, but is {fold!r}.")
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        nnunet_folder(variable)
+    name = check_preprocessed(dataset, configuration, plans)
+    known = [file.stem for file in trainers_folder().glob("nnUNetTrainer*.py")]
+    register_trainers()
+    from nnunetv2.run.run_training import run_training
+
+    try:
+        run_training(
+            name,
+            configuration,
+            int(fold),
+            trainer,
+            plans,
+            export_validation_probabilities=save_probabilities,
+            continue_training=resume,
+            only_run_validation=only_validate,
+            device=torch.device(device),
+        )
+    except RuntimeError as error:
+        if "Could not find requested nnunet trainer" in str(error):
+            raise UserError(f"There is no trainer {trainer}.{did_you_mean(trainer, known)}") from None
+        if "training is not finished" in str(error):
+            raise UserError("--val needs a finished training, but there is no checkpoint_final.pth.") from None
+        raise
+
+
+def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
+    """Full name of a dataset whose configuration was preprocessed.
+
+    Raises:
+        UserError: dataset, plans or configuration do not exist, or the configuration was only planned.
+    """
+    name = find_dataset(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / name
+    file = folder / f"{plans}.json"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: run synfoc3d preprocess -d {dataset}.")
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if configuration not in content["configurations"]:
+        raise UserError(
+            f"{file.name} has no configuration {configuration!r}."
+            f"{did_you_mean(configuration, content['configurations'])}"
+        )
+    cases = folder / PlansManager(content).get_configuration(configuration).data_identifier
+    if not any(cases.glob("*.pkl")):  # every case has one, whatever the format of its image
+        option = "" if plans == "nnUNetPlans" else f" -p {plans}"
+        raise UserError(
+            f"{configuration} of {name} is planned, but {cases} holds no preprocessed case: run "
+            f"synfoc3d preprocess -d {dataset} -c {configuration}{option}."
+        )
+    return name
+
+
+def data_facts(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> DataFacts:
+    """What the dataset says about the settings of a training on it.
+
+    Args:
+        plans: content of nnU-Net's plans.
+        configuration: of the plans.
+        dataset_json: content of the dataset's ``dataset.json``.
+    """
+    manager = PlansManager(plans)
+    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
+    return DataFacts(heads, determine_num_input_channels(manager, configuration, dataset_json))
+
+
+def preprocessed_facts(dataset: str, configuration: str, plans: str) -> DataFacts:
+    """Facts of a dataset whose configuration was preprocessed.
+
+    Args:
+        dataset: id or name.
+        configuration: of the plans.
+        plans: identifier of the plans.
+
+    Raises:
+        UserError: see :func:`check_preprocessed`.
+    """
+    folder = nnunet_folder("nnUNet_preprocessed") / check_preprocessed(dataset, configuration, plans)
+    content, dataset_json = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in (plans, "dataset"))
+    return data_facts(content, configuration, dataset_json)

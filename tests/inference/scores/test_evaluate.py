@@ -1,0 +1,361 @@
+import json
+import math
+import os
+import re
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summary_json
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
+
+from synfoc3d.errors import UserError
+from synfoc3d.inference.scores.evaluate import evaluate_folder
+
+SHAPE = (6, 7, 8)
+# Voxel size along the x, y, z of the files; arrays below are written in that order too.
+AFFINE = np.diag([0.5, 0.8, 3.0, 1.0])
+
+
+def cube(*starts, value=1, size=2):
+    volume = np.zeros(SHAPE, dtype=np.uint8)
+    volume[tuple(slice(start, start + size) for start in starts)] = value
+    return volume
+
+
+def write(folder, affine=AFFINE, **volumes):
+    folder.mkdir(exist_ok=True, parents=True)
+    for case, volume in volumes.items():
+        nibabel.save(nibabel.Nifti1Image(volume, affine), folder / f"{case}.nii.gz")
+    return folder
+
+
+def write_dataset_json(folder, **labels):
+    content = {"labels": {"background": 0, **labels}, "channel_names": {"0": "MR"}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two cases: `a` is predicted one voxel off along z, `b` exactly; `c` has no prediction."""
+    labels = write(tmp_path / "data" / "labelsTr", a=cube(1, 1, 1), b=cube(2, 2, 2), c=cube(1, 1, 1))
+    return labels, write(tmp_path / "predicted", a=cube(1, 1, 2), b=cube(2, 2, 2))
+
+
+def dice(case, label="1"):
+    """Return the Dice of one class of a case."""
+    return case.metrics[label].values["dice"]
+
+
+def evaluate(folders, **options):
+    return evaluate_folder(*folders, num_processes=1, **options)
+
+
+def domains_file(folder, text):
+    path = folder / "domains.csv"
+    path.write_text(text)
+    return path
+
+
+def test_values_per_case_in_mm(folders):
+    a, b = evaluate(folders).cases
+    assert (a.case, b.case) == ("a", "b")
+    expected = {"dice": 0.5, "jaccard": 1 / 3, "hd95": 3.0, "asd": 1.5}
+    assert {key: a.metrics["1"].values[key] for key in expected} == pytest.approx(expected)
+    assert (dice(b), b.metrics["1"].values["hd95"]) == (1, 0)
+
+
+def test_references_without_prediction_are_reported(folders):
+    assert evaluate(folders).unpredicted == ("c",)
+
+
+def test_listed_cases_only(folders):
+    evaluation = evaluate(folders, cases=["b"])
+    assert [case.case for case in evaluation.cases] == ["b"]
+    assert evaluation.unpredicted == ()
+
+
+def test_a_list_without_cases_is_refused(folders):
+    with pytest.raises(UserError, match="list of cases to evaluate is empty"):
+        evaluate(folders, cases=[])
+
+
+@pytest.mark.parametrize("shape", [SHAPE[:2], (*SHAPE, 1)])
+def test_images_and_single_time_points_are_compared(folders, shape):
+    volume = (np.arange(math.prod(shape)) % 2).astype(np.uint8).reshape(shape)
+    for folder in folders:
+        write(folder, a=volume)
+    assert dice(evaluate(folders, cases=["a"]).cases[0]) == 1
+
+
+def test_formats_may_differ(folders):
+    (folders[1] / "a.nii.gz").unlink()
+    image = sitk.GetImageFromArray(cube(1, 1, 1).T)
+    # The NIfTI's axes point to the right and front, SimpleITK's to the left and back.
+    image.SetSpacing([0.5, 0.8, 3.0])
+    image.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
+    sitk.WriteImage(image, str(folders[1] / "a.nrrd"))
+    assert dice(evaluate(folders).cases[0]) == 1
+
+
+def shifted_affine(by):
+    affine = AFFINE.copy()
+    affine[2, 3] += by
+    return affine
+
+
+def test_rounding_of_the_affine_is_accepted(folders):
+    write(folders[1], affine=shifted_affine(0.3), a=cube(1, 1, 2))  # a tenth of a voxel
+    assert evaluate(folders).cases[0].metrics["1"].values["hd95"] == pytest.approx(3.0)
+
+
+def test_parallel_evaluation_gives_the_same(folders):
+    write(folders[1], c=np.ones((2, 3, 4), dtype=np.uint8))  # fails
+    assert evaluate_folder(*folders, num_processes=2) == evaluate(folders)
+
+
+def test_number_of_processes_is_checked(folders):
+    with pytest.raises(UserError, match="at least 1, but is 0"):
+        evaluate_folder(*folders, num_processes=0)
+
+
+# ---- cases that cannot be evaluated
+
+
+def failure(folders, case, **options):
+    """Return what is wrong with a case, after checking that it does not stop case b."""
+    evaluation = evaluate(folders, **options)
+    assert list(evaluation.failures) == [case]
+    assert "b" in evaluation.case_names and case not in evaluation.case_names
+    return evaluation.failures[case]
+
+
+def test_a_listed_case_needs_a_prediction(folders):
+    assert "no prediction in" in failure(folders, "c", cases=["b", "c"])
+
+
+@pytest.mark.parametrize("cases", [None, ["b", "d"]])
+def test_a_prediction_needs_a_reference(folders, cases):
+    write(folders[1], d=cube(1, 1, 1))
+    assert re.search(r"d\.nii\.gz has no reference in .*labelsTr", failure(folders, "d", cases=cases))
+
+
+@pytest.mark.parametrize("classes", [None, {"RV": 1}])  # found in the files, or given
+@pytest.mark.parametrize("folder", [0, 1])
+def test_a_truncated_file_is_named(folders, folder, classes):
+    path = folders[folder] / "a.nii.gz"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert f"{path} cannot be read" in failure(folders, "a", classes=classes)
+
+
+def test_a_wrong_checksum_is_named(folders, flip_bit):
+    for folder in folders:  # of smaller files nibabel reads all to tell the format, and meets the checksum by chance
+        write(folder, a=np.ones((20, 15, 10), np.uint8))
+    path = flip_bit(folders[1] / "a.nii.gz")
+    assert f"{path} cannot be read" in failure(folders, "a", classes={"RV": 1})
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.5, -1])
+def test_values_that_are_no_labels_are_named(folders, value):
+    write(folders[1], a=np.full(SHAPE, value, dtype=np.float32))
+    assert f"holds the value {value}" in failure(folders, "a", classes={"RV": 1})
+
+
+def test_another_shape_than_the_reference_is_named(folders):
+    write(folders[1], a=np.ones((6, 7, 9), dtype=np.uint8))
+    assert re.search(r"predicted/a\.nii\.gz has the shape \(6, 7, 9\), but .*labelsTr/a", failure(folders, "a"))
+
+
+def test_another_place_than_the_reference_is_named(folders):
+    write(folders[1], affine=shifted_affine(3), a=cube(1, 1, 2))
+    assert "voxels up to 1 voxels away" in failure(folders, "a")
+
+
+def test_undeclared_values_are_named(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", RV=1)
+    write(folders[1], a=cube(2, 2, 2, value=255))
+    assert re.search(r"predicted/a\.nii\.gz has the label values \[255\]", failure(folders, "a"))
+
+
+def test_a_case_without_domain_is_named(tmp_path, folders):
+    path = domains_file(tmp_path, "case,domain\nb,GE\n")
+    assert re.search(r"no domain in .*domains\.csv; add the line a,NAME", failure(folders, "a", domains=path))
+
+
+def test_the_good_cases_are_written_with_the_failures(tmp_path, folders):
+    write(folders[1], d=cube(1, 1, 1))
+    evaluation = evaluate(folders, output=tmp_path / "results.json")
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["failures"] == evaluation.failures and set(content["failures"]) == {"d"}
+    assert {row["case"] for row in content["cases"]} == {"a", "b"}
+
+
+@pytest.mark.parametrize("classes", [None, {"RV": 1}])
+def test_without_any_good_case_all_reasons_are_given(folders, classes):
+    write(folders[1], d=cube(1, 1, 1))
+    (folders[1] / "a.nii.gz").write_text("nothing")
+    with pytest.raises(UserError, match=r"0 of 2 cases evaluated, 2 failed:\n  a: .*cannot be read.*\n  d: .* no ref"):
+        evaluate(folders, cases=["a", "d"], classes=classes)
+
+
+# ---- per slice
+
+
+@pytest.fixture
+def sliced(tmp_path):
+    """Domain A: slices 1 and 2 of `a` hold the structure, 2 and 3 the prediction; domain B: all of `b` is right."""
+    labels = write(tmp_path / "labels", a=cube(1, 1, 1), b=cube(1, 1, 1))
+    predictions = write(tmp_path / "predicted", a=cube(2, 1, 2), b=cube(1, 1, 1))
+    return labels, predictions
+
+
+def test_per_slice_there_is_a_result_per_slice(sliced):
+    evaluation = evaluate(sliced, per_slice=True)
+    assert [(case.case, case.slice) for case in evaluation.cases] == [(n, z) for n in "ab" for z in range(SHAPE[2])]
+    assert evaluation.case_names == ("a", "b")
+    values = [dice(case) for case in evaluation.cases[:4]]
+    assert values == pytest.approx([math.nan, 0, 0.5, math.nan], nan_ok=True)
+
+
+def test_per_slice_distances_are_in_pixels(sliced):
+    metrics = evaluate(sliced, per_slice=True).cases[2].metrics["1"]
+    assert (metrics.values["hd95"], metrics.values["asd"]) == (1, 0.5)
+
+
+def test_per_slice_means_are_over_slices_then_domains(tmp_path, sliced):
+    path = domains_file(tmp_path, "case,domain\na,A\nb,B\n")
+    rows = evaluate(sliced, domains=path, per_slice=True).summaries()
+    assert [(row.domain, row.n, row.mean["dice"], row.mean["hd95"]) for row in rows] == [
+        ("A", 2, 0.25, 50.5),
+        ("B", 2, 1.0, 0.0),
+        ("all cases", 4, 0.625, 25.25),
+        ("mean of domains", 2, 0.625, 25.25),
+    ]
+
+
+def test_per_slice_empty_masks_are_counted(sliced):
+    assert evaluate(sliced, per_slice=True).empty_masks()["1"] == {"both": 11, "prediction": 1, "reference": 1}
+
+
+def test_per_slice_a_region_is_missed_only_if_all_its_values_are(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", whole=[1, 2], core=2)
+    write(folders[0], a=cube(1, 1, 1, value=2))
+    write(folders[1], a=cube(1, 1, 1))
+    case = evaluate(folders, per_slice=True).cases[1]
+    assert (dice(case, "whole"), dice(case, "core"), case.metrics["core"].values["asd"]) == (1, 0, 100)
+
+
+def test_per_slice_json_has_nnunets_keys_and_the_slice(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", whole=[1, 2], LV=2)
+    evaluate(folders, output=tmp_path / "results.json", per_slice=True)
+    slices = load_summary_json(str(tmp_path / "results.json"))["metric_per_case"]
+    assert [case["slice"] for case in slices] == 2 * list(range(SHAPE[2]))
+    assert slices[2]["metrics"][(1, 2)]["Dice"] == 1
+
+
+# ---- classes
+
+
+@pytest.mark.parametrize("place", ["data", "data/labelsTr", "predicted"])
+def test_class_names_come_from_dataset_json(tmp_path, folders, place):
+    write_dataset_json(tmp_path / place, RV=1, LV=2)
+    evaluation = evaluate(folders)
+    assert evaluation.classes == {"RV": (1,), "LV": (2,)}
+    assert math.isnan(dice(evaluation.cases[0], "LV"))
+
+
+def test_without_dataset_json_the_values_are_the_classes(folders):
+    write(folders[1], b=cube(2, 2, 2, value=7))
+    assert evaluate(folders).classes == {"1": (1,), "7": (7,)}
+
+
+def test_only_the_given_classes_are_evaluated(folders):
+    write(folders[1], a=cube(1, 1, 2) + cube(4, 4, 4, value=9))
+    assert list(evaluate(folders, classes={"RV": 1}).cases[0].metrics) == ["RV"]
+
+
+def test_regions_join_their_values(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", whole=[1, 2], core=2)
+    write(folders[0], a=cube(1, 1, 1) + cube(3, 3, 3, value=2))
+    write(folders[1], a=cube(1, 1, 1, value=2) + cube(3, 3, 3))
+    case = evaluate(folders).cases[0]
+    assert (dice(case, "whole"), dice(case, "core")) == (1, 0)
+
+
+def test_ignored_voxels_do_not_count(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", RV=1, ignore=2)
+    reference = cube(1, 1, 1)
+    reference[:, :, 3] = 2
+    write(folders[0], a=reference)
+    # The prediction is off by the slice that the reference marks as ignored.
+    write(folders[1], a=cube(1, 1, 1) + cube(1, 1, 3, size=1))
+    evaluation = evaluate(folders)
+    assert list(evaluation.classes) == ["RV"]
+    assert dice(evaluation.cases[0], "RV") == 1
+
+
+def test_volumes_without_any_class_are_refused(folders):
+    empty = np.zeros(SHAPE, dtype=np.uint8)
+    write(folders[0], a=empty)
+    write(folders[1], a=empty)
+    with pytest.raises(UserError, match="has a value above 0, and no dataset.json"):
+        evaluate(folders, cases=["a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no dataset.json of nnU-Net"),
+        ("{}", r"is no dataset.json of nnU-Net \(KeyError\('labels'\)\)"),
+        ('{"labels": ["RV"]}', r"\['RV'\] does not name label values"),
+        ('{"labels": {"0": "background"}}', "label '0' has the value 'background', not a whole number"),
+        ('{"labels": {"background": 0}}', "names no class but the background"),
+    ],
+)
+def test_malformed_dataset_json_is_named(tmp_path, folders, text, message):
+    (tmp_path / "data" / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        evaluate(folders)
+
+
+# ---- domains
+
+
+def test_domains_are_read(tmp_path, folders):
+    path = domains_file(tmp_path, "\ufeffcase, domain\na, Siemens\nb,GE\nz,GE\n")
+    evaluation = evaluate(folders, domains=path)
+    assert [case.domain for case in evaluation.cases] == ["Siemens", "GE"]
+    assert evaluation.domains == ("GE", "Siemens")
+
+
+# ---- output
+
+
+def test_nothing_is_written_without_output(tmp_path, folders):
+    before = sorted(tmp_path.rglob("*"))
+    evaluate(folders)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_output_must_be_json(tmp_path, folders):
+    with pytest.raises(UserError, match=r"results\.csv must end in \.json"):
+        evaluate(folders, output=tmp_path / "results.csv")
+
+
+def test_only_the_two_finished_files_are_left(tmp_path, folders):
+    evaluate(folders, output=tmp_path / "out" / "results.json")
+    assert sorted(os.listdir(tmp_path / "out")) == ["results.csv", "results.json"]
+
+
+def test_json_agrees_with_nnunet(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", whole=[1, 2], LV=2)
+    write(folders[0], a=cube(1, 1, 1) + cube(3, 3, 3, value=2))
+    evaluate(folders, output=tmp_path / "results.json")
+    ours = load_summary_json(str(tmp_path / "results.json"))
+    for case in ours["metric_per_case"]:
+        files = case["reference_file"], case["prediction_file"]
+        theirs = compute_metrics(*files, NibabelIO(), [(1, 2), 2])["metrics"]
+        for region in ((1, 2), 2):
+            for name in ("Dice", "IoU", "n_pred", "n_ref"):
+                assert case["metrics"][region][name] == pytest.approx(theirs[region][name], nan_ok=True)

@@ -1,0 +1,163 @@
+"""Damaged files: refused, or read as if they were whole, never with other voxels."""
+
+import gzip
+import shutil
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+from hypothesis import given
+from hypothesis import strategies as st
+
+from synfoc3d.errors import UserError
+from synfoc3d.files.volumes import check_checksum, read_scan
+
+AFFINE = np.diag([1.0, 1.5, 4.0, 1.0])
+COMMENTS = {"note": "ElementDataFile = LOCAL", "encoding": "raw"}  # could be taken for a part of the header
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory, write_nifti):
+    """A file that no reader takes into its buffer as a whole: 96 kB of voxels in 85 kB."""
+    values = np.random.default_rng(0).normal(size=(40, 30, 20)).astype(np.float32)
+    return write_nifti(tmp_path_factory.mktemp("large") / "whole.nii.gz", values)
+
+
+def outcome(path, whole):
+    """Whether a file is refused by name; if it is not, it must be read like the whole one."""
+    try:
+        scan = read_scan(path)
+    except UserError as error:
+        assert str(error).startswith(f"{path} cannot be read, it is damaged")
+        return "refused"
+    np.testing.assert_array_equal(scan.values, whole.values)
+    np.testing.assert_array_equal(scan.affine, whole.affine)
+    return "read"
+
+
+def write_with_sitk(path, compressed=True):
+    values = np.random.default_rng(0).integers(0, 9, (10, 20, 30)).astype(np.int16)
+    image = SimpleITK.GetImageFromArray(values)
+    for key, value in COMMENTS.items():
+        image.SetMetaData(key, value)
+    SimpleITK.WriteImage(image, str(path), useCompression=compressed)
+    return path, values[None]
+
+
+class TestGzip:
+    def test_every_bit_that_is_not_refused_changes_nothing(self, tmp_path, write_label, flip_bit):
+        path = write_label(tmp_path / "whole.nii.gz", shape=(12, 10, 9))
+        whole, size = read_scan(path), path.stat().st_size
+        read = {
+            byte
+            for byte in range(size)
+            for bit in range(8)
+            if outcome(flip_bit(shutil.copy(path, tmp_path / "a.nii.gz"), byte, bit), whole) == "read"
+        }
+        assert read.isdisjoint({0, 1, 2, *range(size - 8, size)})  # format; checksum and length
+        assert {4, 5, 6, 7, 8, 9} <= read  # time, compression level, operating system
+
+    @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+    def test_no_bit_of_a_large_file_changes_its_voxels(self, large, flip_bit, place, bit):
+        byte = int(place * large.stat().st_size)
+        outcome(flip_bit(shutil.copy(large, large.with_name("a.nii.gz")), byte, bit), read_scan(large))
+
+    @pytest.mark.parametrize("byte", range(-8, 0))
+    def test_checksum_and_length_of_a_large_file_count(self, large, tmp_path, flip_bit, byte):
+        path = flip_bit(shutil.copy(large, tmp_path / "a.nii.gz"), byte)
+        assert outcome(path, read_scan(large)) == "refused"
+
+    @pytest.mark.parametrize("cut", [1, 4, 8, 9, 5000])
+    def test_file_cut_short_is_refused(self, large, tmp_path, cut):
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(large.read_bytes()[:-cut])
+        assert outcome(path, read_scan(large)) == "refused"
+
+    @pytest.mark.parametrize(("tail", "expected"), [(bytes(512), "read"), (b"more", "refused")])
+    def test_only_zeros_may_follow(self, large, tmp_path, tail, expected):
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(large.read_bytes() + tail)
+        assert outcome(path, read_scan(large)) == expected
+
+    @pytest.mark.parametrize("voxels_end_in", ["first", "second"])
+    def test_checksum_of_the_second_of_two_streams_counts(self, large, tmp_path, flip_bit, voxels_end_in):
+        content = gzip.decompress(large.read_bytes())
+        parts = (content, b"notes") if voxels_end_in == "first" else (content[:50000], content[50000:])
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(b"".join(map(gzip.compress, parts)))
+        assert outcome(path, read_scan(large)) == "read"
+        assert outcome(flip_bit(path), read_scan(large)) == "refused"
+
+    @pytest.mark.parametrize("byte", [40, 71, 344])  # number of dimensions, sign of the data type, magic
+    def test_damage_is_named_rather_than_what_the_header_says(self, tmp_path, write_image, flip_bit, byte):
+        plain = write_image(tmp_path / "a.nii")
+        stored = gzip.compress(plain.read_bytes(), compresslevel=0)  # header bytes lie open in the file
+        path = tmp_path / "a.nii.gz"
+        path.write_bytes(stored)
+        flip_bit(path, stored.index(plain.read_bytes()[:348]) + byte)
+        assert outcome(path, read_scan(plain)) == "refused"
+
+    @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+    @pytest.mark.parametrize("dtype", ["<f8", ">i2", "<u1"])
+    @pytest.mark.parametrize("slope", [None, 0.5])
+    def test_whole_file_is_read_as_by_nibabel(self, tmp_path, kind, dtype, slope):
+        header = kind.header_class(endianness=dtype[0])
+        header.set_data_dtype(dtype)
+        image = kind(np.arange(24).reshape(4, 3, 2).astype(dtype), AFFINE, header)
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"moves the voxels"))
+        image.header.set_slope_inter(slope, 3 if slope else None)
+        image.to_filename(tmp_path / "a.nii.gz")
+        scan, expected = read_scan(tmp_path / "a.nii.gz"), nibabel.load(tmp_path / "a.nii.gz")
+        values = np.asanyarray(expected.dataobj)
+        assert scan.values.dtype == values.dtype
+        np.testing.assert_array_equal(scan.values[0], values.T)
+        np.testing.assert_array_equal(scan.affine, expected.affine)
+
+
+class TestNrrdAndMha:
+    @pytest.mark.parametrize("compressed", [True, False])
+    @pytest.mark.parametrize("ending", ["nrrd", "mha"])
+    def test_whole_file_is_read(self, tmp_path, ending, compressed):
+        path, values = write_with_sitk(tmp_path / f"a.{ending}", compressed)
+        np.testing.assert_array_equal(read_scan(path).values, values)
+        check_checksum(path)
+
+    @pytest.mark.parametrize("ending", ["nrrd", "mha"])
+    def test_flipped_bit_is_refused(self, tmp_path, flip_bit, ending):
+        path, _ = write_with_sitk(tmp_path / f"whole.{ending}")
+        for byte in range(1, 1600, 100):  # from the checksum on into the voxels
+            with pytest.raises(UserError, match=f"a.{ending} cannot be read, it is damaged"):
+                read_scan(flip_bit(shutil.copy(path, tmp_path / f"a.{ending}"), -byte))
+
+    @pytest.mark.parametrize("cut", [1, 4, 8])
+    @pytest.mark.parametrize("ending", ["nrrd", "mha"])
+    def test_file_without_its_checksum_is_refused(self, tmp_path, ending, cut):
+        path, _ = write_with_sitk(tmp_path / f"a.{ending}")
+        path.write_bytes(path.read_bytes()[:-cut])
+        with pytest.raises(UserError, match=f"a.{ending} cannot be read, it is damaged .*end"):
+            read_scan(path)
+
+    def test_voxels_in_another_file_are_not_looked_for(self, tmp_path):
+        path, _ = write_with_sitk(tmp_path / "a.nrrd")
+        header, voxels = path.read_bytes().split(b"\n\n", 1)
+        (tmp_path / "voxels.gz").write_bytes(voxels)
+        path.write_bytes(header + b"\ndata file: voxels.gz\n\n")
+        check_checksum(path)
+
+
+class TestWithoutChecksum:
+    def test_voxels_are_not_read(self, tmp_path):
+        (tmp_path / "a.nii").write_text("no image")
+        check_checksum(tmp_path / "a.nii")
+
+    def test_bytes_behind_the_voxels_of_a_nifti_are_ignored(self, tmp_path, write_image):
+        path = write_image(tmp_path / "a.nii")
+        whole = read_scan(path).values.copy()
+        path.write_bytes(path.read_bytes() + b"more")
+        np.testing.assert_array_equal(read_scan(path).values, whole)
+
+
+def test_file_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a.nii.gz cannot be read, .*No such file"):
+        check_checksum(tmp_path / "a.nii.gz")

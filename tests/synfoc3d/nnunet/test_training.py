@@ -1,0 +1,67 @@
+"""What is asked before a training starts."""
+
+import json
+import shutil
+
+import pytest
+
+from synfoc3d.errors import UserError
+from synfoc3d.nnunet.training import check_preprocessed, preprocessed_facts
+from synfoc3d.sections import DataFacts
+
+
+@pytest.fixture
+def only_2d(project, tmp_path):
+    """A copy of the project that is planned for 3d_fullres, but not preprocessed for it."""
+    copy = project.copy(tmp_path)
+    shutil.rmtree(copy.preprocessed / "nnUNetPlans_3d_fullres")
+    return copy
+
+
+def refusal(project, configuration, plans="nnUNetPlans"):
+    with project.active(), pytest.raises(UserError) as caught:
+        check_preprocessed("501", configuration, plans)
+    return str(caught.value)
+
+
+def test_preprocessed_configuration_gives_the_full_name(only_2d):
+    with only_2d.active():
+        assert check_preprocessed("501", "2d", "nnUNetPlans") == "Dataset501_Tiny"
+
+
+def test_planned_configuration_is_refused(only_2d):
+    folder = only_2d.preprocessed / "nnUNetPlans_3d_fullres"
+    assert refusal(only_2d, "3d_fullres") == (
+        f"3d_fullres of Dataset501_Tiny is planned, but {folder} holds no preprocessed case: run "
+        "synfoc3d preprocess -d 501 -c 3d_fullres."
+    )
+
+
+def test_folder_that_an_interrupted_preprocessing_left_empty_is_refused(only_2d):
+    (only_2d.preprocessed / "nnUNetPlans_3d_fullres").mkdir()
+    assert refusal(only_2d, "3d_fullres").endswith("run synfoc3d preprocess -d 501 -c 3d_fullres.")
+
+
+def test_other_plans_are_named(only_2d):
+    content = json.loads((only_2d.preprocessed / "nnUNetPlans.json").read_text())
+    (only_2d.preprocessed / "Mine.json").write_text(json.dumps(content))
+    assert refusal(only_2d, "3d_fullres", "Mine").endswith("run synfoc3d preprocess -d 501 -c 3d_fullres -p Mine.")
+
+
+def test_configuration_that_inherits_its_data_needs_those(only_2d):
+    file = only_2d.preprocessed / "nnUNetPlans.json"
+    content = json.loads(file.read_text())
+    content["configurations"] |= {"2d_small": {"inherits_from": "2d"}, "3d_small": {"inherits_from": "3d_fullres"}}
+    file.write_text(json.dumps(content))
+    with only_2d.active():
+        assert check_preprocessed("501", "2d_small", "nnUNetPlans") == "Dataset501_Tiny"
+    assert "3d_small of Dataset501_Tiny is planned, but" in refusal(only_2d, "3d_small")
+
+
+def test_facts_are_those_of_the_dataset(project, two_channels):
+    facts = []
+    for one in (project, two_channels):
+        with one.active():
+            facts.append(preprocessed_facts("501", "2d", "nnUNetPlans"))
+    labels = json.loads((project.raw / "dataset.json").read_text())["labels"]
+    assert facts == [DataFacts(len(labels), 1), DataFacts(len(labels), 2)]

@@ -1,0 +1,70 @@
+"""The table of curves."""
+
+import math
+
+import pytest
+
+from synfoc3d.methods.base import Panel
+from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Two epochs, the second with an unknown value."""
+    log = EpochLog(tmp_path)
+    log.add(0, {"loss": 1.25, "pseudo_dice": 0.5})
+    log.add(1, {"loss": 1 / 3, "pseudo_dice": math.nan})
+    log.add(1, {"val_dice_conventional": 0.75})
+    log.write()
+    return log
+
+
+def test_csv_has_one_row_per_epoch(log):
+    lines = log.csv_file.read_text().splitlines()
+    assert lines == ["epoch,loss,pseudo_dice,val_dice_conventional", "0,1.25,0.5,", "1,0.3333333,,0.75"]
+
+
+def test_picture_is_drawn(log):
+    assert log.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_known_values_are_drawn_in_their_panels_and_the_others_in_one_more(tmp_path):
+    panels = (Panel("sizes", ("first", "missing")), Panel("nothing", ("unknown",)))
+    log = EpochLog(tmp_path, panels)
+    log.add(0, {"first": 1.0, "surprise": 2.0, "unknown": math.nan})
+    assert log.drawn_panels() == [Panel("sizes", ("first",)), Panel("other", ("surprise",))]
+
+
+def test_values_of_one_epoch_share_a_row(log):
+    assert [row["epoch"] for row in log.rows] == [0, 1]
+
+
+def test_continued_log_writes_the_earlier_rows_again_unchanged(log):
+    before = log.csv_file.read_text()
+    continued = EpochLog(log.csv_file.parent, (), 2)
+    continued.write()
+    assert continued.csv_file.read_text() == before
+
+
+def test_continued_log_forgets_epochs_after_the_checkpoint(log):
+    continued = EpochLog(log.csv_file.parent, (), 1)
+    continued.add(1, {"loss": 2.0})
+    assert [row["loss"] for row in continued.rows] == [1.25, 2.0]
+
+
+def test_fresh_log_ignores_an_earlier_file(log):
+    assert EpochLog(log.csv_file.parent).rows == []
+
+
+def test_empty_cells_are_read_as_unknown(log):
+    rows = EpochLog(log.csv_file.parent, (), 2).rows
+    assert math.isnan(rows[1]["pseudo_dice"]) and math.isnan(rows[0]["val_dice_conventional"])
+
+
+def test_means_leave_out_unknown_values():
+    outputs = [{"loss": 1.0, "quality": math.nan}, {"loss": 3.0, "quality": 0.25}]
+    assert epoch_means(outputs) == {"loss": 2.0, "quality": 0.25}
+
+
+def test_mean_of_nothing_known_is_unknown():
+    assert math.isnan(epoch_means([{"quality": math.nan}, {"quality": math.nan}])["quality"])

@@ -1,0 +1,93 @@
+"""Curves of a semi-supervised training: one CSV row per epoch, and a picture.
+
+nnU-Net's own logger refuses keys it does not know, so these curves have their own files.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.figures import figure_file
+from synfoc3d.methods.base import Panel
+
+COLUMNS = 4  # of panels in a row of the picture
+
+
+class EpochLog:
+    """Rows of plain numbers, one per epoch.
+
+    Args:
+        folder: receives ``synfoc3d_log.csv`` and ``synfoc3d_progress.png``.
+        panels: of the picture; values that are in none of them get one panel more.
+        before_epoch: rows of an earlier run up to here (excluded) are kept when it is continued.
+    """
+
+    def __init__(self, folder: Path, panels: Sequence[Panel] = (), before_epoch: int = 0) -> None:
+        self.panels = tuple(panels)
+        self.csv_file = folder / "synfoc3d_log.csv"
+        self.picture = folder / "synfoc3d_progress.png"
+        self.rows: list[dict[str, float]] = []
+        if before_epoch and self.csv_file.is_file():
+            with self.csv_file.open(newline="") as file:
+                rows = [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["epoch"] < before_epoch]
+
+    def add(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Add numbers to the row of an epoch, the last row or a new one."""
+        if not self.rows or self.rows[-1]["epoch"] != epoch:
+            self.rows.append({"epoch": epoch})
+        self.rows[-1].update(values)
+
+    def write(self) -> None:
+        """Write table and picture; an unknown value is an empty cell."""
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow({k: "" if math.isnan(v) else f"{v:.7g}" for k, v in row.items()})
+        atomic_write_text(self.csv_file, text.getvalue())
+        self._draw()
+
+    def drawn_panels(self) -> list[Panel]:
+        """The panels of the picture, each with the keys that have a value; those without one are left out."""
+        present = {key: None for row in self.rows for key, value in row.items() if not math.isnan(value)}
+        del present["epoch"]
+        named = {key for panel in self.panels for key in panel.keys}
+        rest = Panel("other", tuple(key for key in present if key not in named))
+        panels = [
+            panel._replace(keys=tuple(key for key in panel.keys if key in present)) for panel in (*self.panels, rest)
+        ]
+        return [panel for panel in panels if panel.keys]
+
+    def _draw(self) -> None:
+        panels = self.drawn_panels()
+        epochs = [row["epoch"] for row in self.rows]
+        rows = math.ceil(len(panels) / COLUMNS)
+        with figure_file(self.picture, rows, math.ceil(len(panels) / rows), (5, 4)) as (_, axes):
+            for axis in axes.flat[len(panels) :]:
+                axis.axis("off")
+            for axis, panel in zip(axes.flat, panels, strict=False):
+                for key in panel.keys:
+                    values = [row.get(key, math.nan) for row in self.rows]
+                    axis.plot(epochs, values, label=key, marker=".", markersize=3)
+                axis.set(title=panel.title, xlabel="epoch")
+                if panel.is_share:
+                    axis.set_ylim(-0.02, 1.02)
+                axis.grid(alpha=0.3)
+                axis.legend(fontsize=8)
+
+
+def epoch_means(outputs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean of every key over the steps of an epoch, leaving out steps where it is NaN (nothing was known)."""
+    means = {}
+    for key in outputs[0]:
+        values = np.array([output[key] for output in outputs], dtype=np.float64)
+        known = values[~np.isnan(values)]
+        means[key] = float(known.mean()) if known.size else math.nan
+    return means

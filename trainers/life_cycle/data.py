@@ -1,0 +1,235 @@
+"""The two data streams of a batch: labelled and unlabelled patches from one pool of workers."""
+
+import json
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+import torch
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from tqdm import tqdm
+
+from synfoc3d.errors import UserError
+from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.networks.slicewise import intensity_range
+
+UNKNOWN = -1  # label of a voxel whose truth is not known; only quality logs look at it
+SPATIAL = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
+LABEL_ONLY = (RemoveLabelTansform, DownsampleSegForDSTransform, MaskImageTransform)
+log = logging.getLogger(__name__)
+
+
+def weak_transforms(nnunet: ComposeTransforms, labeled: bool) -> ComposeTransforms:
+    """nnU-Net's spatial transforms and nothing else.
+
+    Args:
+        nnunet: nnU-Net's own training transforms of this configuration.
+        labeled: keep the steps that prepare a segmentation; unlabelled patches have none to prepare.
+    """
+    keep: tuple[type[BasicTransform], ...] = SPATIAL + LABEL_ONLY if labeled else SPATIAL
+    return ComposeTransforms([t for t in nnunet.transforms if isinstance(t, keep)])
+
+
+def open_image(folder: Path, case: str) -> Any:  # noqa: ANN401 - blosc2's lazily read array
+    """Open the preprocessed image (C, D, H, W) of a case without touching any label file.
+
+    Raises:
+        UserError: the case was not preprocessed.
+    """
+    return blosc2.open(urlpath=str(image_file(folder, case)), mode="r", dparams={"nthreads": 1})
+
+
+def image_file(folder: Path, case: str) -> Path:
+    """File of a case's preprocessed image.
+
+    Raises:
+        UserError: the case was not preprocessed.
+    """
+    file = folder / f"{case}.b2nd"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist: run synfoc3d preprocess for this configuration, or mend the split.")
+    return file
+
+
+class UnlabeledCases(nnUNetBaseDataset):
+    """Preprocessed cases shown without their labels.
+
+    Args:
+        folders: the folder of preprocessed images of each case.
+        hidden_labels: folder whose label files, where they exist, are read for logging alone (research mode); a case
+            that has none there is all :data:`UNKNOWN`.
+    """
+
+    def __init__(self, folders: Mapping[str, Path], hidden_labels: Path) -> None:
+        self.folders = dict(folders)
+        self.hidden_labels = hidden_labels
+        self.identifiers = sorted(folders)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, None]]:
+        """Image (C, D, H, W), label (1, D, H, W) for logging, no previous stage, no class locations."""
+        image = open_image(self.folders[identifier], identifier)
+        label_file = self.hidden_labels / f"{identifier}_seg.b2nd"
+        if self.folders[identifier] == self.hidden_labels and label_file.is_file():
+            label = blosc2.open(urlpath=str(label_file), mode="r", dparams={"nthreads": 1})
+        else:
+            label = np.broadcast_to(np.int16(UNKNOWN), (1, *image.shape[1:]))
+        return image, label, None, {"class_locations": None}
+
+    @staticmethod
+    def save_case(*_: Any, **__: Any) -> None:  # noqa: ANN401 - the base class's abstract signature
+        """Not supported: unlabelled cases are written by the preprocessing."""
+        raise NotImplementedError
+
+    @staticmethod
+    def get_identifiers(folder: str) -> list[str]:
+        """Cases whose image lies in a folder."""
+        return sorted(p.name.removesuffix(".b2nd") for p in Path(folder).glob("*.b2nd") if not p.stem.endswith("_seg"))
+
+
+class PairedLoader(SlimDataLoaderBase):
+    """Draws a labelled and, where asked, an unlabelled batch in one worker, so that both share one budget of workers.
+
+    Every batch has random numbers of its own, seeded by its number in the run. So a batch depends neither on how many
+    workers there are nor on whether the training was continued in between.
+
+    Args:
+        labeled: nnU-Net's loader of labelled patches.
+        unlabeled: the same for unlabelled patches, or None.
+        ranges: (C, 2) intensity range of every case.
+        seed: of the run and of this stream.
+        first: number of the first batch, counted from 0 in the whole run.
+    """
+
+    def __init__(
+        self,
+        labeled: nnUNetDataLoader,
+        unlabeled: nnUNetDataLoader | None,
+        ranges: Mapping[str, np.ndarray],
+        *,
+        seed: Sequence[int],
+        first: int = 0,
+    ) -> None:
+        super().__init__(None, labeled.batch_size, number_of_threads_in_multithreaded=1)
+        self.labeled, self.unlabeled = labeled, unlabeled
+        self.ranges = ranges
+        self.seed = tuple(seed)
+        self.number = first
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called once in each worker process, before its first batch."""
+        super().set_thread_id(thread_id)
+        torch.set_num_threads(1)  # a forked process hangs in the first parallel region if its parent had one
+        self.number += thread_id
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """``data``, ``target``, ``value_range`` and, with an unlabelled stream, the same with ``unlabeled_`` before."""
+        with random_numbers_of(*self.seed, self.number):
+            batch = self.labeled.generate_train_batch()
+            other = self.unlabeled.generate_train_batch() if self.unlabeled is not None else None
+        self.number += self.number_of_threads_in_multithreaded
+        batch["value_range"] = self._ranges(batch.pop("keys"))
+        if other is not None:
+            batch["unlabeled_data"], batch["unlabeled_target"] = other["data"], other["target"]
+            batch["unlabeled_value_range"] = self._ranges(other["keys"])
+        return batch
+
+    def _ranges(self, cases: Sequence[str]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([self.ranges[case] for case in cases]))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python's, numpy's and torch's global random numbers."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def random_numbers_of(*key: int) -> Iterator[None]:
+    """Seed python's, numpy's and torch's random numbers on the CPU from a key; afterwards they go on where they were.
+
+    Args:
+        key: whole numbers from 0; every other key gives other numbers.
+    """
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU, too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def start_workers(loader: PairedLoader, processes: int, pin_memory: bool) -> Any:  # noqa: ANN401 - either augmenter
+    """Run a loader in so many worker processes (0: in this one); they take turns, in the order of the batches."""
+    if processes == 0:
+        return SingleThreadedAugmenter(loader, None)
+    loader.number_of_threads_in_multithreaded = processes
+    workers = MultiThreadedAugmenter(
+        loader, None, processes, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002
+    )
+    workers.restart()  # start them now, while this process holds little memory
+    return workers
+
+
+def case_ranges(folders: Mapping[str, Path], cache: Path) -> dict[str, np.ndarray]:
+    """Intensity range of every case from its whole preprocessed image, remembered in a file.
+
+    Args:
+        folders: the folder of preprocessed images of each case.
+        cache: JSON file; an entry is used again while size and time of the case's image file are unchanged.
+
+    Returns:
+        (C, 2) float32 per case: 0.5th and 99.5th percentile of each channel.
+    """
+    known = _read_cache(cache)
+    ranges, missing = {}, []
+    for case, folder in folders.items():
+        entry = known.get(case)
+        stamp = _stamp(folder, case)
+        if entry and entry["stamp"] == stamp:
+            ranges[case] = np.array(entry["range"], dtype=np.float32)
+        else:
+            missing.append(case)
+    for case in tqdm(missing, desc="Intensity ranges", disable=not missing):
+        ranges[case] = intensity_range(open_image(folders[case], case)[:])
+        known[case] = {"stamp": _stamp(folders[case], case), "range": ranges[case].tolist()}
+    if missing:
+        atomic_write_text(cache, json.dumps(known))
+    return ranges
+
+
+def _read_cache(cache: Path) -> dict[str, Any]:
+    try:
+        return json.loads(cache.read_text())
+    except FileNotFoundError:
+        return {}
+    except json.JSONDecodeError:
+        log.warning("%s is damaged and is computed anew.", cache)
+        return {}
+
+
+def _stamp(folder: Path, case: str) -> list[int | str]:
+    status = image_file(folder, case).stat()
+    return [str(folder.name), status.st_size, status.st_mtime_ns]

@@ -1,0 +1,497 @@
+"""nnU-Net's life cycle around a Method: data streams, optimizers, precision, checkpoints, curves, validation."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from time import time
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.collate_outputs import collate_outputs
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+
+from synfoc3d import checkpoint as checkpoints
+from synfoc3d import config
+from synfoc3d.errors import UserError
+from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.splits import Split, read_splits
+from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.methods.augmentation import is_color, strong_view
+from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Panel, Progress, Unlabeled, full_resolution
+from synfoc3d.networks.build import build_foundation
+from synfoc3d.networks.lora import trainable_state
+from synfoc3d.networks.optimizers import learning_rate, make_optimizer
+from synfoc3d.networks.precision import autocast, resolve_precision
+from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
+from synfoc3d.nnunet.prediction import on_net_grid
+from synfoc3d.nnunet.training import data_facts
+from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
+from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
+from synfoc3d.trainers.life_cycle.data import (
+    PairedLoader,
+    UnlabeledCases,
+    case_ranges,
+    seed_everything,
+    start_workers,
+    weak_transforms,
+)
+from synfoc3d.trainers.life_cycle.validation import validate_foundation
+
+
+class SemiSupervisedTrainer(nnUNetTrainer):
+    """Base of every synfoc3d trainer; a subclass names its :class:`~synfoc3d.methods.base.Method`.
+
+    Settings arrive through the environment variable SYNFOC3D_CONFIG, since nnU-Net fixes the constructor's parameters;
+    a continued training takes them from its checkpoint.
+    """
+
+    method_class: ClassVar[type[Method]]
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
+    ) -> None:
+        self.data_facts = data_facts(plans, configuration, dataset_json)
+        settings = config.from_environment(self.method_class.Settings, self.data_facts)  # before nnU-Net makes folders
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp:
+            raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
+        if self.is_cascaded:
+            raise UserError(
+                f"Configuration {configuration} is a cascade, which is not supported: use 2d or 3d_fullres."
+            )
+        if self.label_manager.has_regions or self.label_manager.has_ignore_label:
+            raise UserError(
+                "dataset.json declares regions or an ignore label, which these trainers do not support yet."
+            )
+        self.foundation_identity: dict[str, Any] = {
+            "name": None,
+            "checkpoint": None,
+            "sha256": None,
+            "in_checkpoint": True,
+        }
+        self.resume_random_state: Mapping[str, Any] | None = None
+        self.last_save = time()
+        self.apply_settings(settings)
+
+    # --- settings -------------------------------------------------------------------------------------------------
+
+    def apply_settings(self, settings: config.Settings) -> None:
+        """Hand the settings to nnU-Net's own attributes; called before anything is built."""
+        self.settings = settings
+        self.num_epochs = settings.epochs
+        self.num_iterations_per_epoch = settings.iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.val_iterations_per_epoch
+        self.enable_deep_supervision = settings.conventional.deep_supervision
+        self.initial_lr = settings.optimizers.conventional.lr
+        self.weight_decay = settings.optimizers.conventional.weight_decay
+        if resolve_precision(settings.precision, self.device.type) != "float16" or self.device.type != "cuda":
+            self.grad_scaler = None  # only float16 needs its losses scaled
+
+    def _set_batch_size_and_oversample(self) -> None:
+        self.batch_size = self.settings.batch_size or self.configuration_manager.batch_size
+
+    def _do_i_compile(self) -> bool:
+        """Never: teachers are copies of students, which a compiled network does not allow."""
+        return False
+
+    # --- networks and optimizers ----------------------------------------------------------------------------------
+
+    def initialize(self) -> None:
+        """Build everything from the seed."""
+        seed_everything(self.settings.seed)
+        super().initialize()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, _NoSchedule]:
+        """Build the method around nnU-Net's network, and one optimizer per student; returns the first one's."""
+        waiting: list[nn.Module] = [self.network]  # the first conventional network is the one nnU-Net built
+
+        def conventional() -> nn.Module:
+            return waiting.pop() if waiting else self._another_network()
+
+        build = Builder(
+            self.label_manager.num_segmentation_heads,
+            conventional,
+            self._build_foundation,
+            self.supervised_loss,
+            self.strong_view,
+        )
+        self.method = self.method_class(self.settings.method, build).to(self.device)
+        self.students = dict(self.method.students())
+        self.optimizers = {name: self._optimizer(student) for name, student in self.students.items()}
+        self.best_epochs = {name: BestEpoch() for name in list(self.students)[1:]}  # of the first one nnU-Net keeps it
+        first = next(iter(self.optimizers.values()))
+        return first, _NoSchedule()
+
+    def _another_network(self) -> nn.Module:
+        return self.build_network_architecture(
+            self.plans_manager,
+            self.configuration_manager,
+            self.num_input_channels,
+            self.label_manager.num_segmentation_heads,
+            self.enable_deep_supervision,
+        )
+
+    def _build_foundation(self) -> SlicewiseFoundation:
+        network, self.foundation_identity = build_foundation(
+            self.settings.foundation, self.label_manager.num_segmentation_heads
+        )
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in network.parameters())
+        without = "" if self.foundation_identity["sha256"] else " (no pre-trained weights: random start)"
+        self.print_to_log_file(
+            f"Foundation network {self.settings.foundation.name}{without}: {trained:,} of {total:,} parameters train."
+        )
+        return network
+
+    def _optimizer_settings(self, student: nn.Module) -> config.OptimizerSettings:
+        kinds = self.settings.optimizers
+        return kinds.foundation if isinstance(student, SlicewiseFoundation) else kinds.conventional
+
+    def _optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(student, self._optimizer_settings(student))
+
+    def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
+        """Labelled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
+        if self.settings.conventional.loss == "paper":
+            return segmentation_loss(full_resolution(output), labeled.target)
+        return self.loss(output, labeled.pyramid if self.enable_deep_supervision else labeled.pyramid[0])
+
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    @property
+    def preprocessed(self) -> Path:
+        """Folder of this configuration's preprocessed labelled cases."""
+        return Path(self.preprocessed_dataset_folder)
+
+    @property
+    def preprocessed_unlabeled(self) -> Path:
+        """Folder of this configuration's preprocessed unlabelled cases."""
+        return self.preprocessed.with_name(f"{self.preprocessed.name}_unlabeled")
+
+    def split(self) -> Split:
+        """The semi-supervised split of this fold."""
+        return read_splits(Path(self.preprocessed_dataset_folder_base), self.fold)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Labelled and validation cases; without any of the latter the labelled ones are shown, as in fold all."""
+        split = self.split()
+        if not split.val:
+            self.print_to_log_file("The split holds no validation case: curves and validation show the training cases.")
+        return list(split.labeled), list(split.val or split.labeled)
+
+    def unlabeled_folders(self) -> dict[str, Path]:
+        """Where each unlabelled case of this fold was preprocessed."""
+        if not self.method_class.uses_unlabeled:
+            return {}
+        in_own_folder = set(UnlabeledCases.get_identifiers(str(self.preprocessed_unlabeled)))
+        cases = self.split().unlabeled
+        if not cases:
+            raise UserError(f"The split of fold {self.fold} holds no unlabelled case: run synfoc3d split anew.")
+        return {c: self.preprocessed_unlabeled if c in in_own_folder else self.preprocessed for c in cases}
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Two loaders that give :class:`PairedLoader` batches; labelled and unlabelled patches share the workers."""
+        rotation, dummy_2d, initial_patch, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        scales = self._get_deep_supervision_scales()
+        patch = self.configuration_manager.patch_size
+        nnunet = self.get_training_transforms(
+            patch, rotation, scales, mirror, dummy_2d, use_mask_for_norm=self.configuration_manager.use_mask_for_norm
+        )
+        labeled_transforms = nnunet if self.settings.augmentation.labeled_intensity else weak_transforms(nnunet, True)
+        labeled, val = self.get_tr_and_val_datasets()
+        folders = self.unlabeled_folders()
+        everything = folders | dict.fromkeys([*labeled.identifiers, *val.identifiers], self.preprocessed)
+        ranges = case_ranges(everything, self.preprocessed.with_name(f"{self.preprocessed.name}_intensity.json"))
+
+        def loader(data: Any, size: Any, transforms: Any, foreground: float) -> nnUNetDataLoader:  # noqa: ANN401
+            return nnUNetDataLoader(
+                data,
+                self.batch_size,
+                size,
+                patch,
+                self.label_manager,
+                oversample_foreground_percent=foreground,
+                transforms=transforms,
+            )
+
+        unlabeled = None
+        if folders:
+            cases = UnlabeledCases(folders, self.preprocessed)
+            unlabeled = loader(cases, initial_patch, weak_transforms(nnunet, False), 0.0)
+        train = loader(labeled, initial_patch, labeled_transforms, self.oversample_foreground_percent)
+        online = loader(val, patch, self.get_validation_transforms(scales), self.oversample_foreground_percent)
+        processes, pin, seed = get_allowed_n_proc_DA(), self.device.type == "cuda", self.settings.seed
+        first, first_val = (
+            self.current_epoch * steps for steps in (self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
+        )
+        return (
+            start_workers(PairedLoader(train, unlabeled, ranges, seed=(seed, 0), first=first), processes, pin),
+            start_workers(PairedLoader(online, None, ranges, seed=(seed, 1), first=first_val), min(processes, 1), pin),
+        )
+
+    def make_batch(self, raw: Mapping[str, Any]) -> Batch:
+        """Move a loader's batch to the device once and add the strong view there."""
+        rule = self.settings.foundation.intensity
+        image, pyramid, value_range = self._to_device(raw, "")
+        labeled = Labeled(image, pyramid[0][:, 0].long(), pyramid, resolve_range(rule, value_range, image))
+        if "unlabeled_data" not in raw:
+            return Batch(labeled)
+        weak, hidden, value_range = self._to_device(raw, "unlabeled_")
+        value_range = resolve_range(rule, value_range, weak)
+        strong = self.method.strong_view(weak, value_range)
+        return Batch(labeled, Unlabeled(weak, strong, value_range, hidden[0][:, 0].long()))
+
+    def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
+        """Strong view of weak patches (B, C, [D,] H, W) with their ranges (B, C, 2), as the settings say."""
+        color = is_color(self.configuration_manager.normalization_schemes)
+        return strong_view(weak, value_range, self.settings.augmentation, self.strong_image_size(), color)
+
+    def strong_image_size(self) -> int:
+        """S, the image side to which the strong view's blur refers: the foundation network's, in pixels."""
+        sizes = [s.image_size for s in self.students.values() if isinstance(s, SlicewiseFoundation)]
+        return sizes[0] if sizes else self.settings.foundation.image_size or max(self.configuration_manager.patch_size)
+
+    def _to_device(self, raw: Mapping[str, Any], stream: str) -> tuple[Tensor, list[Tensor], Tensor]:
+        image, target, value_range = (raw[stream + key] for key in ("data", "target", "value_range"))
+        targets = target if isinstance(target, list) else [target]
+        move = {"device": self.device, "non_blocking": True}
+        return image.to(**move), [t.to(**move) for t in targets], value_range.to(**move)
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """nnU-Net's start, with the resolved settings written beside the results."""
+        super().on_train_start()
+        text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=self.foundation_identity)
+        atomic_write_text(Path(self.output_folder) / "synfoc3d.yaml", text)
+        self.curves = EpochLog(Path(self.output_folder), self.panels(), self.current_epoch)
+        if self.resume_random_state is not None:
+            checkpoints.restore_random_state(self.resume_random_state)
+            self.resume_random_state = None
+
+    def panels(self) -> list[Panel]:
+        """Curves of this training's picture: the loss, the method's own, validation and learning rates."""
+        val_dice, rates = (tuple(f"{what}_{name}" for name in self.students) for what in ("val_dice", "lr"))
+        validation = Panel("validation Dice", val_dice, is_share=True)
+        return [Panel("loss", ("loss",)), *self.method.panels, validation, Panel("learning rate", rates)]
+
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's, with every network in train mode and every learning rate at this epoch."""
+        self.step = self.current_epoch * self.num_iterations_per_epoch
+        self._set_learning_rates()
+        super().on_train_epoch_start()
+        self.method.train()
+
+    def train_step(self, batch: dict) -> dict:
+        """One step of every student; returns plain numbers to log."""
+        self._set_learning_rates()
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        total = self.num_epochs * self.num_iterations_per_epoch
+        views = self.make_batch(batch)  # in full precision: a blur with weights of 8 bits shifts the gray values
+        with autocast(self.settings.precision, self.device.type):
+            loss, logs = self.method.training_step(views, Progress(self.step, total))
+        if self.grad_scaler is None:
+            loss.backward()
+        else:
+            self.grad_scaler.scale(loss).backward()
+        for name, optimizer in self.optimizers.items():
+            self._optimize(optimizer, self.students[name])
+        if self.grad_scaler is not None:
+            self.grad_scaler.update()
+        self.method.update_teachers(self.step)
+        self.step += 1
+        values = torch.stack([loss.detach(), *(v.to(loss.device) for v in logs.values())]).float().cpu().tolist()
+        return dict(zip(("loss", *logs), values, strict=True))
+
+    def _set_learning_rates(self) -> None:
+        for name, optimizer in self.optimizers.items():
+            settings = self._optimizer_settings(self.students[name])
+            rate = learning_rate(
+                settings, step=self.step, steps_per_epoch=self.num_iterations_per_epoch, epochs=self.num_epochs
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+    def _optimize(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(optimizer)
+        largest = self._optimizer_settings(student).gradient_norm
+        if largest is not None:
+            nn.utils.clip_grad_norm_(student.parameters(), largest)
+        if self.grad_scaler is None:
+            optimizer.step()
+        else:
+            self.grad_scaler.step(optimizer)
+
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
+        """nnU-Net's, and the means of our own values."""
+        super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
+        means = epoch_means(train_outputs)
+        means |= {f"lr_{name}": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        self.curves.add(self.current_epoch, means)
+        for name, value in means.items():
+            self.print_to_log_file(f"{name} {value:.4g}", also_print_to_console=False)
+
+    # --- online validation ----------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Every student in evaluation mode."""
+        self.method.eval()
+
+    def validation_step(self, batch: dict) -> dict:
+        """nnU-Net's for the conventional student, and the same counts for every other one, named before each key."""
+        image, pyramid, value_range = self._to_device(batch, "")
+        with autocast(self.settings.precision, self.device.type):
+            outputs = {
+                name: on_net_grid(student, image, resolve_range(student.intensity, value_range, image))
+                if isinstance(student, SlicewiseFoundation)
+                else student(image)
+                for name, student in self.students.items()
+            }
+        result = {}
+        for name, output in outputs.items():
+            logits = full_resolution(output).float()
+            loss = segmentation_loss(logits, pyramid[0][:, 0].long())
+            prediction = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1)
+            counts = get_tp_fp_fn_tn(prediction, pyramid[0], axes=[0, *range(2, logits.ndim)])[:3]
+            result[f"{name}/loss"] = loss.cpu().numpy()
+            for key, count in zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True):
+                result[f"{name}/{key}"] = count[1:].cpu().numpy()  # without background
+        return result
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        """The first student feeds nnU-Net's log; every student's mean foreground Dice goes to the curves."""
+        first = next(iter(self.students))
+        keys = ("loss", "tp_hard", "fp_hard", "fn_hard")
+        super().on_validation_epoch_end([{key: o[f"{first}/{key}"] for key in keys} for o in val_outputs])
+        sums = {k: v.sum(0) for k, v in collate_outputs(val_outputs).items()}
+        self.val_dice = {name: mean_dice(*(sums[f"{name}/{key}"] for key in keys[1:])) for name in self.students}
+        self.curves.add(self.current_epoch, {f"val_dice_{name}": dice for name, dice in self.val_dice.items()})
+
+    def on_epoch_end(self) -> None:
+        """nnU-Net's, with checkpoint_latest written by the clock, our curves, and the best epoch of every student."""
+        due = time() - self.last_save >= 60 * self.settings.save_every_minutes
+        self.save_every = 1 if due else sys.maxsize
+        self.curves.write()  # before the checkpoint, so that a kill in between loses no row of the table
+        reached = [name for name, best in self.best_epochs.items() if best.is_reached(self.val_dice[name])]
+        for name in reached:
+            self.print_to_log_file(f"New best EMA pseudo Dice ({name}): {self.best_epochs[name].best:.4f}")
+            self.save_checkpoint(
+                str(Path(self.output_folder) / checkpoints.best_checkpoint(name, next(iter(self.students))))
+            )
+        super().on_epoch_end()
+        if due:
+            self.last_save = time()
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self, filename: str) -> None:
+        """A valid nnU-Net checkpoint with our section: networks without frozen base, optimizers, random state."""
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        with_base = self.foundation_identity["in_checkpoint"]
+        section = {
+            "settings": self.settings.model_dump(mode="json"),
+            "foundation": self.foundation_identity,
+            "students": {name: trainable_state(s, with_base) for name, s in self.students.items()},
+            "method": self._method_state(),
+            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
+            "best_epochs": {name: best.state() for name, best in self.best_epochs.items()},
+            "random": checkpoints.random_state(),
+        }
+        checkpoint = {
+            # without a conventional student there is nothing for nnUNetv2_predict, which then refuses
+            "network_weights": self.network.state_dict() if "conventional" in self.students else {},
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
+            "logging": checkpoints.plain(self.logger.get_checkpoint()),
+            "_best_ema": checkpoints.plain(self._best_ema),
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+            checkpoints.SECTION: section,
+        }
+        checkpoints.save_atomic(checkpoint, Path(filename))
+
+    def _frozen_keys(self) -> set[str]:
+        """Entries of the method's state that belong to the frozen base, the teachers' shared copies included."""
+        if self.foundation_identity["in_checkpoint"]:
+            return set()
+        frozen = {id(p) for s in self.students.values() for p in s.parameters() if not p.requires_grad}
+        return {name for name, p in self.method.named_parameters(remove_duplicate=False) if id(p) in frozen}
+
+    def _method_state(self) -> dict[str, Tensor]:
+        frozen = self._frozen_keys()
+        return {name: value for name, value in self.method.state_dict().items() if name not in frozen}
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Continue exactly where a checkpoint was written, with its settings.
+
+        Raises:
+            UserError: unreadable checkpoint, changed base weights, or settings given that differ from its own.
+        """
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            checkpoint = checkpoints.load(Path(checkpoint))
+        section = checkpoints.section_of(checkpoint)
+        if not self.was_initialized:
+            saved = checkpoints.saved_settings(section, self.method_class.Settings, self.data_facts)
+            config.refuse_difference(given=self.settings, saved=saved)
+            self.apply_settings(saved)
+            self.initialize()
+        checkpoints.check_base(self.foundation_identity, section["foundation"])
+        # not nnU-Net's own loading: given a dict, it fails; given a file, it unpickles whatever code lies in there
+        self.my_init_kwargs = checkpoint["init_args"]
+        self.current_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+        checkpoints.load_partial(self.method, section["method"], self._frozen_keys(), "method")
+        for name, state in section["optimizers"].items():
+            self.optimizers[name].load_state_dict(state)
+        for name, state in section.get("best_epochs", {}).items():  # checkpoints of 0.1 have none
+            self.best_epochs[name] = BestEpoch(**state)
+        self.resume_random_state = section["random"]
+
+    # --- final validation -----------------------------------------------------------------------------------------
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's into ``validation/`` for the conventional student, ``validation_foundation/`` for the other."""
+        self.method.eval()
+        for name, student in self.students.items():
+            if isinstance(student, SlicewiseFoundation):
+                validate_foundation(self, student, self.do_split()[1], Path(self.output_folder) / f"validation_{name}")
+            elif student is self.network:
+                super().perform_actual_validation(save_probabilities)
+
+
+def mean_dice(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
+    """Mean foreground Dice from counts per class (C,); NaN where no class was seen at all."""
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        return float(np.nanmean(2 * tp / (2 * tp + fp + fn)))
+
+
+class _NoSchedule:
+    """Stands in nnU-Net's slot for one scheduler; learning rates are set at every step."""
+
+    def step(self, epoch: int) -> None:
+        """Do nothing."""
