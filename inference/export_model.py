@@ -17,11 +17,11 @@ from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_
 from synfoc3d import __version__
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
 from synfoc3d.inference.models import ModelChoice, build_conventional, read_info
 from synfoc3d.nnunet.case_files import ModelInfo
 
 STOCK_TRAINER = nnUNetTrainer.__name__
-CHECKPOINT = "checkpoint_final.pth"  # the name nnU-Net looks for unless told otherwise
 FACTS_FILE = "synfoc3d_export.json"
 README_FILE = "README.txt"
 Found = Mapping[int | str, Mapping[str, Any]]  # checkpoints by fold
@@ -64,7 +64,7 @@ def export_model(choice: ModelChoice, output: Path) -> list[str]:
         raise UserError(f"{output} exists already: remove it, or give another name with -o.")
     source, info = choice.folder(), read_info(choice)
     dataset = source.parent.name
-    files = {fold: source / f"fold_{fold}" / choice.checkpoint for fold in choice.folds}
+    files = {fold: fold_folder(source, fold) / choice.checkpoint for fold in choice.folds}
     found = {fold: checkpoints.load(file) for fold, file in files.items()}
     expected = _stock_shapes(info)
     for fold, checkpoint in found.items():
@@ -183,20 +183,20 @@ def _training_facts(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 def _write_model(source: Path, folder: Path, found: Found, dataset_json: Mapping[str, Any]) -> None:
     """Write what nnU-Net's predictor reads."""
     folder.mkdir(parents=True)
-    for name in ("plans.json", "dataset_fingerprint.json"):
+    for name in (PLANS_FILE, "dataset_fingerprint.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     without_files = {key: value for key, value in dataset_json.items() if key != "dataset"}  # paths of training scans
-    (folder / "dataset.json").write_text(json.dumps(without_files, indent=4) + "\n", encoding="utf-8")
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(without_files, indent=4) + "\n", encoding="utf-8")
     for fold, checkpoint in found.items():
-        (folder / f"fold_{fold}").mkdir()
+        fold_folder(folder, fold).mkdir()
         stock = {
             "network_weights": checkpoint["network_weights"],
             "trainer_name": STOCK_TRAINER,
             "init_args": {"configuration": checkpoint["init_args"]["configuration"]},
             "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
         }
-        torch.save(stock, folder / f"fold_{fold}" / CHECKPOINT)
+        torch.save(stock, fold_folder(folder, fold) / CHECKPOINT_FINAL)
 
 
 def _zipped(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from synfoc3d import checkpoint as checkpoints
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError
 from synfoc3d.files.folders import find_dataset, nnunet_folder
+from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.case_files import ModelInfo
@@ -48,7 +49,7 @@ class ModelChoice:
     folds: tuple[int | str, ...] = (0,)
     trainer: str = "nnUNetTrainerSynFoC"
     plans: str = "nnUNetPlans"
-    checkpoint: str = "checkpoint_final.pth"
+    checkpoint: str = CHECKPOINT_FINAL
     model: str | None = None
 
     def folder(self) -> Path:
@@ -60,7 +61,7 @@ class ModelChoice:
         nnunet_folder("nnUNet_results")
         name = find_dataset(self.dataset)
         folder = Path(get_output_folder(name, self.trainer, self.plans, self.configuration))
-        if not (folder / "plans.json").is_file():
+        if not (folder / PLANS_FILE).is_file():
             raise UserError(f"{folder} holds no trained model: train it first, or mend -tr, -p or -c.")
         return folder
 
@@ -187,8 +188,8 @@ def read_info(choice: ModelChoice) -> ModelInfo:
         UserError: there is no such training.
     """
     folder = choice.folder()
-    plans = PlansManager(load_json(str(folder / "plans.json")))
-    return ModelInfo(plans, choice.configuration, load_json(str(folder / "dataset.json")))
+    plans = PlansManager(load_json(str(folder / PLANS_FILE)))
+    return ModelInfo(plans, choice.configuration, load_json(str(folder / DESCRIPTION_FILE)))
 
 
 def load_model(choice: ModelChoice) -> TrainedModel:
@@ -201,7 +202,7 @@ def load_model(choice: ModelChoice) -> TrainedModel:
         UserError: folder or checkpoint missing, damaged, or without the network asked for.
     """
     folder, info = choice.folder(), read_info(choice)
-    files = [folder / f"fold_{fold}" / choice.checkpoint for fold in choice.folds]
+    files = [fold_folder(folder, fold) / choice.checkpoint for fold in choice.folds]
     found = [checkpoints.load(file) for file in files]
     trained = [checkpoints.students_of(checkpoint) for checkpoint in found]
     if len(set(trained)) > 1:

@@ -18,13 +18,13 @@ from synfoc3d import __version__
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
 from synfoc3d.inference.inputs import Job, find_jobs, is_finished, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
 from synfoc3d.networks.weights.known import file_hash
 
 log = logging.getLogger(__name__)
-RECORD_FILE = "synfoc3d_predict.json"
 SAME_NETWORKS = ("model", "checkpoints")  # entries of the record in which a continued prediction must not differ
 FAST_STEP_SIZE = 0.75
 
@@ -106,7 +106,7 @@ def predict(
     folder = jobs[0].target.parent
     record = _record(choice, model, device, options)
     if options.skip_finished:
-        _refuse_other_networks(folder / RECORD_FILE, record)
+        _refuse_other_networks(folder / PREDICTION_FILE, record)
         jobs = [job for job in jobs if not is_finished(job, ending, options.save_probabilities)]
         if not jobs:
             return 0
@@ -192,6 +192,6 @@ def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
 
 def _write_records(folder: Path, model: TrainedModel, record: Mapping[str, Any]) -> None:
     """Write what nnU-Net's tools expect beside masks, and how these are made."""
-    files = {"plans.json": model.info.plans.plans, "dataset.json": model.info.dataset_json, RECORD_FILE: record}
+    files = {PLANS_FILE: model.info.plans.plans, DESCRIPTION_FILE: model.info.dataset_json, PREDICTION_FILE: record}
     for name, content in files.items():
         atomic_write_text(folder / name, json.dumps(content, indent=4) + "\n")

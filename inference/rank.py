@@ -24,6 +24,7 @@ from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.domains import read_domains
 from synfoc3d.files.figures import draw_contours, figure_file
+from synfoc3d.files.layout import fold_folder
 from synfoc3d.inference.inputs import find_jobs
 from synfoc3d.inference.judges import Opinions, load_judges
 from synfoc3d.inference.models import ModelChoice, read_info
@@ -132,7 +133,7 @@ def rank(
 def _load_one_fold(choice: ModelChoice) -> dict[str, Any]:
     if len(choice.folds) != 1:
         raise UserError(f"Confidence is that of one training: give one fold with -f, not {choice.folds}.")
-    return checkpoints.load(choice.folder() / f"fold_{choice.folds[0]}" / choice.checkpoint)
+    return checkpoints.load(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint)
 
 
 def _confidence(case: str, domain: str, opinions: Opinions, structures: Structures) -> CaseConfidence:

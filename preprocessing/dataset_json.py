@@ -7,6 +7,7 @@ from typing import Any
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import DESCRIPTION_FILE, REORIENTING_READER
 from synfoc3d.files.volumes import NIFTI_ENDINGS
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles
 from synfoc3d.preprocessing.datasets import load_json_object
@@ -24,7 +25,7 @@ def find_description(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read.
     """
-    path = folder / "dataset.json"
+    path = folder / DESCRIPTION_FILE
     if not path.is_file():
         return {}
     content = load_json_object(path)
@@ -71,7 +72,7 @@ def build_dataset_json(
     result.pop("overwrite_image_reader_writer", None)
     if ending in NIFTI_ENDINGS:
         # Whatever way a scan is stored, its slices must lie in the same plane as those of the others.
-        result["overwrite_image_reader_writer"] = "NibabelIOWithReorient"
+        result["overwrite_image_reader_writer"] = REORIENTING_READER
     _check_values(result, cases, facts)
     return result
 

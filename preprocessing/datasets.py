@@ -7,7 +7,8 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.domains import DOMAINS_FILE, check_domains, read_domains
+from synfoc3d.files.domains import check_domains, read_domains
+from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, UNLABELED_IMAGES
 from synfoc3d.files.volumes import ImageFiles, list_images
 
 
@@ -17,7 +18,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, is no JSON object, or lacks what nnU-Net needs.
     """
-    path = folder / "dataset.json"
+    path = folder / DESCRIPTION_FILE
     content = load_json_object(path)
     for key in ("channel_names", "labels", "numTraining", "file_ending"):
         if key not in content:
@@ -52,7 +53,7 @@ def raw_labeled_images(raw: Path) -> dict[str, ImageFiles]:
     if "dataset" in description:  # nnU-Net's way to name files that lie elsewhere
         listed = get_filenames_of_train_images_and_targets(str(raw), description)
         return {case: tuple(map(Path, files["images"])) for case, files in listed.items()}
-    return list_images(raw / "imagesTr")
+    return list_images(raw / IMAGES)
 
 
 def raw_unlabeled_images(raw: Path) -> dict[str, ImageFiles]:
@@ -61,7 +62,7 @@ def raw_unlabeled_images(raw: Path) -> dict[str, ImageFiles]:
     Raises:
         UserError: files that do not form cases.
     """
-    folder = raw / "imagesUn"
+    folder = raw / UNLABELED_IMAGES
     return list_images(folder) if folder.is_dir() else {}
 
 

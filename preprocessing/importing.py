@@ -12,16 +12,17 @@ from typing import Any
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.domains import DOMAINS_FILE, check_domains, read_domains, write_domains
+from synfoc3d.files.domains import check_domains, read_domains, write_domains
 from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
+from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
 from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
 from synfoc3d.preprocessing.case_checks import CaseFiles, check_cases, check_names, pair_labels
 from synfoc3d.preprocessing.dataset_json import build_dataset_json, find_description
 
 log = logging.getLogger(__name__)
 
-LABELED_LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
-UNLABELED_LAYOUTS = ("imagesUn", "images", "imagesTr")
+LABELED_LAYOUTS = ((IMAGES, LABELS), ("images", "labels"))
+UNLABELED_LAYOUTS = (UNLABELED_IMAGES, "images", IMAGES)
 SPACING_FILE = ".json"  # nnU-Net reads the spacing of <case>.tif from <case>.json
 
 
@@ -127,7 +128,7 @@ def _write(
     try:
         for files in tqdm(cases, desc="Copying scans", unit="case"):
             _copy_case(files, temporary, dataset_json["file_ending"])
-        (temporary / "dataset.json").write_text(json.dumps(dataset_json, indent=1) + "\n", encoding="utf-8")
+        (temporary / DESCRIPTION_FILE).write_text(json.dumps(dataset_json, indent=1) + "\n", encoding="utf-8")
         if domain_of is not None:
             write_domains(temporary / DOMAINS_FILE, domain_of)
         os.replace(temporary, target)
@@ -137,13 +138,13 @@ def _write(
 
 def _copy_case(files: CaseFiles, dataset: Path, ending: str) -> None:
     """Copy the files of one case to their names in the dataset."""
-    images = dataset / ("imagesUn" if files.label is None else "imagesTr")
+    images = dataset / (UNLABELED_IMAGES if files.label is None else IMAGES)
     images.mkdir(parents=True, exist_ok=True)
     for channel, path in enumerate(files.images):
         shutil.copyfile(path, images / f"{files.case}_{channel:04d}{ending}")
     copies = [(files.images[0], images)]
     if files.label is not None:
-        labels = dataset / "labelsTr"
+        labels = dataset / LABELS
         labels.mkdir(exist_ok=True)
         shutil.copyfile(files.label, labels / f"{files.case}{ending}")
         copies.append((files.label, labels))

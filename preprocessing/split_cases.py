@@ -7,6 +7,7 @@ from pathlib import Path
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.folders import find_dataset, nnunet_folder
+from synfoc3d.files.layout import DESCRIPTION_FILE, IMAGES, LABELS, REFERENCES
 from synfoc3d.files.splits import Split
 from synfoc3d.files.volumes import list_labels
 from synfoc3d.preprocessing.datasets import (
@@ -86,7 +87,7 @@ def read_split_cases(dataset: int | str, patient_pattern: str | None = None) -> 
     name = find_dataset(dataset)
     try:
         raw = nnunet_folder("nnUNet_raw") / name
-        is_raw = (raw / "imagesTr").is_dir() or (raw / "dataset.json").is_file()
+        is_raw = (raw / IMAGES).is_dir() or (raw / DESCRIPTION_FILE).is_file()
     except UserError:  # a preprocessed copy alone will do
         is_raw = False
     folder = raw if is_raw else nnunet_folder("nnUNet_preprocessed") / name
@@ -138,13 +139,13 @@ def _raw_cases(raw: Path) -> tuple[set[str], set[str], set[str]]:
     if "dataset" in read_dataset_json(raw):  # files that lie elsewhere are listed with their labels
         with_label = train
     else:
-        labels = raw / "labelsTr"
+        labels = raw / LABELS
         with_label = set(list_labels(labels)) if labels.is_dir() else set()
     return train, set(raw_unlabeled_images(raw)), with_label
 
 
 def _preprocessed_cases(folder: Path) -> tuple[set[str], set[str], set[str]]:
     """Return the labelled and the unlabelled cases of a preprocessed dataset; the labelled ones all have labels."""
-    labeled = set(list_labels(folder / "gt_segmentations"))
+    labeled = set(list_labels(folder / REFERENCES))
     # The properties are written last: a case without them is not complete.
     return labeled, {path.stem for path in folder.glob("*_unlabeled/*.pkl")}, labeled

@@ -9,12 +9,12 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.layout import CASE_ENDINGS
 from synfoc3d.preprocessing.datasets import load_json_object
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PLANS = "nnUNetPlans"
-CASE_FILES = (".b2nd", "_seg.b2nd", ".pkl")  # in the order nnU-Net writes them
 
 
 def plan_if_needed(
@@ -103,4 +103,4 @@ def preprocess_if_needed(
 
 def is_complete(folder: Path, case: str) -> bool:
     """Say whether all files of a preprocessed case are in place."""
-    return all((folder / f"{case}{ending}").is_file() for ending in CASE_FILES)
+    return all((folder / f"{case}{ending}").is_file() for ending in CASE_ENDINGS)

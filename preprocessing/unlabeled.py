@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
-from synfoc3d.files.domains import DOMAINS_FILE
 from synfoc3d.files.folders import find_dataset, nnunet_folder
+from synfoc3d.files.layout import CASE_ENDINGS, DESCRIPTION_FILE, DOMAINS_FILE, REORIENTING_READER, unlabeled_folder
 from synfoc3d.files.volumes import NIFTI_ENDINGS, ImageFiles, check_checksum, read_orientation
 from synfoc3d.preprocessing.datasets import (
     dataset_domains,
@@ -30,7 +30,6 @@ from synfoc3d.preprocessing.datasets import (
     read_dataset_json,
 )
 from synfoc3d.preprocessing.stock import (
-    CASE_FILES,
     DEFAULT_PLANS,
     check_configurations,
     is_complete,
@@ -41,7 +40,6 @@ from synfoc3d.preprocessing.stock import (
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres")
-REORIENTING_READER = "NibabelIOWithReorient"
 # Parts of a configuration that do not touch the preprocessed voxels or their storage.
 NOT_PREPROCESSING = {"architecture", "batch_size", "batch_dice"}
 
@@ -122,7 +120,7 @@ def _check_orientations(raw: Path, plans: Path, cases: Mapping[str, ImageFiles])
     examples = " and ".join(f"{path} ({orientation})" for orientation, path in list(found.items())[:2])
     if dataset_json["file_ending"] in NIFTI_ENDINGS:
         advice = (
-            f'add "overwrite_image_reader_writer": "{REORIENTING_READER}" to {raw / "dataset.json"}, delete '
+            f'add "overwrite_image_reader_writer": "{REORIENTING_READER}" to {raw / DESCRIPTION_FILE}, delete '
             f"{plans.parent} and preprocess again"
         )
     else:
@@ -137,7 +135,7 @@ def _preprocess_unlabeled(
     if not cases:
         return {}
     identifier = plans.get_configuration(configuration).data_identifier
-    folder = preprocessed / f"{identifier}_unlabeled"
+    folder = unlabeled_folder(preprocessed / identifier)
     folder.mkdir(exist_ok=True)
     # Beside the folder, not in it: nnU-Net tells the storage format of a folder by the endings of its files.
     record = preprocessed / f"{identifier}_unlabeled.json"
@@ -150,7 +148,7 @@ def _preprocess_unlabeled(
     todo = [case for case in cases if done.get(case) != wanted[case] or not is_complete(folder, case)]
     if not todo:
         return {}
-    dataset_json = load_json_object(preprocessed / "dataset.json")
+    dataset_json = load_json_object(preprocessed / DESCRIPTION_FILE)
     failures: dict[str, str] = {}
     with _temporary_folder(folder) as temporary, _executor(min(num_processes, len(todo))) as executor:
         futures = {}
@@ -185,7 +183,7 @@ def _preprocess_case(
     manager = plans.get_configuration(configuration)
     preprocessor = manager.preprocessor_class(verbose=False)
     preprocessor.run_case_save(str(temporary / case), files, None, plans, manager, dataset_json)
-    for ending in CASE_FILES:
+    for ending in CASE_ENDINGS:
         os.replace(temporary / f"{case}{ending}", folder / f"{case}{ending}")
 
 
@@ -207,7 +205,7 @@ def _signatures(plans: PlansManager, configuration: str, cases: Mapping[str, Ima
 
 def _remove_case(folder: Path, case: str) -> None:
     """Remove the files of a preprocessed case, the last written one first, so that a kill leaves it incomplete."""
-    for ending in reversed(CASE_FILES):
+    for ending in reversed(CASE_ENDINGS):
         (folder / f"{case}{ending}").unlink(missing_ok=True)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from synfoc3d.config import FoundationSettings, MethodSettings, Settings, resolve
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import CHECKPOINT_BEST, best_checkpoint
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import load_trainable_state
 from synfoc3d.networks.slicewise import SlicewiseFoundation
@@ -19,7 +20,6 @@ from synfoc3d.networks.weights.known import RANDOM
 from synfoc3d.sections import DataFacts
 
 SECTION = "synfoc3d"  # our part of nnU-Net's checkpoint
-BEST = "checkpoint_best.pth"  # nnU-Net's name of a training's best epoch
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of containers and numbers
@@ -120,16 +120,6 @@ def saved_settings(section: Mapping[str, Any], method: type[MethodSettings], dat
     return resolve(tree, method, "the checkpoint's settings", data)
 
 
-def best_checkpoint(student: str, first: str) -> str:
-    """Name of the file that holds the best epoch of a student, beside those of the other students.
-
-    Args:
-        student: its name.
-        first: name of the training's first student, whose best epoch is nnU-Net's own file.
-    """
-    return BEST if student == first else f"checkpoint_best_{student}.pth"
-
-
 def file_of_student(student: str, file: Path, checkpoint: Mapping[str, Any]) -> Path:
     """The checkpoint to read a student from: where the best epoch is asked for, the student's own best.
 
@@ -141,7 +131,7 @@ def file_of_student(student: str, file: Path, checkpoint: Mapping[str, Any]) -> 
     Returns:
         ``file`` itself where it is not the best epoch, or where the training kept only that of its first student.
     """
-    if file.name != BEST or SECTION not in checkpoint:
+    if file.name != CHECKPOINT_BEST or SECTION not in checkpoint:
         return file
     first = next(iter(checkpoint[SECTION]["students"]))
     own = file.with_name(best_checkpoint(student, first))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import LABEL_ENDING
 from synfoc3d.methods.supervised import Supervised
 from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
@@ -20,7 +21,7 @@ class nnUNetTrainerFullySupervised(SemiSupervisedTrainer):
         """
         labeled, val = super().do_split()
         unlabeled = list(self.split().unlabeled)
-        missing = [c for c in unlabeled if not (Path(self.preprocessed) / f"{c}_seg.b2nd").is_file()]
+        missing = [c for c in unlabeled if not (Path(self.preprocessed) / f"{c}{LABEL_ENDING}").is_file()]
         if missing:
             raise UserError(
                 f"The upper bound needs labels for all cases, but {missing[0]} has none in {self.preprocessed}."

@@ -13,14 +13,22 @@ from typing import Any
 import yaml
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import (
+    CHECKPOINT_BEST,
+    CHECKPOINT_FINAL,
+    CHECKPOINT_LATEST,
+    LOG_FILE,
+    PLANS_FILE,
+    PREDICTION_FILE,
+    SETTINGS_FILE,
+    fold_folder,
+    validation_folder,
+)
 
-PREDICTION_FILE = "synfoc3d_predict.json"
-LOG_FILE = "synfoc3d_log.csv"
-SETTINGS_FILE = "synfoc3d.yaml"
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+CHECKPOINTS = (CHECKPOINT_FINAL, CHECKPOINT_LATEST, CHECKPOINT_BEST)
 FOLD = re.compile(r"fold_(\d+|all)")
 CROSS_VALIDATION = re.compile(r"crossval_results_folds_([\d_]+)")
-VALIDATED_NETWORK = {"validation": "conventional", "validation_foundation": "foundation"}
+VALIDATED_NETWORK = {validation_folder(name): name for name in ("conventional", "foundation")}
 # The curves of nnU-Net's own logger and settings of its own trainers, under the names that synfoc3d gives them.
 NNUNET_CURVES = {
     "train_losses": "loss",
@@ -139,7 +147,7 @@ def _from_prediction(path: Path, record: ModelRecord) -> list[Training]:
 
 def _named_training(folder: Path, fold: str, said: Mapping[str, Any]) -> Training:
     """Return a training that a prediction names, with what the prediction itself knows of it."""
-    training = read_training(folder / f"fold_{fold}")
+    training = read_training(fold_folder(folder, fold))
     training.facts |= {key: str(said[key]) for key in ("dataset", "trainer", "plans", "configuration") if key in said}
     # Kept by the prediction because the training may have been deleted or moved since.
     training.settings = training.settings or said.get("settings", {}).get(fold) or {}
@@ -152,7 +160,7 @@ def _from_place(folder: Path, record: ModelRecord) -> list[Training]:
         match = CROSS_VALIDATION.fullmatch(place.name)
         if match and "__" in place.parent.name:
             record.prediction |= {"model": "conventional", "source": "cross-validation"}
-            return [read_training(place.parent / f"fold_{fold}") for fold in match[1].split("_")]
+            return [read_training(fold_folder(place.parent, fold)) for fold in match[1].split("_")]
     if FOLD.fullmatch(folder.parent.name) and "__" in folder.parent.parent.name:
         record.prediction |= {"model": VALIDATED_NETWORK.get(folder.name, folder.name), "source": "final validation"}
         return [read_training(folder.parent)]
@@ -183,7 +191,7 @@ def read_training(folder: Path) -> Training:
 
 def _read_patch_size(training: Training) -> None:
     """Take the patch size from the plans of the training."""
-    path = training.folder.parent / "plans.json"
+    path = training.folder.parent / PLANS_FILE
     if path.is_file():
         configurations = json.loads(path.read_text(encoding="utf-8"))["configurations"]
         size = configurations.get(training.facts.get("configuration"), {}).get("patch_size")

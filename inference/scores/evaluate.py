@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.domains import read_domains
+from synfoc3d.files.layout import DESCRIPTION_FILE
 from synfoc3d.files.volumes import Scan, check_same_grid, label_values, list_labels, read_scan
 from synfoc3d.inference.scores.evaluations import CaseResult, Evaluation, write_evaluation
 from synfoc3d.metrics import PER_SLICE, PER_VOLUME, Convention
@@ -166,7 +167,7 @@ def _label_meaning(
     """Return the meaning of label values as asked for or as dataset.json declares it, None without either."""
     if classes is not None:
         return _parse_labels(classes, "the classes to evaluate", any_value=True)
-    for path in (labels.resolve().parent / "dataset.json", labels / "dataset.json", predictions / "dataset.json"):
+    for path in (labels.resolve().parent / DESCRIPTION_FILE, labels / DESCRIPTION_FILE, predictions / DESCRIPTION_FILE):
         if path.is_file():
             try:
                 declared = json.loads(path.read_text(encoding="utf-8"))["labels"]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Generator
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE
 from synfoc3d.preprocessing.generated.anatomy import LABELS, MIN_SHAPE, draw_anatomy
 from synfoc3d.preprocessing.generated.scanners import MAX_CHANNELS, SCANNERS, Scanner, acquire
 
@@ -186,14 +187,14 @@ def _write_nifti(voxels: np.ndarray, affine: np.ndarray, path: Path) -> None:
 def _write_tables(folder: Path, domains: Mapping[str, str], num_labeled: int, num_channels: int) -> None:
     """Write ``domains.csv`` and the ``dataset.json`` of the labelled folder."""
     rows = ["case,domain", *(f"{case},{domain}" for case, domain in domains.items())]
-    (folder / "domains.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / DOMAINS_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")
     description = {
         "channel_names": {str(channel): _CHANNEL_NAMES[channel] for channel in range(num_channels)},
         "labels": LABELS,
         "numTraining": num_labeled,
         "file_ending": FILE_ENDING,
     }
-    (folder / "labeled" / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / "labeled" / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def _training_counts(cases_per_scanner: int | Mapping[str, int]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import CHECKPOINT_FINAL
 
 DEFAULT_TRAINER = "nnUNetTrainerSynFoC"
 
@@ -38,7 +39,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", dest="folds", nargs="+", type=fold, default=[0], help="folds, default: 0")
     parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
-    parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    parser.add_argument("-chk", dest="checkpoint", default=CHECKPOINT_FINAL, help=f"default: {CHECKPOINT_FINAL}")
 
 
 def fold(text: str) -> int | str:

@@ -12,6 +12,7 @@ from synfoc3d.commands.common import (
     command,
     device,
 )
+from synfoc3d.files.layout import DOMAINS_FILE, UNLABELED_IMAGES
 from synfoc3d.prediction_modes import MODES
 
 if TYPE_CHECKING:
@@ -95,14 +96,13 @@ def _rank(commands: Commands) -> None:
 
 
 def _run_rank(args: argparse.Namespace) -> None:
-    from synfoc3d.files.domains import DOMAINS_FILE
     from synfoc3d.files.folders import find_dataset, nnunet_folder
     from synfoc3d.inference.rank import rank
 
     source, domains = args.source, args.domains
     if source is None:
         dataset = nnunet_folder("nnUNet_raw") / find_dataset(args.dataset)
-        source, own = dataset / "imagesUn", dataset / DOMAINS_FILE
+        source, own = dataset / UNLABELED_IMAGES, dataset / DOMAINS_FILE
         domains = domains or (own if own.is_file() else None)
     cases = rank(
         source,

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.doctor.preprocessed import check_preprocessed, load_plans
 from synfoc3d.errors import UserError
-from synfoc3d.files.domains import DOMAINS_FILE, check_domains, read_domains
+from synfoc3d.files.domains import check_domains, read_domains
+from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, REORIENTING_READER, UNLABELED_IMAGES
 
-REORIENTING_READER = "NibabelIOWithReorient"
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 Files = Mapping[str, tuple[Path, ...]]
 T = TypeVar("T")
@@ -89,16 +89,16 @@ def read_cases(raw: Path) -> tuple[RawCases, list[Finding]]:
             return otherwise
 
     nothing: dict[str, Any] = {}
-    description = attempt("dataset.json", lambda: read_description(raw / "dataset.json"), nothing)
+    description = attempt(DESCRIPTION_FILE, lambda: read_description(raw / DESCRIPTION_FILE), nothing)
     images: Files
     if "dataset" in description:  # nnU-Net's way to name files that lie elsewhere
         images, labels = _listed(raw, description)
     else:
-        images = attempt("imagesTr", lambda: list_images(raw / "imagesTr"), nothing)
-        labels = attempt("labelsTr", lambda: list_labels(raw / "labelsTr"), nothing)
+        images = attempt(IMAGES, lambda: list_images(raw / IMAGES), nothing)
+        labels = attempt(LABELS, lambda: list_labels(raw / LABELS), nothing)
     unlabeled: Files = {}
-    if (raw / "imagesUn").is_dir():
-        unlabeled = attempt("imagesUn", lambda: list_images(raw / "imagesUn"), nothing)
+    if (raw / UNLABELED_IMAGES).is_dir():
+        unlabeled = attempt(UNLABELED_IMAGES, lambda: list_images(raw / UNLABELED_IMAGES), nothing)
     return RawCases(description, images, labels, unlabeled), findings
 
 
@@ -227,7 +227,7 @@ def check_orientations(raw: Path, cases: RawCases, plans: Mapping[str, Mapping[s
     if len(found) < 2 or readers == {REORIENTING_READER}:
         return [*findings, Finding("orientation", "ok", _counts(found), details=dict(found))] if found else findings
     text = f"mixed ({_counts(found)}), and the reader ({', '.join(sorted(readers))}) does not even them out"
-    mend = f'Write "overwrite_image_reader_writer": "{REORIENTING_READER}" into {raw / "dataset.json"}'
+    mend = f'Write "overwrite_image_reader_writer": "{REORIENTING_READER}" into {raw / DESCRIPTION_FILE}'
     mend += ", delete the dataset's folder in nnUNet_preprocessed and preprocess again." if plans else "."
     return [*findings, Finding("orientation", "error", text, mend, dict(found))]
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.errors import UserError
-from synfoc3d.files.splits import SPLITS_FILE, Split, load_splits
-
-CASE_ENDINGS = (".b2nd", "_seg.b2nd", ".pkl")  # files of a preprocessed case
+from synfoc3d.files.layout import CASE_ENDINGS, SPLITS_FILE, unlabeled_folder
+from synfoc3d.files.splits import Split, load_splits
 
 
 def load_plans(preprocessed: Path) -> dict[str, dict[str, Any]]:
@@ -73,7 +72,7 @@ def _check_cases(
 ) -> Finding:
     """Compare one configuration's preprocessed cases with the raw ones."""
     done = preprocessed_cases(folder / identifier)
-    done_unlabeled = preprocessed_cases(folder / f"{identifier}_unlabeled")
+    done_unlabeled = preprocessed_cases(unlabeled_folder(folder / identifier))
     missing, missing_unlabeled = set(labeled) - done, set(unlabeled) - done_unlabeled
     details = {"labeled": len(done), "unlabeled": len(done_unlabeled)}
     details |= {"missing_labeled": len(missing), "missing_unlabeled": len(missing_unlabeled)}

@@ -15,15 +15,13 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.plan import Plan, SplitPlan, TestSet
 from synfoc3d.files.atomic import atomic_write_text
-from synfoc3d.files.domains import DOMAINS_FILE
 from synfoc3d.files.folders import nnunet_folder
-from synfoc3d.files.splits import SPLITS_FILE, Split, load_splits, save_splits
+from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, SPLITS_FILE, STOCK_SPLITS_FILE
+from synfoc3d.files.splits import Split, load_splits, save_splits
 from synfoc3d.files.volumes import list_images, list_labels, name_and_ending
 
 if TYPE_CHECKING:
     from synfoc3d.preprocessing.split_cases import SplitCases
-
-STOCK_SPLITS = "splits_final.json"
 
 
 @dataclass(frozen=True)
@@ -180,7 +178,7 @@ def _test_set(test: TestSet, raw: Path) -> HeldOutCases:
 
 def _write_stock_splits(data: ExperimentData) -> None:
     """Give nnU-Net's own trainers the labelled and validation cases of each fold, where they have no other splits."""
-    path = data.folder / STOCK_SPLITS
+    path = data.folder / STOCK_SPLITS_FILE
     # Without validation cases nnU-Net cannot train; like our trainers, show it the labelled ones.
     wanted = [{"train": list(s.labeled), "val": list(s.val or s.labeled)} for s in data.splits]
     if not path.is_file():
@@ -194,7 +192,7 @@ def _write_stock_splits(data: ExperimentData) -> None:
 
 def _collect(raw: Path, cases: Sequence[str], target: HeldOutCases) -> None:
     """Link images, labels and description of validation cases into a folder of their own."""
-    description = raw / "dataset.json"
+    description = raw / DESCRIPTION_FILE
     files = get_filenames_of_train_images_and_targets(str(raw))
     for folder in (target.images, target.labels):
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,9 @@ from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
 from synfoc3d.experiment.plan import Plan, assignments
 from synfoc3d.experiment.processes import Command
 from synfoc3d.experiment.summary import Key
+from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, fold_folder
 
-LOG_FILE = "log.txt"
-CHECKPOINT = "checkpoint_final.pth"
-UNFINISHED_CHECKPOINTS = ("checkpoint_latest.pth", "checkpoint_best.pth")
+RUN_LOG_FILE = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,12 @@ class Experiment:
         return masks
 
     def _trained(self, run: Run) -> bool:
-        return (self._training_folder(run) / CHECKPOINT).is_file()
+        return (self._training_folder(run) / CHECKPOINT_FINAL).is_file()
 
     def _training_folder(self, run: Run) -> Path:
         method = self.plan.methods[run.method]
         model = f"{method.trainer}__{self.plan.plans}__{method.configuration or self.plan.configuration}"
-        return self.folder(run) / self.dataset / model / f"fold_{run.fold}"
+        return fold_folder(self.folder(run) / self.dataset / model, run.fold)
 
     def _train(self, run: Run) -> Command:
         method = self.plan.methods[run.method]
@@ -149,7 +148,7 @@ class Experiment:
         if not is_stock(method.trainer):
             arguments += ["--config", method.config] if method.config else []
             arguments += ["--set", *assignments({**self.plan.settings, **method.settings}), f"seed={run.seed}"]
-        if any((self._training_folder(run) / name).is_file() for name in UNFINISHED_CHECKPOINTS):
+        if any((self._training_folder(run) / name).is_file() for name in (CHECKPOINT_LATEST, CHECKPOINT_BEST)):
             arguments.append("--c")
         return self._command(run, arguments + self._device_arguments(), self.epochs.get(run.method))
 
@@ -157,7 +156,7 @@ class Experiment:
         method, options = self.plan.methods[run.method], self.plan.predict
         arguments = ["predict", "-i", str(self.data.test[run.split].images), "-o", str(self.predictions(run, row))]
         arguments += ["-d", self.plan.dataset, "-c", method.configuration or self.plan.configuration]
-        arguments += ["-f", str(run.fold), "-tr", method.trainer, "-p", self.plan.plans, "-chk", CHECKPOINT]
+        arguments += ["-f", str(run.fold), "-tr", method.trainer, "-p", self.plan.plans, "-chk", CHECKPOINT_FINAL]
         arguments += ["--model", method.models[row], "--continue_prediction"]
         arguments += ["--disable_tta"] if options.disable_tta else []
         arguments += ["--fast"] if options.fast else []
@@ -176,7 +175,7 @@ class Experiment:
         arguments = ["compare", "-g", str(test.labels), *(f"{row}={folder}" for row, folder in masks.items())]
         arguments += ["-o", str(output), *self._scoring_arguments(test), "-i", str(test.images)]
         arguments += ["--baseline", self.plan.baseline] if self.plan.baseline in masks else []
-        return Command(tuple(arguments), self.report / LOG_FILE)
+        return Command(tuple(arguments), self.report / RUN_LOG_FILE)
 
     def _scoring_arguments(self, test: HeldOutCases) -> list[str]:
         domains = ["--domains", str(test.domains)] if test.domains else []
@@ -187,7 +186,7 @@ class Experiment:
 
     def _command(self, run: Run, arguments: Sequence[str], epochs: int | None = None) -> Command:
         folder = self.folder(run)
-        return Command(tuple(arguments), folder / LOG_FILE, {"nnUNet_results": str(folder)}, epochs)
+        return Command(tuple(arguments), folder / RUN_LOG_FILE, {"nnUNet_results": str(folder)}, epochs)
 
 
 def _complete(evaluation: Path) -> bool:

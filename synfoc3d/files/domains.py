@@ -6,7 +6,6 @@ from pathlib import Path
 
 from synfoc3d.errors import UserError, did_you_mean
 
-DOMAINS_FILE = "domains.csv"
 HEADER = ("case", "domain")
 
 

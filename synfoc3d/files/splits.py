@@ -8,8 +8,7 @@ from pathlib import Path
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
-
-SPLITS_FILE = "splits_semi.json"
+from synfoc3d.files.layout import SPLITS_FILE
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import CHECKPOINT_LATEST
 from synfoc3d.networks.precision import autocast
 from synfoc3d.pretraining.batches import draw_pairs, generator_of
 from synfoc3d.pretraining.held_out import Validation, named
@@ -17,7 +18,6 @@ from synfoc3d.pretraining.record import write_curves, write_record, write_weight
 from synfoc3d.pretraining.settings import resolve_pretraining
 from synfoc3d.pretraining.state import PretrainingState, load_state
 
-CHECKPOINT = "checkpoint_latest.pth"
 PROMPT_STREAM = 7
 """Added to the seed of the prompts, so that they do not repeat the random numbers of the images."""
 
@@ -55,7 +55,7 @@ def pretrain(
         _validate(state, validation, [])
     with tqdm(total=state.settings.steps, initial=state.step, unit="step", desc="pretrain") as bar:
         _train(state, validation, folder, deadline, bar)
-    state.save(folder / CHECKPOINT)
+    state.save(folder / CHECKPOINT_LATEST)
     write_curves(state, folder)
     weights = write_weights(state, folder)
     write_record(state, folder, weights)
@@ -64,7 +64,7 @@ def pretrain(
 
 def _open(folder: Path, given: Mapping[str, Any], device: str, start: Path | None, resume: bool) -> PretrainingState:
     """Start a run or continue the one in the folder."""
-    file = folder / CHECKPOINT
+    file = folder / CHECKPOINT_LATEST
     if resume:
         if start is not None:
             raise UserError(f"--c continues with the weights in {file}, so --from {start} cannot be given with it.")
@@ -93,7 +93,7 @@ def _train(state: PretrainingState, validation: Validation, folder: Path, deadli
         bar.set_postfix(val_loss=f"{state.rows[-1]['val_loss']:.3f}")
         # only here, where no running means would be lost
         if time.monotonic() - saved >= 60 * settings.save_every_minutes:
-            state.save(folder / CHECKPOINT)
+            state.save(folder / CHECKPOINT_LATEST)
             write_curves(state, folder)
             saved = time.monotonic()
         before = time.monotonic()

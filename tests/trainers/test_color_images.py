@@ -9,6 +9,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import R
 
 from synfoc3d.config import read_partial
 from synfoc3d.networks.slicewise import to_unit
+from synfoc3d.trainers.life_cycle.batches import make_batch
 
 COLORS = np.random.default_rng(0).integers(0, 256, (2, 3, 12, 20)).astype(np.float32)
 COLORS[:, 0] = COLORS[:, 0] // 2 + 128  # reddish, as the retina is
@@ -16,7 +17,7 @@ CASE_RANGE = torch.tensor([[[0.5, 0.9], [0.1, 0.8], [0.0, 0.7]]] * 2)  # percent
 
 
 @pytest.fixture
-def make_batch(project, tmp_path):
+def batch_of(project, tmp_path):
     """Return a function (normalization, **augmentation) -> the preset's batch of the photographs, on both streams."""
 
     def make(normalization, **augmentation):
@@ -35,13 +36,14 @@ def make_batch(project, tmp_path):
         image = torch.from_numpy(RGBTo01Normalization(False, {}).run(COLORS.copy()))
         target = torch.zeros(2, 1, 12, 20)
         raw = {"data": image, "target": target, "value_range": CASE_RANGE}
-        return trainer.make_batch(raw | {f"unlabeled_{key}": value for key, value in raw.items()})
+        both = raw | {f"unlabeled_{key}": value for key, value in raw.items()}
+        return make_batch(both, trainer.device, trainer.settings.foundation.intensity, trainer.strong_view)
 
     return make
 
 
-def test_foundation_network_sees_the_published_colors(make_batch):
-    batch = make_batch("RGBTo01Normalization")
+def test_foundation_network_sees_the_published_colors(batch_of):
+    batch = batch_of("RGBTo01Normalization")
     for image, value_range in (
         (batch.labeled.image, batch.labeled.value_range),
         (batch.unlabeled.weak, batch.unlabeled.value_range),
@@ -49,13 +51,13 @@ def test_foundation_network_sees_the_published_colors(make_batch):
         assert np.array_equal(to_unit(image, value_range).numpy(), COLORS / 255)
 
 
-def test_contrast_zero_leaves_one_gray(make_batch):
-    strong = make_batch("RGBTo01Normalization", contrast=[0, 0], brightness=[1, 1]).unlabeled.strong
+def test_contrast_zero_leaves_one_gray(batch_of):
+    strong = batch_of("RGBTo01Normalization", contrast=[0, 0], brightness=[1, 1]).unlabeled.strong
     gray = (299 * COLORS[:, 0] + 587 * COLORS[:, 1] + 114 * COLORS[:, 2]).mean((1, 2)) / 255_000
     np.testing.assert_allclose(strong, np.broadcast_to(gray[:, None, None, None], COLORS.shape), rtol=1e-5)
 
 
-def test_channels_under_other_names_have_their_own_means(make_batch):
-    strong = make_batch("ZScoreNormalization", contrast=[0, 0], brightness=[1, 1]).unlabeled.strong
+def test_channels_under_other_names_have_their_own_means(batch_of):
+    strong = batch_of("ZScoreNormalization", contrast=[0, 0], brightness=[1, 1]).unlabeled.strong
     means = COLORS.mean((2, 3), keepdims=True) / 255
     np.testing.assert_allclose(strong, np.broadcast_to(means, COLORS.shape), rtol=1e-5)

@@ -34,7 +34,8 @@ def continued(project):
 
     def save_and_die(checkpoint, file):
         save(checkpoint, file)
-        raise KeyboardInterrupt
+        if file.name == "checkpoint_latest.pth":
+            raise KeyboardInterrupt
 
     save = checkpoints.save_atomic
     with project.active("continued") as patch:

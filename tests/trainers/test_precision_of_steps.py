@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from synfoc3d.trainers.life_cycle.batches import make_batch
+
 METHODS = ("nnUNetTrainerSynFoC", "nnUNetTrainerMeanTeacher", "nnUNetTrainerSupervised", "nnUNetTrainerSAMed")
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 UNUSED = ("mask_downscaling", "seg_layers.0")  # SAM's mask prompts, never given; nnU-Net's coarsest output, weight 0
@@ -63,5 +65,5 @@ def test_views_are_made_in_full_precision(project):
         state = torch.get_rng_state()
         trainer.train_step(raw)
         torch.set_rng_state(state)
-        expected = trainer.make_batch(raw).unlabeled.strong
+        expected = make_batch(raw, trainer.device, "case", trainer.strong_view).unlabeled.strong
     assert torch.equal(seen[0], expected)

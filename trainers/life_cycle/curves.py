@@ -13,6 +13,7 @@ import numpy as np
 
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.figures import figure_file
+from synfoc3d.files.layout import CURVES_FILE, LOG_FILE
 from synfoc3d.methods.base import Panel
 
 COLUMNS = 4  # of panels in a row of the picture
@@ -29,8 +30,8 @@ class EpochLog:
 
     def __init__(self, folder: Path, panels: Sequence[Panel] = (), before_epoch: int = 0) -> None:
         self.panels = tuple(panels)
-        self.csv_file = folder / "synfoc3d_log.csv"
-        self.picture = folder / "synfoc3d_progress.png"
+        self.csv_file = folder / LOG_FILE
+        self.picture = folder / CURVES_FILE
         self.rows: list[dict[str, float]] = []
         if before_epoch and self.csv_file.is_file():
             with self.csv_file.open(newline="") as file:

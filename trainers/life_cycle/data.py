@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.layout import IMAGE_ENDING, LABEL_ENDING
 from synfoc3d.networks.slicewise import intensity_range
 
 UNKNOWN = -1  # label of a voxel whose truth is not known; only quality logs look at it
@@ -62,7 +63,7 @@ def image_file(folder: Path, case: str) -> Path:
     Raises:
         UserError: the case was not preprocessed.
     """
-    file = folder / f"{case}.b2nd"
+    file = folder / f"{case}{IMAGE_ENDING}"
     if not file.is_file():
         raise UserError(f"{file} does not exist: run synfoc3d preprocess for this configuration, or mend the split.")
     return file
@@ -85,7 +86,7 @@ class UnlabeledCases(nnUNetBaseDataset):
     def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, None]]:
         """Image (C, D, H, W), label (1, D, H, W) for logging, no previous stage, no class locations."""
         image = open_image(self.folders[identifier], identifier)
-        label_file = self.hidden_labels / f"{identifier}_seg.b2nd"
+        label_file = self.hidden_labels / f"{identifier}{LABEL_ENDING}"
         if self.folders[identifier] == self.hidden_labels and label_file.is_file():
             label = blosc2.open(urlpath=str(label_file), mode="r", dparams={"nthreads": 1})
         else:
@@ -100,7 +101,8 @@ class UnlabeledCases(nnUNetBaseDataset):
     @staticmethod
     def get_identifiers(folder: str) -> list[str]:
         """Cases whose image lies in a folder."""
-        return sorted(p.name.removesuffix(".b2nd") for p in Path(folder).glob("*.b2nd") if not p.stem.endswith("_seg"))
+        files = [file.name for file in Path(folder).glob(f"*{IMAGE_ENDING}") if not file.name.endswith(LABEL_ENDING)]
+        return sorted(name.removesuffix(IMAGE_ENDING) for name in files)
 
 
 class PairedLoader(SlimDataLoaderBase):

@@ -3,47 +3,42 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.collate_outputs import collate_outputs
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d import config
 from synfoc3d.errors import UserError
+from synfoc3d.files import layout
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.splits import Split, read_splits
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
-from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Panel, Progress, Unlabeled, full_resolution
+from synfoc3d.methods.base import Builder, Labeled, Method, Panel, Progress, full_resolution
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.lora import trainable_state
 from synfoc3d.networks.optimizers import learning_rate, make_optimizer
 from synfoc3d.networks.precision import autocast, resolve_precision
-from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
-from synfoc3d.nnunet.prediction import on_net_grid
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.training import data_facts
+from synfoc3d.trainers.life_cycle.batches import make_batch, to_device
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
-from synfoc3d.trainers.life_cycle.data import (
-    PairedLoader,
-    UnlabeledCases,
-    case_ranges,
-    seed_everything,
-    start_workers,
-    weak_transforms,
+from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
+from synfoc3d.trainers.life_cycle.loaders import paired_loaders
+from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
+from synfoc3d.trainers.life_cycle.validation import (
+    HITS,
+    count_hits,
+    logits_on_net_grid,
+    mean_dice,
+    validate_foundation,
 )
-from synfoc3d.trainers.life_cycle.validation import validate_foundation
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -131,7 +126,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.method = self.method_class(self.settings.method, build).to(self.device)
         self.students = dict(self.method.students())
         self.optimizers = {name: self._optimizer(student) for name, student in self.students.items()}
-        self.best_epochs = {name: BestEpoch() for name in list(self.students)[1:]}  # of the first one nnU-Net keeps it
+        self.first = next(iter(self.students))  # whose best epoch nnU-Net follows itself
+        self.best_epochs = {name: BestEpoch() for name in self.students if name != self.first}
         first = next(iter(self.optimizers.values()))
         return first, _NoSchedule()
 
@@ -179,7 +175,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     @property
     def preprocessed_unlabeled(self) -> Path:
         """Folder of this configuration's preprocessed unlabelled cases."""
-        return self.preprocessed.with_name(f"{self.preprocessed.name}_unlabeled")
+        return layout.unlabeled_folder(self.preprocessed)
 
     def split(self) -> Split:
         """The semi-supervised split of this fold."""
@@ -203,56 +199,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return {c: self.preprocessed_unlabeled if c in in_own_folder else self.preprocessed for c in cases}
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Two loaders that give :class:`PairedLoader` batches; labelled and unlabelled patches share the workers."""
-        rotation, dummy_2d, initial_patch, mirror = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        scales = self._get_deep_supervision_scales()
-        patch = self.configuration_manager.patch_size
-        nnunet = self.get_training_transforms(
-            patch, rotation, scales, mirror, dummy_2d, use_mask_for_norm=self.configuration_manager.use_mask_for_norm
-        )
-        labeled_transforms = nnunet if self.settings.augmentation.labeled_intensity else weak_transforms(nnunet, True)
-        labeled, val = self.get_tr_and_val_datasets()
-        folders = self.unlabeled_folders()
-        everything = folders | dict.fromkeys([*labeled.identifiers, *val.identifiers], self.preprocessed)
-        ranges = case_ranges(everything, self.preprocessed.with_name(f"{self.preprocessed.name}_intensity.json"))
-
-        def loader(data: Any, size: Any, transforms: Any, foreground: float) -> nnUNetDataLoader:  # noqa: ANN401
-            return nnUNetDataLoader(
-                data,
-                self.batch_size,
-                size,
-                patch,
-                self.label_manager,
-                oversample_foreground_percent=foreground,
-                transforms=transforms,
-            )
-
-        unlabeled = None
-        if folders:
-            cases = UnlabeledCases(folders, self.preprocessed)
-            unlabeled = loader(cases, initial_patch, weak_transforms(nnunet, False), 0.0)
-        train = loader(labeled, initial_patch, labeled_transforms, self.oversample_foreground_percent)
-        online = loader(val, patch, self.get_validation_transforms(scales), self.oversample_foreground_percent)
-        processes, pin, seed = get_allowed_n_proc_DA(), self.device.type == "cuda", self.settings.seed
-        first, first_val = (
-            self.current_epoch * steps for steps in (self.num_iterations_per_epoch, self.num_val_iterations_per_epoch)
-        )
-        return (
-            start_workers(PairedLoader(train, unlabeled, ranges, seed=(seed, 0), first=first), processes, pin),
-            start_workers(PairedLoader(online, None, ranges, seed=(seed, 1), first=first_val), min(processes, 1), pin),
-        )
-
-    def make_batch(self, raw: Mapping[str, Any]) -> Batch:
-        """Move a loader's batch to the device once and add the strong view there."""
-        rule = self.settings.foundation.intensity
-        image, pyramid, value_range = self._to_device(raw, "")
-        labeled = Labeled(image, pyramid[0][:, 0].long(), pyramid, resolve_range(rule, value_range, image))
-        if "unlabeled_data" not in raw:
-            return Batch(labeled)
-        weak, hidden, value_range = self._to_device(raw, "unlabeled_")
-        value_range = resolve_range(rule, value_range, weak)
-        strong = self.method.strong_view(weak, value_range)
-        return Batch(labeled, Unlabeled(weak, strong, value_range, hidden[0][:, 0].long()))
+        """Batches of training and of online validation from this epoch on; labeled and unlabeled share the workers."""
+        return paired_loaders(self)
 
     def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
         """Strong view of weak patches (B, C, [D,] H, W) with their ranges (B, C, 2), as the settings say."""
@@ -264,19 +212,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         sizes = [s.image_size for s in self.students.values() if isinstance(s, SlicewiseFoundation)]
         return sizes[0] if sizes else self.settings.foundation.image_size or max(self.configuration_manager.patch_size)
 
-    def _to_device(self, raw: Mapping[str, Any], stream: str) -> tuple[Tensor, list[Tensor], Tensor]:
-        image, target, value_range = (raw[stream + key] for key in ("data", "target", "value_range"))
-        targets = target if isinstance(target, list) else [target]
-        move = {"device": self.device, "non_blocking": True}
-        return image.to(**move), [t.to(**move) for t in targets], value_range.to(**move)
-
     # --- training -------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """nnU-Net's start, with the resolved settings written beside the results."""
         super().on_train_start()
         text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=self.foundation_identity)
-        atomic_write_text(Path(self.output_folder) / "synfoc3d.yaml", text)
+        atomic_write_text(Path(self.output_folder) / layout.SETTINGS_FILE, text)
         self.curves = EpochLog(Path(self.output_folder), self.panels(), self.current_epoch)
         if self.resume_random_state is not None:
             checkpoints.restore_random_state(self.resume_random_state)
@@ -301,7 +243,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         total = self.num_epochs * self.num_iterations_per_epoch
-        views = self.make_batch(batch)  # in full precision: a blur with weights of 8 bits shifts the gray values
+        # in full precision: a blur with weights of 8 bits shifts the gray values
+        views = make_batch(batch, self.device, self.settings.foundation.intensity, self.method.strong_view)
         with autocast(self.settings.precision, self.device.type):
             loss, logs = self.method.training_step(views, Progress(self.step, total))
         if self.grad_scaler is None:
@@ -354,32 +297,19 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's for the conventional student, and the same counts for every other one, named before each key."""
-        image, pyramid, value_range = self._to_device(batch, "")
-        with autocast(self.settings.precision, self.device.type):
-            outputs = {
-                name: on_net_grid(student, image, resolve_range(student.intensity, value_range, image))
-                if isinstance(student, SlicewiseFoundation)
-                else student(image)
-                for name, student in self.students.items()
-            }
+        image, pyramid, value_range = to_device(batch, "", self.device)
         result = {}
-        for name, output in outputs.items():
-            logits = full_resolution(output).float()
-            loss = segmentation_loss(logits, pyramid[0][:, 0].long())
-            prediction = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1)
-            counts = get_tp_fp_fn_tn(prediction, pyramid[0], axes=[0, *range(2, logits.ndim)])[:3]
-            result[f"{name}/loss"] = loss.cpu().numpy()
-            for key, count in zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True):
-                result[f"{name}/{key}"] = count[1:].cpu().numpy()  # without background
+        for name, student in self.students.items():
+            with autocast(self.settings.precision, self.device.type):
+                logits = logits_on_net_grid(student, image, value_range)
+            result |= {f"{name}/{key}": value for key, value in count_hits(logits, pyramid[0]).items()}
         return result
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         """The first student feeds nnU-Net's log; every student's mean foreground Dice goes to the curves."""
-        first = next(iter(self.students))
-        keys = ("loss", "tp_hard", "fp_hard", "fn_hard")
-        super().on_validation_epoch_end([{key: o[f"{first}/{key}"] for key in keys} for o in val_outputs])
-        sums = {k: v.sum(0) for k, v in collate_outputs(val_outputs).items()}
-        self.val_dice = {name: mean_dice(*(sums[f"{name}/{key}"] for key in keys[1:])) for name in self.students}
+        of_first = [{key: output[f"{self.first}/{key}"] for key in HITS} for output in val_outputs]
+        super().on_validation_epoch_end(of_first)
+        self.val_dice = {name: mean_dice(val_outputs, name) for name in self.students}
         self.curves.add(self.current_epoch, {f"val_dice_{name}": dice for name, dice in self.val_dice.items()})
 
     def on_epoch_end(self) -> None:
@@ -387,12 +317,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         due = time() - self.last_save >= 60 * self.settings.save_every_minutes
         self.save_every = 1 if due else sys.maxsize
         self.curves.write()  # before the checkpoint, so that a kill in between loses no row of the table
-        reached = [name for name, best in self.best_epochs.items() if best.is_reached(self.val_dice[name])]
-        for name in reached:
-            self.print_to_log_file(f"New best EMA pseudo Dice ({name}): {self.best_epochs[name].best:.4f}")
-            self.save_checkpoint(
-                str(Path(self.output_folder) / checkpoints.best_checkpoint(name, next(iter(self.students))))
-            )
+        for name, best in self.best_epochs.items():
+            if best.is_reached(self.val_dice[name]):
+                self.print_to_log_file(f"New best EMA pseudo Dice ({name}): {best.best:.4f}")
+                self.save_checkpoint(str(Path(self.output_folder) / layout.best_checkpoint(name, self.first)))
         super().on_epoch_end()
         if due:
             self.last_save = time()
@@ -404,41 +332,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        with_base = self.foundation_identity["in_checkpoint"]
-        section = {
-            "settings": self.settings.model_dump(mode="json"),
-            "foundation": self.foundation_identity,
-            "students": {name: trainable_state(s, with_base) for name, s in self.students.items()},
-            "method": self._method_state(),
-            "optimizers": {name: o.state_dict() for name, o in self.optimizers.items()},
-            "best_epochs": {name: best.state() for name, best in self.best_epochs.items()},
-            "random": checkpoints.random_state(),
-        }
-        checkpoint = {
-            # without a conventional student there is nothing for nnUNetv2_predict, which then refuses
-            "network_weights": self.network.state_dict() if "conventional" in self.students else {},
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler is not None else None,
-            "logging": checkpoints.plain(self.logger.get_checkpoint()),
-            "_best_ema": checkpoints.plain(self._best_ema),
-            "current_epoch": self.current_epoch + 1,
-            "init_args": self.my_init_kwargs,
-            "trainer_name": type(self).__name__,
-            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
-            checkpoints.SECTION: section,
-        }
-        checkpoints.save_atomic(checkpoint, Path(filename))
-
-    def _frozen_keys(self) -> set[str]:
-        """Entries of the method's state that belong to the frozen base, the teachers' shared copies included."""
-        if self.foundation_identity["in_checkpoint"]:
-            return set()
-        frozen = {id(p) for s in self.students.values() for p in s.parameters() if not p.requires_grad}
-        return {name for name, p in self.method.named_parameters(remove_duplicate=False) if id(p) in frozen}
-
-    def _method_state(self) -> dict[str, Tensor]:
-        frozen = self._frozen_keys()
-        return {name: value for name, value in self.method.state_dict().items() if name not in frozen}
+        checkpoints.save_atomic(checkpoint_of(self), Path(filename))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Continue exactly where a checkpoint was written, with its settings.
@@ -455,21 +349,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             config.refuse_difference(given=self.settings, saved=saved)
             self.apply_settings(saved)
             self.initialize()
-        checkpoints.check_base(self.foundation_identity, section["foundation"])
-        # not nnU-Net's own loading: given a dict, it fails; given a file, it unpickles whatever code lies in there
-        self.my_init_kwargs = checkpoint["init_args"]
-        self.current_epoch = checkpoint["current_epoch"]
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
-        if self.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        checkpoints.load_partial(self.method, section["method"], self._frozen_keys(), "method")
-        for name, state in section["optimizers"].items():
-            self.optimizers[name].load_state_dict(state)
-        for name, state in section.get("best_epochs", {}).items():  # checkpoints of 0.1 have none
-            self.best_epochs[name] = BestEpoch(**state)
-        self.resume_random_state = section["random"]
+        restore(self, checkpoint)
 
     # --- final validation -----------------------------------------------------------------------------------------
 
@@ -478,16 +358,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.method.eval()
         for name, student in self.students.items():
             if isinstance(student, SlicewiseFoundation):
-                validate_foundation(self, student, self.do_split()[1], Path(self.output_folder) / f"validation_{name}")
+                folder = Path(self.output_folder) / layout.validation_folder(name)
+                validate_foundation(self, student, self.do_split()[1], folder)
             elif student is self.network:
                 super().perform_actual_validation(save_probabilities)
-
-
-def mean_dice(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> float:
-    """Mean foreground Dice from counts per class (C,); NaN where no class was seen at all."""
-    with np.errstate(invalid="ignore"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Mean of empty slice")
-        return float(np.nanmean(2 * tp / (2 * tp + fp + fn)))
 
 
 class _NoSchedule:

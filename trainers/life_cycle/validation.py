@@ -1,7 +1,8 @@
-"""nnU-Net's final validation for a foundation student."""
+"""Validation of every student: on patches after each epoch, and of a foundation student on whole cases in the end."""
 
 import multiprocessing
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -9,12 +10,49 @@ import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.files.layout import REFERENCES, SUMMARY_FILE
+from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.methods.base import full_resolution
+from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
 from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, write_case
-from synfoc3d.nnunet.prediction import CasePredictor
+from synfoc3d.nnunet.prediction import CasePredictor, on_net_grid
+
+HITS = ("loss", "tp_hard", "fp_hard", "fn_hard")  # what nnU-Net's validation step returns
+
+
+def logits_on_net_grid(student: nn.Module, image: Tensor, case_range: Tensor) -> Tensor:
+    """Logits (B, K, [D,] H, W) of any student for patches (B, C, [D,] H, W) of cases with the ranges (B, C, 2)."""
+    if isinstance(student, SlicewiseFoundation):
+        return on_net_grid(student, image, resolve_range(student.intensity, case_range, image))
+    return full_resolution(student(image))
+
+
+def count_hits(logits: Tensor, target: Tensor) -> dict[str, np.ndarray]:
+    """Loss (scalar), and true positives, false positives and false negatives per foreground class (C,), in voxels.
+
+    Args:
+        logits: (B, K, [D,] H, W).
+        target: (B, 1, [D,] H, W) labels.
+    """
+    logits = logits.float()
+    prediction = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1)
+    counts = get_tp_fp_fn_tn(prediction, target, axes=[0, *range(2, logits.ndim)])[:3]
+    loss = segmentation_loss(logits, target[:, 0].long())
+    foreground = [count[1:].cpu().numpy() for count in counts]
+    return dict(zip(HITS, [loss.cpu().numpy(), *foreground], strict=True))
+
+
+def mean_dice(outputs: Sequence[Mapping[str, np.ndarray]], student: str) -> float:
+    """Mean foreground Dice of a student over the patches of an epoch; NaN where no class was seen at all."""
+    tp, fp, fn = (np.sum([output[f"{student}/{key}"] for output in outputs], axis=0) for key in HITS[1:])
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")
+        return float(np.nanmean(2 * tp / (2 * tp + fp + fn)))
 
 
 def validate_foundation(
@@ -45,9 +83,9 @@ def validate_foundation(
         for export in written:
             export.result()
     metrics = compute_metrics_on_folder(
-        str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
+        str(Path(trainer.preprocessed_dataset_folder_base) / REFERENCES),
         str(folder),
-        str(folder / "summary.json"),
+        str(folder / SUMMARY_FILE),
         trainer.plans_manager.image_reader_writer_class(),
         trainer.dataset_json["file_ending"],
         trainer.label_manager.foreground_labels,

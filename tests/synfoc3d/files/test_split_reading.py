@@ -3,7 +3,8 @@ import json
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.splits import SPLITS_FILE, Split, load_splits, read_splits, save_splits
+from synfoc3d.files.layout import SPLITS_FILE
+from synfoc3d.files.splits import Split, load_splits, read_splits, save_splits
 
 SPLITS = [Split(("a",), ("b", "c"), ("d",)), Split(("d",), ("b",), ())]
 

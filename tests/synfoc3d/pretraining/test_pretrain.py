@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import CHECKPOINT_LATEST
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.pretraining import loop
-from synfoc3d.pretraining.loop import CHECKPOINT, pretrain
+from synfoc3d.pretraining.loop import pretrain
 from synfoc3d.pretraining.record import WEIGHTS
 
 TINY = {
@@ -70,7 +71,7 @@ def test_killed_and_continued_run_ends_with_the_same_weights(tmp_path, finished,
 
 
 def test_every_file_is_there(finished):
-    names = {CHECKPOINT, WEIGHTS, "record.json", "curves.csv", "curves.png"}
+    names = {CHECKPOINT_LATEST, WEIGHTS, "record.json", "curves.csv", "curves.png"}
     assert {file.name for file in finished.iterdir()} == names
 
 
@@ -147,12 +148,12 @@ def test_from_and_continue_exclude_each_other(finished):
 
 
 def test_damaged_checkpoint(tmp_path):
-    (tmp_path / CHECKPOINT).write_bytes(b"PK\x03\x04 cut off")
+    (tmp_path / CHECKPOINT_LATEST).write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(UserError, match="cannot be read .* pre-train anew"):
         pretrain(tmp_path, {}, resume=True)
 
 
 def test_checkpoint_of_something_else(tmp_path):
-    torch.save({"network_weights": {}}, tmp_path / CHECKPOINT)
+    torch.save({"network_weights": {}}, tmp_path / CHECKPOINT_LATEST)
     with pytest.raises(UserError, match="no checkpoint of a pre-training"):
         pretrain(tmp_path, {}, resume=True)

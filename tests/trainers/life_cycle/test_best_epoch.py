@@ -2,12 +2,11 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
-from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer, mean_dice
+from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 # a conventional network that falls, and a foundation network that rises, falls and rises a little
 DICE = {"conventional": [0.8, 0.4, 0.3, 0.2], "foundation": [0.1, 0.6, 0.1, 0.2]}
@@ -73,8 +72,3 @@ def test_average_is_nnunets():
 def test_epoch_without_foreground_tells_nothing():
     best = BestEpoch(average=0.3, best=0.4)
     assert not best.is_reached(math.nan) and best == BestEpoch(average=0.3, best=0.4)
-
-
-def test_mean_dice_leaves_out_classes_that_were_not_seen():
-    assert mean_dice(*np.array([[2, 0], [1, 0], [1, 0]])) == pytest.approx(2 / 3)
-    assert math.isnan(mean_dice(*np.zeros((3, 2))))

@@ -1,0 +1,64 @@
+"""Names of the files and folders that several parts of this package know, each in one place.
+
+Those marked as nnU-Net's are given; the others are this package's own.
+"""
+
+from pathlib import Path
+
+# nnUNet_raw/Dataset501_Name
+DESCRIPTION_FILE = "dataset.json"  # nnU-Net's; copies of it lie beside plans and predictions
+IMAGES, LABELS = "imagesTr", "labelsTr"  # nnU-Net's
+UNLABELED_IMAGES = "imagesUn"
+DOMAINS_FILE = "domains.csv"
+REORIENTING_READER = "NibabelIOWithReorient"  # nnU-Net's name of the reader for mixed orientations
+
+# nnUNet_preprocessed/Dataset501_Name
+SPLITS_FILE = "splits_semi.json"
+STOCK_SPLITS_FILE = "splits_final.json"  # nnU-Net's
+REFERENCES = "gt_segmentations"  # nnU-Net's
+CASE_ENDINGS = IMAGE_ENDING, LABEL_ENDING, _ = (".b2nd", "_seg.b2nd", ".pkl")  # nnU-Net's, in the order it writes them
+
+# nnUNet_results/Dataset501_Name/Trainer__Plans__configuration, and fold_X in it
+PLANS_FILE = "plans.json"  # nnU-Net's, beside predictions too
+CHECKPOINT_FINAL, CHECKPOINT_LATEST, CHECKPOINT_BEST = (  # nnU-Net's
+    "checkpoint_final.pth",
+    "checkpoint_latest.pth",
+    "checkpoint_best.pth",
+)
+SETTINGS_FILE = "synfoc3d.yaml"
+LOG_FILE = "synfoc3d_log.csv"
+CURVES_FILE = "synfoc3d_progress.png"
+
+# a folder of masks
+PREDICTION_FILE = "synfoc3d_predict.json"
+SUMMARY_FILE = "summary.json"  # nnU-Net's
+
+
+def unlabeled_folder(preprocessed: Path) -> Path:
+    """Where the unlabeled cases of a configuration are preprocessed, beside its labeled ones."""
+    return preprocessed.with_name(f"{preprocessed.name}_unlabeled")
+
+
+def intensity_cache(preprocessed: Path) -> Path:
+    """Where the intensity ranges of a configuration's cases are remembered."""
+    return preprocessed.with_name(f"{preprocessed.name}_intensity.json")
+
+
+def fold_folder(model: Path, fold: int | str) -> Path:
+    """Folder of one fold of a trained model; the fold may be nnU-Net's ``all``."""
+    return model / f"fold_{fold}"
+
+
+def best_checkpoint(student: str, first: str) -> str:
+    """Name of the file that holds the best epoch of a student, beside those of the other students.
+
+    Args:
+        student: its name.
+        first: name of the training's first student, whose best epoch is nnU-Net's own file.
+    """
+    return CHECKPOINT_BEST if student == first else f"checkpoint_best_{student}.pth"
+
+
+def validation_folder(student: str) -> str:
+    """Name of the folder with a student's masks of the validation cases; the conventional student's is nnU-Net's."""
+    return "validation" if student == "conventional" else f"validation_{student}"
