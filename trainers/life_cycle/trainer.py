@@ -8,6 +8,7 @@ from pathlib import Path
 from time import time
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
@@ -298,7 +299,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's for the conventional student, and the same counts for every other one, named before each key."""
         image, pyramid, value_range = to_device(batch, "", self.device)
-        result = {}
+        result: dict[str, np.ndarray] = {}
         for name, student in self.students.items():
             with autocast(self.settings.precision, self.device.type):
                 logits = logits_on_net_grid(student, image, value_range)
