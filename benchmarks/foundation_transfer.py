@@ -102,7 +102,7 @@ def build(weights: Path | None, size: int, channels: int, with_prompts: bool = F
     if weights is None:
         return network
     load_checkpoint(network, weights)
-    if with_prompts:  # the mask tokens too, which are of no use where classes are learnt
+    if with_prompts:  # the mask tokens too, which are of no use where classes are learned
         state = torch.load(weights, map_location="cpu", weights_only=True)
         own = {name: value for name, value in state.items() if any(part in name for part in RANDOM_PARTS)}
         network.load_state_dict(own, strict=False)

@@ -1,4 +1,4 @@
-"""Which unlabelled scans are the two networks least sure of: those are worth an annotator's time first.
+"""Which unlabeled scans are the two networks least sure of: those are worth an annotator's time first.
 
 The measure is SynFoC's self-mutual confidence (CVPR 2025, Sec. 3.3) of whole cases: how far the conventional student
 agrees with its teacher (self), and how far the conventional teacher agrees with the foundation teacher (mutual).
@@ -87,7 +87,7 @@ def rank(
     Writes rank.csv, and rank.png with the slices of most disagreement of the first cases.
 
     Args:
-        source: folder of unlabelled scans with nnU-Net's file names.
+        source: folder of unlabeled scans with nnU-Net's file names.
         output: folder for table and picture.
         choice: a training of both networks, one fold.
         device: ``cuda``, ``mps`` or ``cpu``.

@@ -1,1 +1,1 @@
-"""From files to an nnU-Net dataset: import, unlabelled cases, splits, generated data."""
+"""From files to an nnU-Net dataset: import, unlabeled cases, splits, generated data."""

@@ -23,7 +23,7 @@ class CaseFiles:
     Attributes:
         case: its name.
         images: one file per channel.
-        label: the label file; None for an unlabelled case.
+        label: the label file; None for an unlabeled case.
     """
 
     case: str
@@ -37,7 +37,7 @@ class CaseFacts:
 
     Attributes:
         channels: number of channels.
-        labels: label values that occur; empty for an unlabelled case.
+        labels: label values that occur; empty for an unlabeled case.
     """
 
     channels: int
@@ -45,16 +45,14 @@ class CaseFacts:
 
 
 def pair_labels(images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) -> list[CaseFiles]:
-    """Return the labelled cases, sorted by name.
+    """Return the labeled cases, sorted by name.
 
     Raises:
         UserError: an image without label or a label without image.
     """
     for case, files in images.items():
         if case not in labels:
-            raise UserError(
-                f"The image {files[0]} has no label file; add it, or move the image to the unlabelled ones."
-            )
+            raise UserError(f"The image {files[0]} has no label file; add it, or move the image to the unlabeled ones.")
     for case, file in labels.items():
         if case not in images:
             raise UserError(f"The label file {file} has no image; add the image or remove the label file.")
@@ -65,7 +63,7 @@ def check_names(cases: Collection[CaseFiles]) -> None:
     """Check what the file names alone tell: unique names, equal numbers of files, one file ending.
 
     Raises:
-        UserError: a case that is both labelled and unlabelled, or has more or fewer files or another ending than most.
+        UserError: a case that is both labeled and unlabeled, or has more or fewer files or another ending than most.
     """
     seen: dict[str, CaseFiles] = {}
     ending = name_and_ending(next(iter(cases)).images[0])[1]
@@ -73,7 +71,7 @@ def check_names(cases: Collection[CaseFiles]) -> None:
         if files.case in seen:
             other = seen[files.case].images[0]
             raise UserError(
-                f"Case {files.case!r} is both labelled and unlabelled ({other} and {files.images[0]}); remove one."
+                f"Case {files.case!r} is both labeled and unlabeled ({other} and {files.images[0]}); remove one."
             )
         seen[files.case] = files
         for path in _all_files(files):

@@ -18,7 +18,7 @@ NOT_CARRIED_OVER = {"dataset", "training", "test", "numTest", "modality", "tenso
 
 
 def find_description(folder: Path) -> dict[str, Any]:
-    """Return the content of the dataset.json in a labelled folder, with labels as name -> value; empty without one.
+    """Return the content of the dataset.json in a labeled folder, with labels as name -> value; empty without one.
 
     The Decathlon's older form (``"labels": {"0": "background"}``, ``"modality"``) is turned into the present one.
 
@@ -50,12 +50,12 @@ def build_dataset_json(
     Names come from the arguments, else from the description, else they are generic.
 
     Args:
-        description: what the labelled folder's dataset.json says; may be empty.
-        cases: the labelled cases.
+        description: what the labeled folder's dataset.json says; may be empty.
+        cases: the labeled cases.
         facts: what was found in each of them.
         ending: file ending of all files.
         label_names: names of the label values 1, 2, ...; a leading ``background`` names value 0.
-        channel_names: one name per channel; nnU-Net normalises a channel called ``CT`` by the dataset, others by case.
+        channel_names: one name per channel; nnU-Net normalizes a channel called ``CT`` by the dataset, others by case.
 
     Raises:
         UserError: labels that are not declared or have gaps, declarations nnU-Net refuses, or names that do not fit the

@@ -44,7 +44,7 @@ def load_json_object(path: Path) -> dict[str, Any]:
 
 
 def raw_labeled_images(raw: Path) -> dict[str, ImageFiles]:
-    """Return the image files of the labelled cases, by case, as nnU-Net finds them in ``nnUNet_raw/<dataset>``.
+    """Return the image files of the labeled cases, by case, as nnU-Net finds them in ``nnUNet_raw/<dataset>``.
 
     Raises:
         UserError: no dataset.json, or no imagesTr.

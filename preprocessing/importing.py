@@ -1,4 +1,4 @@
-"""Turn folders of labelled and unlabelled scans into a dataset in nnUNet_raw."""
+"""Turn folders of labeled and unlabeled scans into a dataset in nnUNet_raw."""
 
 import json
 import logging
@@ -39,13 +39,13 @@ def import_dataset(
 
     Everything is checked before anything is written, and the dataset appears under its name only when it is complete.
     Files of one case must have the same shape and may lie at most a quarter of a voxel apart, which is more than
-    rounding in headers makes and less than any real mismatch. Label files of the unlabelled folder are not looked at.
+    rounding in headers makes and less than any real mismatch. Label files of the unlabeled folder are not looked at.
 
     Args:
         dataset_id: nnU-Net's id, 1 to 999.
         name: name behind the id, of letters, digits, ``_``, ``-`` and ``.``.
         labeled: folder with imagesTr and labelsTr, or images and labels; a dataset.json in it is used.
-        unlabeled: folder with the images, directly or in imagesUn, images or imagesTr; None without unlabelled cases.
+        unlabeled: folder with the images, directly or in imagesUn, images or imagesTr; None without unlabeled cases.
         domains: CSV file with the header ``case,domain`` that names all cases.
         label_names: names of the label values 1, 2, ...; overrules the dataset.json.
         channel_names: names of the channels; overrules the dataset.json.
@@ -69,7 +69,7 @@ def import_dataset(
         find_description(labeled), labeled_cases, facts, ending, label_names, channel_names
     )
     _write(target, cases, dataset_json, domain_of)
-    log.info("%s: %d labelled and %d unlabelled cases.", target, len(labeled_cases), len(unlabeled_cases))
+    log.info("%s: %d labeled and %d unlabeled cases.", target, len(labeled_cases), len(unlabeled_cases))
     return target
 
 
@@ -94,7 +94,7 @@ def _new_folder(dataset_id: int, name: str) -> Path:
 
 
 def _collect(labeled: Path, unlabeled: Path | None) -> tuple[list[CaseFiles], list[CaseFiles]]:
-    """Return the labelled and the unlabelled cases, each sorted by name."""
+    """Return the labeled and the unlabeled cases, each sorted by name."""
     image_folder, label_folder = _labeled_folders(labeled)
     labels = list_labels(label_folder)
     images = list_images(image_folder, whole_names=labels)
@@ -102,21 +102,21 @@ def _collect(labeled: Path, unlabeled: Path | None) -> tuple[list[CaseFiles], li
     if unlabeled is None:
         return labeled_cases, []
     if not unlabeled.is_dir():
-        raise UserError(f"The unlabelled folder {unlabeled} does not exist; give the folder that holds the scans.")
+        raise UserError(f"The unlabeled folder {unlabeled} does not exist; give the folder that holds the scans.")
     folder = next((unlabeled / sub for sub in UNLABELED_LAYOUTS if (unlabeled / sub).is_dir()), unlabeled)
-    # Where a labelled case's name itself ends in four digits, the unlabelled ones are named alike.
+    # Where a labeled case's name itself ends in four digits, the unlabeled ones are named alike.
     suffixed = not any(CHANNEL.fullmatch(case) for case in images)
     found = list_images(folder, suffixed=suffixed)
     return labeled_cases, [CaseFiles(case, found[case], None) for case in sorted(found)]
 
 
 def _labeled_folders(labeled: Path) -> tuple[Path, Path]:
-    """Return the folders of images and labels inside the labelled folder."""
+    """Return the folders of images and labels inside the labeled folder."""
     for images, labels in LABELED_LAYOUTS:
         if (labeled / images).is_dir() and (labeled / labels).is_dir():
             return labeled / images, labeled / labels
     wanted = " or ".join(f"{images} and {labels}" for images, labels in LABELED_LAYOUTS)
-    raise UserError(f"The labelled folder {labeled} must contain the folders {wanted}.")
+    raise UserError(f"The labeled folder {labeled} must contain the folders {wanted}.")
 
 
 def _write(

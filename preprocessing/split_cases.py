@@ -94,7 +94,7 @@ def read_split_cases(dataset: int | str, patient_pattern: str | None = None) -> 
     train, extra, with_label = _raw_cases(folder) if is_raw else _preprocessed_cases(folder)
     for case in extra:
         if case in train:
-            raise UserError(f"Case {case!r} of {folder} is both labelled and unlabelled; remove one of them.")
+            raise UserError(f"Case {case!r} of {folder} is both labeled and unlabeled; remove one of them.")
     cases = (*sorted(train), *sorted(extra))
     return SplitCases(
         dataset=name,
@@ -145,7 +145,7 @@ def _raw_cases(raw: Path) -> tuple[set[str], set[str], set[str]]:
 
 
 def _preprocessed_cases(folder: Path) -> tuple[set[str], set[str], set[str]]:
-    """Return the labelled and the unlabelled cases of a preprocessed dataset; the labelled ones all have labels."""
+    """Return the labeled and the unlabeled cases of a preprocessed dataset; the labeled ones all have labels."""
     labeled = set(list_labels(folder / REFERENCES))
     # The properties are written last: a case without them is not complete.
     return labeled, {path.stem for path in folder.glob("*_unlabeled/*.pkl")}, labeled

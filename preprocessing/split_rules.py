@@ -27,9 +27,9 @@ def split_by_count(
 
     The patients are shuffled and dealt into as many validation groups as there are folds, domain by domain, so that
     each group has its share of every domain. In fold k, group k is for validation; ``num_labeled`` patients of the
-    labelled domain, drawn from the others, are labeled; all other patients of imagesTr are unlabeled (their labels stay
+    labeled domain, drawn from the others, are labeled; all other patients of imagesTr are unlabeled (their labels stay
     hidden), and so are all cases of imagesUn but those of a validation patient. Scans in imagesUn of a labeled patient
-    are unlabeled: both take part in training. Where the labelled domain has too few patients to spare, fewer or none of
+    are unlabeled: both take part in training. Where the labeled domain has too few patients to spare, fewer or none of
     them are dealt to validation; then validation has the other domains only, or nothing (with a warning).
 
     Args:
@@ -44,7 +44,7 @@ def split_by_count(
         UserError: a number below 1, an unknown domain, more labeled patients than the domain has, or a labeled or
             validation case without label file.
     """
-    for name, number in (("folds", folds), ("labelled patients", num_labeled)):
+    for name, number in (("folds", folds), ("labeled patients", num_labeled)):
         if number is not None and number < 1:
             raise UserError(f"The number of {name} must be at least 1, but is {number}.")
     patients = cases.patients(cases.train)
@@ -52,7 +52,7 @@ def split_by_count(
     needed = num_labeled or 1
     if needed > len(candidates):
         whose = f"domain {labeled_domain!r}" if labeled_domain else "the dataset"
-        raise UserError(f"{needed} labelled patients are needed, but {whose} has {len(candidates)} in imagesTr.")
+        raise UserError(f"{needed} labeled patients are needed, but {whose} has {len(candidates)} in imagesTr.")
     rng = random.Random(seed)
     groups = _validation_groups(cases, patients, candidates, needed, folds, rng)
     splits = []
@@ -182,12 +182,12 @@ def _check_known(names: Iterable[str], allowed: Collection[str], known: Collecti
 
 
 def _candidates(cases: SplitCases, patients: Mapping[str, Sequence[str]], domain: str | None) -> list[str]:
-    """Return the patients that may be labeled: those with all their scans in the labelled domain."""
+    """Return the patients that may be labeled: those with all their scans in the labeled domain."""
     if domain is None:
         return list(patients)
     if cases.domains is None:
         raise UserError(
-            f"The dataset {cases.dataset} has no domains.csv, so no labelled domain {domain!r}; leave it out."
+            f"The dataset {cases.dataset} has no domains.csv, so no labeled domain {domain!r}; leave it out."
         )
     known = set(cases.domains.values())
     if domain not in known:

@@ -1,4 +1,4 @@
-"""nnU-Net's own planning and preprocessing of the labelled cases, as far as it is not done yet."""
+"""nnU-Net's own planning and preprocessing of the labeled cases, as far as it is not done yet."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -26,7 +26,7 @@ def plan_if_needed(
         raw: the dataset's folder in nnUNet_raw.
         preprocessed: its folder in nnUNet_preprocessed.
         plans: name of the plans; only nnU-Net's default plans are made here.
-        cases: the labelled cases.
+        cases: the labeled cases.
         num_processes: number of worker processes.
 
     Raises:
@@ -48,7 +48,7 @@ def plan_if_needed(
         planned = len(load_json_object(fingerprint).get("spacings", ()))
         if planned != len(cases):
             log.warning(
-                "%s was planned with %d labelled cases and has %d now; plan again with nnUNetv2_plan_and_preprocess "
+                "%s was planned with %d labeled cases and has %d now; plan again with nnUNetv2_plan_and_preprocess "
                 "-d %d --clean if the new ones should count.",
                 raw.name,
                 planned,
@@ -80,7 +80,7 @@ def preprocess_if_needed(
     cases: Collection[str],
     num_processes: int,
 ) -> None:
-    """Run nnU-Net's preprocessing for every configuration in which a labelled case is not complete.
+    """Run nnU-Net's preprocessing for every configuration in which a labeled case is not complete.
 
     nnU-Net preprocesses all cases of a configuration anew, or none.
 
@@ -89,14 +89,14 @@ def preprocess_if_needed(
         plans: its plans.
         plans_name: their name, that of the file.
         configurations: names of configurations that the plans have.
-        cases: the labelled cases.
+        cases: the labeled cases.
         num_processes: number of worker processes.
     """
     for configuration in configurations:
         folder = preprocessed / plans.get_configuration(configuration).data_identifier
         missing = [case for case in cases if not is_complete(folder, case)]
         if missing:
-            log.info("nnU-Net preprocesses %s: %d of %d labelled cases are missing.", folder, len(missing), len(cases))
+            log.info("nnU-Net preprocesses %s: %d of %d labeled cases are missing.", folder, len(missing), len(cases))
             dataset_id = convert_dataset_name_to_id(preprocessed.name)
             preprocess([dataset_id], plans_name, [configuration], [num_processes])
 

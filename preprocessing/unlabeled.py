@@ -1,4 +1,4 @@
-"""Preprocess a dataset: nnU-Net's own part, then the unlabelled cases through the same plans."""
+"""Preprocess a dataset: nnU-Net's own part, then the unlabeled cases through the same plans."""
 
 import hashlib
 import json
@@ -53,19 +53,19 @@ def preprocess_dataset(
     """Plan and preprocess a dataset of nnUNet_raw where that is not done yet, then preprocess its imagesUn.
 
     What the stock command ``nnUNetv2_plan_and_preprocess`` has done is used as it is. Plans, fingerprint and the
-    labelled cases depend on imagesTr and labelsTr alone. The unlabelled cases go to ``<data identifier>_unlabeled``
-    beside the labelled ones; finished ones are skipped unless their images or the plans have changed. Label files of
-    unlabelled cases are never looked at.
+    labeled cases depend on imagesTr and labelsTr alone. The unlabeled cases go to ``<data identifier>_unlabeled``
+    beside the labeled ones; finished ones are skipped unless their images or the plans have changed. Label files of
+    unlabeled cases are never looked at.
 
     Args:
         dataset_id_or_name: ``501`` or ``Dataset501_Name``.
         configurations: names such as ``2d``; None is ``2d`` and ``3d_fullres`` as far as the plans have them.
         plans: name of nnU-Net's plans.
-        num_processes: number of worker processes; with 1 the unlabelled cases are done in this process.
+        num_processes: number of worker processes; with 1 the unlabeled cases are done in this process.
 
     Raises:
         UserError: an unknown dataset or configuration, scans of mixed orientation that the plans do not reorient, or
-            unlabelled cases that failed (after all others are done).
+            unlabeled cases that failed (after all others are done).
     """
     if num_processes < 1:
         raise UserError(f"The number of processes must be at least 1, but is {num_processes}.")
@@ -96,13 +96,13 @@ def preprocess_dataset(
 
 
 def _check_images(raw: Path, labeled: Mapping[str, ImageFiles], unlabeled: Mapping[str, ImageFiles]) -> None:
-    """Check that no case is both labelled and unlabelled and that all have the same number of files."""
+    """Check that no case is both labeled and unlabeled and that all have the same number of files."""
     usual = len(next(iter(labeled.values())))
     for case, files in unlabeled.items():
         if case in labeled:
             raise UserError(f"Case {case!r} is in both imagesTr and imagesUn of {raw}; remove one of them.")
         if len(files) != usual:
-            raise UserError(f"Case {case!r} has {len(files)} files ({files[-1]}), but the labelled cases have {usual}.")
+            raise UserError(f"Case {case!r} has {len(files)} files ({files[-1]}), but the labeled cases have {usual}.")
 
 
 def _check_orientations(raw: Path, plans: Path, cases: Mapping[str, ImageFiles]) -> None:
@@ -131,7 +131,7 @@ def _check_orientations(raw: Path, plans: Path, cases: Mapping[str, ImageFiles])
 def _preprocess_unlabeled(
     preprocessed: Path, plans: PlansManager, configuration: str, cases: Mapping[str, ImageFiles], num_processes: int
 ) -> dict[str, str]:
-    """Preprocess the unlabelled cases for one configuration; return the reason for each case that failed."""
+    """Preprocess the unlabeled cases for one configuration; return the reason for each case that failed."""
     if not cases:
         return {}
     identifier = plans.get_configuration(configuration).data_identifier
@@ -157,7 +157,7 @@ def _preprocess_unlabeled(
             files = [str(path) for path in cases[case]]
             job = executor.submit(_preprocess_case, case, files, folder, temporary, plans, configuration, dataset_json)
             futures[job] = case
-        bar = tqdm(as_completed(futures), total=len(futures), desc=f"Preprocessing unlabelled cases ({configuration})")
+        bar = tqdm(as_completed(futures), total=len(futures), desc=f"Preprocessing unlabeled cases ({configuration})")
         for future in bar:
             case, error = futures[future], future.exception()
             if error is not None:

@@ -103,7 +103,7 @@ class ConventionalSettings(Section):
     """The nnU-Net network.
 
     Attributes:
-        loss: labelled loss: ``nnunet`` (its Dice + CE with deep supervision) or ``paper`` (CE + squared Dice).
+        loss: labeled loss: ``nnunet`` (its Dice + CE with deep supervision) or ``paper`` (CE + squared Dice).
         deep_supervision: nnU-Net's auxiliary outputs at lower resolutions.
     """
 
@@ -172,7 +172,7 @@ class AugmentationSettings(Section):
         contrast: range of the factor around the mean of each channel of the patch; for color images (channels called
             ``rgb_to_0_1``) around the mean of its gray image.
         blur: range of the Gaussian's standard deviation, in pixels of the foundation network's image.
-        labeled_intensity: give the labelled stream nnU-Net's own intensity augmentation (off in the paper).
+        labeled_intensity: give the labeled stream nnU-Net's own intensity augmentation (off in the paper).
     """
 
     brightness: Interval = (0.1, 2.0)
@@ -188,7 +188,7 @@ class Settings(Section):
         epochs: number of epochs; 240 of 250 iterations are the 60,000 steps of SynFoC's paper.
         iterations_per_epoch: training steps per epoch.
         val_iterations_per_epoch: online validation batches per epoch.
-        batch_size: labelled samples per step, and as many unlabelled ones; None takes the plans' batch size.
+        batch_size: labeled samples per step, and as many unlabeled ones; None takes the plans' batch size.
         seed: of weights, sampling and augmentation.
         precision: ``auto`` is mixed precision where the device is faster in it, float32 elsewhere.
         save_every_minutes: write checkpoint_latest.pth at the first epoch end after so many minutes.

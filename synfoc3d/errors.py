@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises, and suggestions for misspelt names."""
+"""The one exception a user's mistake raises, and suggestions for misspelled names."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ class UserError(Exception):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a misspelt ``name``: the closest of the ``known`` names, or all of them.
+    """Return a hint for a misspelled ``name``: the closest of the ``known`` names, or all of them.
 
     Args:
         name: what the user wrote.

@@ -115,7 +115,7 @@ def skip_pictures(patch):
 
 
 def make_project(root, configurations, num_channels=1, orientations=("RAS",)):
-    """Generate, import, preprocess and split: five labelled cases, of which two hide their label, two unlabelled."""
+    """Generate, import, preprocess and split: five labeled cases, of which two hide their label, two unlabeled."""
     from synfoc3d.files.splits import Split, save_splits
     from synfoc3d.preprocessing.generated.generate import StorageOptions, generate_dataset
     from synfoc3d.preprocessing.importing import import_dataset

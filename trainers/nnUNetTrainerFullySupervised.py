@@ -9,15 +9,15 @@ from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
 
 class nnUNetTrainerFullySupervised(SemiSupervisedTrainer):
-    """Trains on the labels of the split's labelled **and** unlabelled cases (research data only)."""
+    """Trains on the labels of the split's labeled **and** unlabeled cases (research data only)."""
 
     method_class = Supervised
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """All training cases count as labelled.
+        """All training cases count as labeled.
 
         Raises:
-            UserError: a case of the unlabelled list has no label.
+            UserError: a case of the unlabeled list has no label.
         """
         labeled, val = super().do_split()
         unlabeled = list(self.split().unlabeled)

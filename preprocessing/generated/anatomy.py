@@ -1,6 +1,6 @@
 """Draw the generated anatomy: a chest-like body with a heart in short axis and organs that resemble its parts.
 
-All positions and sizes are in *units*: half the smaller in-plane side of the volume, measured from its centre. The
+All positions and sizes are in *units*: half the smaller in-plane side of the volume, measured from its center. The
 slices run from -1 (first) to 1 (last), so the same anatomy fits a volume of any shape.
 """
 
@@ -48,28 +48,28 @@ class Outline:
     """A closed, slightly irregular ellipse in the plane.
 
     Attributes:
-        centre: position in units.
+        center: position in units.
         radii: the two half-axes in units.
         angle: rotation in radians.
-        wobble: ((amplitude, phase), ...) of the second, third, ... harmonic that the radius follows around the centre.
+        wobble: ((amplitude, phase), ...) of the second, third, ... harmonic that the radius follows around the center.
     """
 
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radii: tuple[float, float]
     angle: float = 0.0
     wobble: tuple[tuple[float, float], ...] = ()
 
     def distance(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Return how far each point lies from the centre, as a share of the outline's radius in its direction.
+        """Return how far each point lies from the center, as a share of the outline's radius in its direction.
 
         Args:
             u: (X, Y, Z) first coordinate, in units.
             v: (X, Y, Z) second coordinate, in units.
 
         Returns:
-            (X, Y, Z) float, 0 at the centre and 1 on the outline.
+            (X, Y, Z) float, 0 at the center and 1 on the outline.
         """
-        du, dv = u - self.centre[0], v - self.centre[1]
+        du, dv = u - self.center[0], v - self.center[1]
         along = (np.cos(self.angle) * du + np.sin(self.angle) * dv) / self.radii[0]
         across = (np.cos(self.angle) * dv - np.sin(self.angle) * du) / self.radii[1]
         theta = np.arctan2(across, along)
@@ -139,7 +139,7 @@ def _draw_body(canvas: Canvas, rng: Generator) -> None:
 
 
 def _draw_lookalikes(canvas: Canvas, rng: Generator) -> None:
-    """Paint unlabelled organs of the heart's own tissues: a vessel, a stomach ring, and blobs of muscle and blood."""
+    """Paint unlabeled organs of the heart's own tissues: a vessel, a stomach ring, and blobs of muscle and blood."""
     vessel = Outline(_near((0.2, -0.45), 0.05, rng), (0.11, 0.11), 0, _wobble(rng))
     canvas.paint(canvas.distance(vessel) < rng.uniform(0.85, 1.15), Tissue.BLOOD)
     stomach = canvas.distance(Outline(_near((0.58, -0.4), 0.05, rng), (0.25, 0.2), rng.uniform(0, np.pi), _wobble(rng)))
@@ -148,24 +148,24 @@ def _draw_lookalikes(canvas: Canvas, rng: Generator) -> None:
     canvas.paint(stomach < 0.6 * lower_slices, Tissue.FAT)
     for tissue in (Tissue.HEART_MUSCLE, Tissue.BLOOD, Tissue.HEART_MUSCLE):
         direction = rng.uniform(0, 2 * np.pi)
-        centre = _near((0.66 * np.cos(direction), 0.58 * np.sin(direction)), 0.05, rng)
-        blob = Outline(centre, (rng.uniform(0.08, 0.16), rng.uniform(0.06, 0.11)), rng.uniform(0, np.pi), _wobble(rng))
+        center = _near((0.66 * np.cos(direction), 0.58 * np.sin(direction)), 0.05, rng)
+        blob = Outline(center, (rng.uniform(0.08, 0.16), rng.uniform(0.06, 0.11)), rng.uniform(0, np.pi), _wobble(rng))
         height = np.abs(canvas.w - rng.uniform(-0.8, 0.8))
         canvas.paint(canvas.distance(blob) < 1 - height, tissue)
 
 
 def _draw_heart(canvas: Canvas, rng: Generator) -> None:
-    """Paint the labelled structures, narrowing from base (upper slices) to apex, and the great vessels above."""
+    """Paint the labeled structures, narrowing from base (upper slices) to apex, and the great vessels above."""
     apex, base = rng.uniform(-0.8, -0.55), rng.uniform(0.55, 0.85)
     height = (canvas.w - apex) / (base - apex)  # 0 at the apex, 1 at the base
     beating = (height > 0) & (height <= 1)
     width = np.where(beating, np.sqrt(1 - np.clip(1 - height, 0, 1) ** 2.5), 0)
 
     radius, side = rng.uniform(0.28, 0.4), rng.normal(np.pi, 0.4)
-    centre = _near((0.08, 0.08), 0.06, rng)
-    chamber_outline = Outline(centre, (radius * rng.uniform(0.9, 1.1), radius), rng.uniform(0, np.pi), _wobble(rng))
+    center = _near((0.08, 0.08), 0.06, rng)
+    chamber_outline = Outline(center, (radius * rng.uniform(0.9, 1.1), radius), rng.uniform(0, np.pi), _wobble(rng))
     offset = radius * rng.uniform(1.0, 1.15)
-    beside = (centre[0] + offset * np.cos(side), centre[1] + offset * np.sin(side))
+    beside = (center[0] + offset * np.cos(side), center[1] + offset * np.sin(side))
     side_outline = Outline(beside, (radius * rng.uniform(0.6, 0.8), radius * rng.uniform(1.0, 1.3)), side, _wobble(rng))
 
     ring, crescent = canvas.distance(chamber_outline), canvas.distance(side_outline)

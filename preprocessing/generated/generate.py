@@ -93,11 +93,11 @@ def generate_dataset(
 
     The folder receives ``labeled/`` (``images``, ``labels``, ``dataset.json``), ``unlabeled/``, ``test/`` (``images``,
     ``labels``) and ``domains.csv``. A case depends on the seed, the scanner and its number only: more cases of one
-    kind leave the voxels of the others as they are. The labelled cases are the first ones of their scanner.
+    kind leave the voxels of the others as they are. The labeled cases are the first ones of their scanner.
 
     Args:
         folder: where to write; must be empty or not exist.
-        cases_per_scanner: training cases, labelled or not, of every scanner or of each scanner named.
+        cases_per_scanner: training cases, labeled or not, of every scanner or of each scanner named.
         labeled: how many of its training cases keep their label, per scanner; scanners not named: none.
         test_per_scanner: held-out cases with labels, of every scanner that has training cases.
         seed: same seed, same voxels.
@@ -148,7 +148,7 @@ def _draw_case(name: str, role: str, number: int, seed: int, storage: StorageOpt
 
 
 def _case_folders(folder: Path, role: str, keeps_label: bool) -> tuple[Path, Path | None]:
-    """Return the folders for a case's images and label; None for the label of an unlabelled case."""
+    """Return the folders for a case's images and label; None for the label of an unlabeled case."""
     if role == _TEST:
         return folder / "test" / "images", folder / "test" / "labels"
     if keeps_label:
@@ -185,7 +185,7 @@ def _write_nifti(voxels: np.ndarray, affine: np.ndarray, path: Path) -> None:
 
 
 def _write_tables(folder: Path, domains: Mapping[str, str], num_labeled: int, num_channels: int) -> None:
-    """Write ``domains.csv`` and the ``dataset.json`` of the labelled folder."""
+    """Write ``domains.csv`` and the ``dataset.json`` of the labeled folder."""
     rows = ["case,domain", *(f"{case},{domain}" for case, domain in domains.items())]
     (folder / DOMAINS_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")
     description = {
@@ -213,7 +213,7 @@ def _check_scanner_names(names: Iterable[str]) -> None:
 
 
 def _check_counts(counts: Mapping[str, int], labeled: Mapping[str, int], test_per_scanner: int) -> None:
-    """Refuse numbers of cases that are negative, that do not fit together or that leave nothing labelled."""
+    """Refuse numbers of cases that are negative, that do not fit together or that leave nothing labeled."""
     _check_scanner_names(labeled)
     if min([*counts.values(), *labeled.values(), test_per_scanner]) < 0:
         raise UserError(

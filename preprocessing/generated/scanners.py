@@ -49,7 +49,7 @@ def _tissues(
     return dict(zip(Tissue, (0.0, fat, muscle, lung, liver, blood, heart_muscle), strict=True))
 
 
-# The shift from A grows from B to D. A: sharp, the labelled scanner of the demo. B: a near relative, noisier, with
+# The shift from A grows from B to D. A: sharp, the labeled scanner of the demo. B: a near relative, noisier, with
 # duller fat and a brighter wall. C: blurred, shaded, little contrast between blood and wall, liver above blood.
 # D: fat suppressed, liver and skeletal muscle brighter than blood, bright lungs, noisy: the order of the tissues is
 # largely reversed. Blood stays brighter than the wall in all of them: with that order reversed too, a network trained

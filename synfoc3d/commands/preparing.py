@@ -28,11 +28,11 @@ def _run_demo(args: argparse.Namespace) -> None:
 
 
 def _import(commands: Commands) -> None:
-    parser = command(commands, "import", "labelled and unlabelled scans -> an nnU-Net raw dataset", _run_import)
+    parser = command(commands, "import", "labeled and unlabeled scans -> an nnU-Net raw dataset", _run_import)
     parser.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="new dataset id, 1 to 999")
     parser.add_argument("-n", dest="name", required=True, help="new dataset name")
     parser.add_argument("--labeled", type=Path, required=True, help="folder with images/ and labels/")
-    parser.add_argument("--unlabeled", type=Path, help="folder of unlabelled images")
+    parser.add_argument("--unlabeled", type=Path, help="folder of unlabeled images")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of classes 1, 2, ...")
     parser.add_argument("--channels", nargs="+", metavar="NAME", help="names of channels, for example T1 FLAIR or CT")
@@ -49,7 +49,7 @@ def _run_import(args: argparse.Namespace) -> None:
 
 def _preprocess(commands: Commands) -> None:
     parser = command(
-        commands, "preprocess", "nnU-Net's planning and preprocessing, then the unlabelled scans", _run_preprocess
+        commands, "preprocess", "nnU-Net's planning and preprocessing, then the unlabeled scans", _run_preprocess
     )
     add_dataset(parser)
     parser.add_argument("-c", dest="configurations", nargs="+", help="default: 2d and, where planned, 3d_fullres")
@@ -65,12 +65,12 @@ def _run_preprocess(args: argparse.Namespace) -> None:
 
 
 def _split(commands: Commands) -> None:
-    parser = command(commands, "split", "choose labelled, unlabelled and validation cases per fold", _run_split)
+    parser = command(commands, "split", "choose labeled, unlabeled and validation cases per fold", _run_split)
     add_dataset(parser)
     parser.add_argument(
-        "--num-labeled", type=int, metavar="N", help="labelled patients (scans, where a patient has one)"
+        "--num-labeled", type=int, metavar="N", help="labeled patients (scans, where a patient has one)"
     )
-    parser.add_argument("--labeled-domain", metavar="X", help="take the labelled cases from this domain only")
+    parser.add_argument("--labeled-domain", metavar="X", help="take the labeled cases from this domain only")
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="validation folds, default: 5")
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--labeled-ids", metavar="FILE", help="case ids, one per line, or file.json:key")
@@ -85,7 +85,7 @@ def _run_split(args: argparse.Namespace) -> None:
 
     by_count = (args.num_labeled, args.labeled_domain)
     if args.labeled_ids and any(value is not None for value in by_count):
-        raise UserError("--labeled-ids lists the labelled cases: leave out --num-labeled and --labeled-domain.")
+        raise UserError("--labeled-ids lists the labeled cases: leave out --num-labeled and --labeled-domain.")
     if not args.labeled_ids and (args.unlabeled_ids or args.val_ids):
         raise UserError("--unlabeled-ids and --val-ids need --labeled-ids.")
     cases = read_split_cases(args.dataset, args.patient_pattern)

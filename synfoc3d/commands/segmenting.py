@@ -84,7 +84,7 @@ def _run_predict(args: argparse.Namespace) -> None:
 
 
 def _rank(commands: Commands) -> None:
-    parser = command(commands, "rank", "which unlabelled scans the networks are least sure of", _run_rank)
+    parser = command(commands, "rank", "which unlabeled scans the networks are least sure of", _run_rank)
     parser.add_argument("-i", dest="source", type=Path, help="folder of images, default: the dataset's imagesUn")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for rank.csv and rank.png")
     add_model(parser)

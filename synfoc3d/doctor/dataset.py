@@ -154,7 +154,7 @@ def check_pairs(cases: RawCases) -> list[Finding]:
         mend = f'Write "numTraining": {len(images)} into dataset.json, or complete the images.'
         findings.append(Finding("cases", "warning", text, mend))
     counted = {"labeled": len(images & labels), "unlabeled": len(unlabeled)}
-    text = f"{counted['labeled']} labelled in imagesTr, {counted['unlabeled']} unlabelled in imagesUn"
+    text = f"{counted['labeled']} labeled in imagesTr, {counted['unlabeled']} unlabeled in imagesUn"
     return [Finding("case count", "ok", text, details=counted), *findings]
 
 

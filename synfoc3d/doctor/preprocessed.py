@@ -79,11 +79,11 @@ def _check_cases(
     if missing or missing_unlabeled:
         first = min(missing or missing_unlabeled)
         text = (
-            f"{len(missing)} of {len(labeled)} labelled and {len(missing_unlabeled)} of {len(unlabeled)} unlabelled "
+            f"{len(missing)} of {len(labeled)} labeled and {len(missing_unlabeled)} of {len(unlabeled)} unlabeled "
             f"cases are not preprocessed, for example {first}"
         )
         return Finding(f"preprocessed {name}", "warning", text, mend, details)
-    text = f"{len(done)} labelled and {len(done_unlabeled)} unlabelled cases"
+    text = f"{len(done)} labeled and {len(done_unlabeled)} unlabeled cases"
     return Finding(f"preprocessed {name}", "ok", text, details=details)
 
 
@@ -121,10 +121,10 @@ def check_split(folder: Path, dataset_id: int, labeled: set[str], unlabeled: set
         return [Finding(SPLITS_FILE, "error", text, anew, {"cases": sorted(unknown)})]
     bare = [fold for fold, split in enumerate(splits) if not split.unlabeled]
     if bare:
-        mend = "Import unlabelled scans, or hide labels with: synfoc3d split --num-labeled N"
-        return [Finding(SPLITS_FILE, "warning", f"fold {bare[0]} has no unlabelled case", mend)]
+        mend = "Import unlabeled scans, or hide labels with: synfoc3d split --num-labeled N"
+        return [Finding(SPLITS_FILE, "warning", f"fold {bare[0]} has no unlabeled case", mend)]
     numbers = [{key: len(getattr(split, key)) for key in ("labeled", "unlabeled", "val")} for split in splits]
-    first = "{labeled} labelled, {unlabeled} unlabelled, {val} validation".format(**numbers[0])
+    first = "{labeled} labeled, {unlabeled} unlabeled, {val} validation".format(**numbers[0])
     text = f"{len(splits)} fold{'s' if len(splits) > 1 else ''}; fold 0: {first}"
     return [Finding(SPLITS_FILE, "ok", text, details={"folds": numbers})]
 

@@ -150,7 +150,7 @@ def _first_patients(cases: SplitCases, number: int, domain: str | None) -> list[
         if domain is not None:
             domains = sorted(set((cases.domains or {}).values()))
             whose, known = f"domain {domain!r} of {whose}", f" Its domains: {', '.join(domains) or 'none'}."
-        raise UserError(f"{number} labelled patients are needed, but {whose} has {len(patients)} in imagesTr.{known}")
+        raise UserError(f"{number} labeled patients are needed, but {whose} has {len(patients)} in imagesTr.{known}")
     return [scan for scans in patients[:number] for scan in scans]
 
 
@@ -162,7 +162,7 @@ def _validation_set(place: Path, preprocessed: Path) -> HeldOutCases:
 
 def _test_set(test: TestSet, raw: Path) -> HeldOutCases:
     """Find the files of a test set; each image needs its label."""
-    # normalised, because the demo's test cases lie in ../.., which makes unreadable lines
+    # normalized, because the demo's test cases lie in ../.., which makes unreadable lines
     images, labels = (Path(os.path.normpath(raw / folder)) for folder in (test.images, test.labels))
     known = list_labels(labels)
     for case in list_images(images):
@@ -177,9 +177,9 @@ def _test_set(test: TestSet, raw: Path) -> HeldOutCases:
 
 
 def _write_stock_splits(data: ExperimentData) -> None:
-    """Give nnU-Net's own trainers the labelled and validation cases of each fold, where they have no other splits."""
+    """Give nnU-Net's own trainers the labeled and validation cases of each fold, where they have no other splits."""
     path = data.folder / STOCK_SPLITS_FILE
-    # Without validation cases nnU-Net cannot train; like our trainers, show it the labelled ones.
+    # Without validation cases nnU-Net cannot train; like our trainers, show it the labeled ones.
     wanted = [{"train": list(s.labeled), "val": list(s.val or s.labeled)} for s in data.splits]
     if not path.is_file():
         atomic_write_text(path, json.dumps(wanted, indent=1) + "\n")

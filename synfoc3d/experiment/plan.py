@@ -55,8 +55,8 @@ class SplitPlan(Section):
         name: heading of the column; ``foldK`` by default if an existing fold is named.
         group: splits of one group are averaged under this heading; None: not averaged.
         fold: number of an existing fold of splits_semi.json.
-        num_labeled: this many labelled patients (scans, where a patient has one).
-        labeled_domain: domain of the labelled patients; None takes any.
+        num_labeled: this many labeled patients (scans, where a patient has one).
+        labeled_domain: domain of the labeled patients; None takes any.
         choose: ``random`` draws them and keeps a fifth of all patients for validation, as ``synfoc3d split --folds 1``
             does; ``first`` takes the first in the order of names and keeps none.
         seed: of the random choice.

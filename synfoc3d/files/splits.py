@@ -27,7 +27,7 @@ class Split:
 
 
 def check_split(split: Split, where: str) -> None:
-    """Check what every split must fulfil; ``where`` names it in the message, for example its file and fold.
+    """Check what every split must fulfill; ``where`` names it in the message, for example its file and fold.
 
     Raises:
         UserError: no labeled case, or a case that comes twice.

@@ -56,7 +56,7 @@ class Scan:
 
     @property
     def spacing(self) -> tuple[float, ...]:
-        """Distance of neighbouring voxels in mm along D, H, W (that along the D of a 2D image means nothing)."""
+        """Distance of neighboring voxels in mm along D, H, W (that along the D of a 2D image means nothing)."""
         return tuple(float(size) for size in voxel_sizes(self.affine)[::-1])
 
 
@@ -144,11 +144,11 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
     Args:
         path: the file.
         as_label: the file is a label map to compare. More is accepted than nnU-Net can be trained on: NIfTI files of 2
-            dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colours.
+            dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colors.
 
     Raises:
         UserError: a file that cannot be read or holds no voxels, a wrong checksum, a NIfTI file that is not 3D or has
-            colours, or a useless affine.
+            colors, or a useless affine.
     """
     _, ending = name_and_ending(path)
     try:
@@ -159,7 +159,7 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
             raise
         raise _unreadable(path, error) from error
     if scan.values.dtype.kind not in "biuf":
-        raise UserError(f"{path} stores colours or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
+        raise UserError(f"{path} stores colors or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
     if not scan.values.size:
         raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
     return scan

@@ -17,10 +17,10 @@ from synfoc3d.networks.teacher import make_teacher
 
 @dataclass(frozen=True)
 class Labeled:
-    """The labelled half of a batch.
+    """The labeled half of a batch.
 
     Attributes:
-        image: (B, C, [D,] H, W) weak view, normalised by nnU-Net.
+        image: (B, C, [D,] H, W) weak view, normalized by nnU-Net.
         target: (B, [D,] H, W) int64.
         pyramid: targets (B, 1, [D,] h, w) per deep-supervision scale, finest first; one entry without it.
         value_range: (B, C, 2), what the foundation network's [0, 1] stands for in each sample.
@@ -39,10 +39,10 @@ class Labeled:
 
 @dataclass(frozen=True)
 class Unlabeled:
-    """The unlabelled half of a batch.
+    """The unlabeled half of a batch.
 
     Attributes:
-        weak: (B, C, [D,] H, W) spatial view, normalised by nnU-Net.
+        weak: (B, C, [D,] H, W) spatial view, normalized by nnU-Net.
         strong: the same view after intensity changes, voxel-aligned with ``weak``.
         value_range: (B, C, 2), see :class:`Labeled`.
         hidden: (B, [D,] H, W) int64 labels for logging pseudo-label quality alone; -1 where unknown.
@@ -107,13 +107,13 @@ class Panel(NamedTuple):
 
 @dataclass(frozen=True)
 class Builder:
-    """Hands a method the networks and the labelled loss of the run; each call builds a new network.
+    """Hands a method the networks and the labeled loss of the run; each call builds a new network.
 
     Attributes:
         num_classes: K, background included.
         conventional: builds nnU-Net's network, (B, C, [D,] H, W) -> logits, or a list of them, finest first.
         foundation: builds the foundation network, slice by slice.
-        supervised_loss: labelled loss of a conventional network from its raw output.
+        supervised_loss: labeled loss of a conventional network from its raw output.
         strong_view: makes the strong view of weak patches (B, C, [D,] H, W) with ranges (B, C, 2) as the settings say.
     """
 
@@ -134,7 +134,7 @@ class Method(nn.Module):
 
     Args:
         settings: the method's own settings.
-        build: networks and labelled loss of this run.
+        build: networks and labeled loss of this run.
     """
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings

@@ -1,4 +1,4 @@
-"""Plain fine-tuning of the foundation network: labelled cases only, no partner network, no teacher."""
+"""Plain fine-tuning of the foundation network: labeled cases only, no partner network, no teacher."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -46,7 +46,7 @@ class FineTuning(Method):
         return {"foundation": self.foundation}
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """Weighted sum of cross-entropy and Dice on the labelled images (scalar)."""
+        """Weighted sum of cross-entropy and Dice on the labeled images (scalar)."""
         labeled = batch.labeled
         window = draw_window(len(labeled.image), depth(labeled.image), self.settings.window)
         logits = self.foundation(window.cut(labeled.unit))

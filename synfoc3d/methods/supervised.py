@@ -1,4 +1,4 @@
-"""The supervised baseline: labelled cases only."""
+"""The supervised baseline: labeled cases only."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from synfoc3d.methods.base import Batch, Builder, Method, Progress, StepResult
 
 
 class Supervised(Method):
-    """nnU-Net's network trained with the labelled loss on labelled cases (SupOnly in the papers)."""
+    """nnU-Net's network trained with the labeled loss on labeled cases (SupOnly in the papers)."""
 
     uses_unlabeled = False
 
@@ -22,6 +22,6 @@ class Supervised(Method):
         return {"conventional": self.conventional}
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """Labelled loss of the batch (scalar)."""
+        """Labeled loss of the batch (scalar)."""
         loss = self.build.supervised_loss(self.conventional(batch.labeled.image), batch.labeled)
         return StepResult(loss, {})

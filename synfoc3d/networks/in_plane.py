@@ -12,7 +12,7 @@ def resize_in_plane(x: Tensor, size: tuple[int, int], mode: Literal["bilinear", 
     Args:
         x: (..., H, W); integer and boolean tensors for ``nearest`` only.
         size: new (H, W) in pixels.
-        mode: ``bilinear`` with half-pixel centres and no antialiasing, or ``nearest`` with source index
+        mode: ``bilinear`` with half-pixel centers and no antialiasing, or ``nearest`` with source index
             floor(i * n_in / n_out).
 
     Returns:

@@ -51,7 +51,7 @@ class PreparedCase:
     """A preprocessed case.
 
     Attributes:
-        image: (C, D, H, W) float32, cropped, normalised and resampled by nnU-Net.
+        image: (C, D, H, W) float32, cropped, normalized and resampled by nnU-Net.
         properties: what nnU-Net needs to put a prediction back on the scan's own grid.
         reader: nnU-Net's class that read the files, and writes the mask.
     """

@@ -22,7 +22,7 @@ def on_net_grid(foundation: SlicewiseFoundation, image: Tensor, value_range: Ten
 
     Args:
         foundation: the slice-wise network.
-        image: (B, C, [D,] H, W), normalised by nnU-Net.
+        image: (B, C, [D,] H, W), normalized by nnU-Net.
         value_range: (B, C, 2), what becomes 0 and 1 for the network.
 
     Returns:

@@ -21,7 +21,7 @@ class ShapeSettings(Section):
     Attributes:
         organs: structures that lie in the body, in every anatomy.
         compartments: large structures behind them.
-        clutter: small unlabelled things that differ from image to image.
+        clutter: small unlabeled things that differ from image to image.
         body_radius: range of the body's mean radius; beyond about 1.3 it fills the image.
         compartment_radius: range of the compartments' mean radius.
         organ_radius: range of the organs' mean radius.

@@ -3,7 +3,7 @@
 Nothing here imitates a particular organ or data set. An *anatomy* is a list of outlines; *siblings* are two bodies of
 the same anatomy, with other sizes, positions and deformations, as two patients have the same organs.
 
-Coordinates are in units of half the image side, measured from the centre: an image spans [-1, 1] along both axes.
+Coordinates are in units of half the image side, measured from the center: an image spans [-1, 1] along both axes.
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from synfoc3d.pretraining.settings import ShapeSettings
 
 HARMONICS = (2, 3)
-"""Multiples of the angle around the centre with which an outline's radius varies."""
+"""Multiples of the angle around the center with which an outline's radius varies."""
 ABSENT = 1e3
 """Distance from a structure that is not there."""
 
@@ -25,7 +25,7 @@ class Outlines(NamedTuple):
     """N closed outlines in each of B bodies, in the order in which they are painted: later ones cover earlier ones.
 
     Attributes:
-        centre: (B, N, 2), x and y.
+        center: (B, N, 2), x and y.
         radii: (B, N, 2), half-axes along the outline's own axes; 0 is an absent structure.
         angle: (B, N), rotation in radians.
         bend: (B, N), how far the long axis curves: 0 is straight, +-1 about a half moon.
@@ -33,7 +33,7 @@ class Outlines(NamedTuple):
         phase: (B, N, len(HARMONICS)), in radians.
     """
 
-    centre: Tensor
+    center: Tensor
     radii: Tensor
     angle: Tensor
     bend: Tensor
@@ -46,7 +46,7 @@ class Bodies(NamedTuple):
 
     Attributes:
         structure: (B, S, S) int64, 0 outside of everything; the same number is the same structure in siblings.
-        tissue: (B, S, S) int64; equals the structure except where unlabelled clutter lies: N + 1 and more.
+        tissue: (B, S, S) int64; equals the structure except where unlabeled clutter lies: N + 1 and more.
     """
 
     structure: Tensor
@@ -98,15 +98,15 @@ def vary(anatomy: Outlines, settings: ShapeSettings, generator: Generator) -> Ou
     """
     spread = settings.variation
     batch, count = anatomy.angle.shape
-    centre = anatomy.centre + 0.3 * spread * _normal(generator, batch, count, 2)
+    center = anatomy.center + 0.3 * spread * _normal(generator, batch, count, 2)
     radii = anatomy.radii * torch.exp(spread * _normal(generator, batch, count, 2))
     first_organ = count - settings.organs
     radii[:, first_organ:] *= _slice_scale(batch, settings, generator)
     turn = 2 * spread * _normal(generator, batch, 1)
     zoom = torch.exp(spread * _normal(generator, batch, 1, 1))
-    centre = zoom * _rotate(centre, turn) + 0.5 * spread * _normal(generator, batch, 1, 2)
+    center = zoom * _rotate(center, turn) + 0.5 * spread * _normal(generator, batch, 1, 2)
     return anatomy._replace(
-        centre=centre,
+        center=center,
         radii=zoom * radii,
         angle=anatomy.angle + turn + spread * _normal(generator, batch, count),
         bend=anatomy.bend + 0.5 * spread * _normal(generator, batch, count),
@@ -125,24 +125,24 @@ def paint(structures: Outlines, clutter: Outlines, size: int, settings: ShapeSet
     """
     batch, count = structures.angle.shape
     # distances vary smoothly, so that every second pixel is enough to compute
-    points = _pixel_centres(size // 2) + _displacement(batch, size // 2, settings.deformation, generator)
+    points = _pixel_centers(size // 2) + _displacement(batch, size // 2, settings.deformation, generator)
     structure = torch.zeros(batch, size, size, dtype=torch.uint8)
     tissue = structure.clone()
     behind = count - settings.organs
     layers = [(structures, n, True) for n in range(behind)]
     layers += [(clutter, n, False) for n in range(clutter.angle.shape[1])]
     layers += [(structures, n, True) for n in range(behind, count)]
-    for outlines, n, labelled in layers:
+    for outlines, n, labeled in layers:
         coarse = distance(outlines, n, points)[:, None]
         inside = F.interpolate(coarse, (size, size), mode="bilinear")[:, 0] < 1
-        tissue.masked_fill_(inside, 1 + n if labelled else 1 + count + n)
-        if labelled:
+        tissue.masked_fill_(inside, 1 + n if labeled else 1 + count + n)
+        if labeled:
             structure.masked_fill_(inside, 1 + n)
     return Bodies(structure.long(), tissue.long())
 
 
 def distance(outlines: Outlines, n: int, points: Tensor) -> Tensor:
-    """How far points lie from the centre of outline ``n``, as a share of the outline's radius in their direction.
+    """How far points lie from the center of outline ``n``, as a share of the outline's radius in their direction.
 
     Args:
         outlines: of B bodies.
@@ -150,11 +150,11 @@ def distance(outlines: Outlines, n: int, points: Tensor) -> Tensor:
         points: (B, 2, H, W), x and y.
 
     Returns:
-        (B, H, W), 0 at the centre, 1 on the outline, ``ABSENT`` for an absent structure.
+        (B, H, W), 0 at the center, 1 on the outline, ``ABSENT`` for an absent structure.
     """
     column = [part[:, n, ..., None, None] for part in outlines]
-    centre, radii, angle, bend, amplitude, phase = column
-    x, y = points[:, 0] - centre[:, 0], points[:, 1] - centre[:, 1]
+    center, radii, angle, bend, amplitude, phase = column
+    x, y = points[:, 0] - center[:, 0], points[:, 1] - center[:, 1]
     cosine, sine = angle.cos(), angle.sin()
     along = (cosine * x + sine * y) / radii[:, 0].clamp_min(1e-6)
     across = (cosine * y - sine * x) / radii[:, 1].clamp_min(1e-6)
@@ -171,7 +171,7 @@ def distance(outlines: Outlines, n: int, points: Tensor) -> Tensor:
 
 
 def _body(batch: int, settings: ShapeSettings, generator: Generator) -> Outlines:
-    """One large outline around the centre; in some images it fills or leaves the image, as in a cropped scan."""
+    """One large outline around the center; in some images it fills or leaves the image, as in a cropped scan."""
     radii = _uniform(generator, *settings.body_radius, batch, 1, 1) * _uniform(generator, 0.8, 1.25, batch, 1, 2)
     return _outlines(0.1 * _normal(generator, batch, 1, 2), radii, 0.0, generator)
 
@@ -196,21 +196,21 @@ def _related(previous: Outlines, settings: ShapeSettings, generator: Generator) 
     radii = torch.where(nested, inner, free.radii)
     direction = _uniform(generator, 0, 2 * math.pi, batch, 1)
     reach = (previous.radii.mean(-1) + radii.mean(-1)) * _uniform(generator, 0.75, 1.05, batch, 1)
-    beside = previous.centre + reach[..., None] * torch.stack([direction.cos(), direction.sin()], dim=-1)
-    centre = torch.where(nested, previous.centre, torch.where(touching, beside, free.centre))
+    beside = previous.center + reach[..., None] * torch.stack([direction.cos(), direction.sin()], dim=-1)
+    center = torch.where(nested, previous.center, torch.where(touching, beside, free.center))
     # an organ inside another follows its outline, so that the outer one is left as a ring
     inherited = {
         name: torch.where(nested.reshape(batch, *[1] * (own.ndim - 1)), outer, own)
         for name, own, outer in zip(Outlines._fields, free, previous, strict=True)
     }
-    return Outlines(**inherited)._replace(centre=centre, radii=radii)
+    return Outlines(**inherited)._replace(center=center, radii=radii)
 
 
-def _outlines(centre: Tensor, radii: Tensor, bend: float, generator: Generator) -> Outlines:
+def _outlines(center: Tensor, radii: Tensor, bend: float, generator: Generator) -> Outlines:
     """Complete outlines of a given place and size with a random rotation, bend and wobble."""
-    batch, count, _ = centre.shape
+    batch, count, _ = center.shape
     return Outlines(
-        centre=centre,
+        center=center,
         radii=radii,
         angle=_uniform(generator, 0, 2 * math.pi, batch, count),
         bend=bend * _normal(generator, batch, count),
@@ -236,8 +236,8 @@ def _displacement(batch: int, size: int, spread: float, generator: Generator) ->
     return spread * (coarse + 0.3 * fine)
 
 
-def _pixel_centres(size: int) -> Tensor:
-    """(1, 2, S, S): x and y of every pixel's centre."""
+def _pixel_centers(size: int) -> Tensor:
+    """(1, 2, S, S): x and y of every pixel's center."""
     line = (torch.arange(size) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x, y])[None]

@@ -37,7 +37,7 @@ def voxels(file):
 
 @pytest.fixture(scope="session")
 def scan(project):
-    """One unlabelled scan."""
+    """One unlabeled scan."""
     return project.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz"
 
 

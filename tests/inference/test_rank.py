@@ -28,7 +28,7 @@ def opinions(student, teacher, foundation):
 
 @pytest.fixture
 def run(trained, tmp_path):
-    """Return a function that ranks the unlabelled scans."""
+    """Return a function that ranks the unlabeled scans."""
 
     def call(source=None, choice=CHOICE, **options):
         with trained.active():

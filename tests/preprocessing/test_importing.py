@@ -15,7 +15,7 @@ SHAPE = (7, 6, 5)  # as in conftest.py
 
 @pytest.fixture
 def source(nnunet_folders, write_image, write_label):
-    """A labelled folder with cases a, b and an unlabelled one with case u, without channel suffixes."""
+    """A labeled folder with cases a, b and an unlabeled one with case u, without channel suffixes."""
     folder = nnunet_folders / "source"
     for seed, case in enumerate("ab"):
         write_image(folder / "labeled" / "images" / f"{case}.nii.gz", seed)
@@ -116,13 +116,13 @@ class TestResult:
         assert (target / "imagesUn" / "p_0003_0000.nii.gz").is_file()
 
     @pytest.mark.parametrize("layout", ["imagesUn", "images", "imagesTr"])
-    def test_unlabelled_images_in_a_subfolder(self, source, layout):
+    def test_unlabeled_images_in_a_subfolder(self, source, layout):
         shutil.move(source / "unlabeled", source / "inner")
         (source / "unlabeled").mkdir()
         shutil.move(source / "inner", source / "unlabeled" / layout)
         assert (run(source) / "imagesUn" / "u_0000.nii.gz").is_file()
 
-    def test_without_unlabelled_cases(self, source):
+    def test_without_unlabeled_cases(self, source):
         assert not (run(source, unlabeled=None) / "imagesUn").exists()
 
     def test_other_formats_keep_their_reader(self, source):
@@ -187,9 +187,9 @@ class TestRefusedFiles:
             write_image(source / "labeled" / "images" / f"{case}_0001.nii.gz")
         refused(source, "Case 'u' has 1 channels .*u.nii.gz.*, but most have 2")
 
-    def test_case_both_labelled_and_unlabelled(self, source):
+    def test_case_both_labeled_and_unlabeled(self, source):
         (source / "unlabeled" / "u.nii.gz").rename(source / "unlabeled" / "a.nii.gz")
-        refused(source, "Case 'a' is both labelled and unlabelled")
+        refused(source, "Case 'a' is both labeled and unlabeled")
 
     def test_case_with_and_without_suffix(self, source, write_image):
         write_image(source / "unlabeled" / "u_0000.nii.gz")
@@ -229,10 +229,10 @@ class TestRefusedFiles:
         (source / "unlabeled" / "u.nii.gz").unlink()
         refused(source, "unlabeled holds no scan")
 
-    def test_missing_unlabelled_folder(self, source):
+    def test_missing_unlabeled_folder(self, source):
         refused(source, "nowhere does not exist", unlabeled=source / "nowhere")
 
-    def test_labelled_folder_without_labels_folder(self, source):
+    def test_labeled_folder_without_labels_folder(self, source):
         shutil.rmtree(source / "labeled" / "labels")
         refused(source, "must contain the folders imagesTr and labelsTr or images and labels")
 

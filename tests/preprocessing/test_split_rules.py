@@ -12,7 +12,7 @@ from synfoc3d.preprocessing.split_cases import SplitCases, patient_of, read_spli
 from synfoc3d.preprocessing.split_rules import describe_splits, read_ids, split_by_count, split_by_ids, write_splits
 
 
-def make_cases(train, extra=(), domain_of=None, unlabelled_files=()):
+def make_cases(train, extra=(), domain_of=None, unlabeled_files=()):
     """Build cases of names like ``A_patient1_f0``; their domain is the letter unless ``domain_of`` is False."""
     everything = (*sorted(train), *sorted(extra))
     return SplitCases(
@@ -21,7 +21,7 @@ def make_cases(train, extra=(), domain_of=None, unlabelled_files=()):
         extra=tuple(sorted(extra)),
         patient_of={case: patient_of(case) for case in everything},
         domains=None if domain_of is False else {case: case[0] for case in everything},
-        with_label=frozenset(train) - set(unlabelled_files),
+        with_label=frozenset(train) - set(unlabeled_files),
     )
 
 
@@ -103,7 +103,7 @@ class TestCounts:
         (first, *_) = split_by_count(make_cases(scans("A", 10), scans("B", 4)), folds=5)
         assert (len(first.labeled), len(first.unlabeled), len(first.val)) == (8, 4, 2)
 
-    def test_one_labelled_case_has_no_validation(self, caplog):
+    def test_one_labeled_case_has_no_validation(self, caplog):
         with caplog.at_level(logging.WARNING):
             splits = split_by_count(make_cases(["A_patient0"], scans("B", 2)), 1)
         assert splits == [Split(("A_patient0",), ("B_patient0_f0", "B_patient1_f0"), ())]
@@ -114,12 +114,12 @@ class TestCounts:
             assert len(split_by_count(make_cases(scans("A", 3)), 1, folds=5)) == 3
         assert "3 folds instead of 5" in caplog.text
 
-    def test_labelled_domain_without_spare_patients_is_not_validated_on(self):
+    def test_labeled_domain_without_spare_patients_is_not_validated_on(self):
         splits = split_by_count(make_cases(scans("A", 1) + scans("B", 10)), 1, "A", folds=5)
         assert [split.labeled for split in splits] == [("A_patient0_f0",)] * 5
         assert [len(split.val) for split in splits] == [2] * 5
 
-    def test_unlabelled_scans_of_a_validation_patient_are_left_out(self):
+    def test_unlabeled_scans_of_a_validation_patient_are_left_out(self):
         cases = make_cases(["A_patient0_f0", "A_patient1_f0"], ["A_patient0_f1", "A_patient1_f1"])
         for split in split_by_count(cases, 1, folds=2):
             number = split.labeled[0][len("A_patient")]
@@ -128,22 +128,22 @@ class TestCounts:
     def test_deleted_labels_of_hidden_cases_change_nothing(self):
         train = scans("A", 10)
         splits = split_by_count(make_cases(train), 2, folds=1)
-        assert split_by_count(make_cases(train, unlabelled_files=splits[0].unlabeled), 2, folds=1) == splits
+        assert split_by_count(make_cases(train, unlabeled_files=splits[0].unlabeled), 2, folds=1) == splits
 
     def test_missing_label_of_a_chosen_case_is_refused(self):
         train = scans("A", 10)
         labeled = split_by_count(make_cases(train), 2, folds=1)[0].labeled
         with pytest.raises(UserError, match=f"labeled case '{labeled[0]}' .* has no label file"):
-            split_by_count(make_cases(train, unlabelled_files=labeled), 2, folds=1)
+            split_by_count(make_cases(train, unlabeled_files=labeled), 2, folds=1)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"num_labeled": 0}, "number of labelled patients must be at least 1, but is 0"),
+            ({"num_labeled": 0}, "number of labeled patients must be at least 1, but is 0"),
             ({"folds": 0}, "number of folds must be at least 1, but is 0"),
-            ({"num_labeled": 8}, "8 labelled patients are needed, but the dataset has 7 in imagesTr"),
-            ({"num_labeled": 5, "labeled_domain": "A"}, "5 labelled patients are needed, but domain 'A' has 4"),
-            ({"labeled_domain": "C"}, "1 labelled patients are needed, but domain 'C' has 0"),
+            ({"num_labeled": 8}, "8 labeled patients are needed, but the dataset has 7 in imagesTr"),
+            ({"num_labeled": 5, "labeled_domain": "A"}, "5 labeled patients are needed, but domain 'A' has 4"),
+            ({"labeled_domain": "C"}, "1 labeled patients are needed, but domain 'C' has 0"),
             ({"labeled_domain": "D"}, "no domain 'D'. Known: A, B, C"),
         ],
     )
@@ -151,7 +151,7 @@ class TestCounts:
         with pytest.raises(UserError, match=message):
             split_by_count(make_cases(scans("A", 4) + scans("B", 3), scans("C", 2)), **arguments)
 
-    def test_labelled_domain_needs_domains(self):
+    def test_labeled_domain_needs_domains(self):
         with pytest.raises(UserError, match="has no domains.csv"):
             split_by_count(make_cases(scans("A", 4), domain_of=False), 1, "A")
 
@@ -198,7 +198,7 @@ class TestIds:
             split_by_ids(self.CASES, *parts)
 
     def test_case_without_label_file_is_refused(self):
-        cases = make_cases(scans("A", 3), unlabelled_files=["A_patient1_f0"])
+        cases = make_cases(scans("A", 3), unlabeled_files=["A_patient1_f0"])
         with pytest.raises(UserError, match="The validation case 'A_patient1_f0' .* has no label file"):
             split_by_ids(cases, ["A_patient0_f0"], val=["A_patient1_f0"])
 
@@ -331,7 +331,7 @@ class TestFiles:
 
     def test_case_in_both_folders_is_refused(self, raw):
         (raw / "imagesUn" / "a_0000.nii.gz").touch()
-        with pytest.raises(UserError, match="Case 'a' .* is both labelled and unlabelled"):
+        with pytest.raises(UserError, match="Case 'a' .* is both labeled and unlabeled"):
             read_split_cases(501)
 
     def test_dataset_json_without_an_entry_is_refused(self, raw):

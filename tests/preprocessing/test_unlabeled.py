@@ -127,11 +127,11 @@ class TestResult:
     @pytest.mark.parametrize("name", [STOCK, OURS])
     def test_image_is_preprocessed_as_nnunet_does_it(self, prepared, name):
         folder = prepared / "nnUNet_preprocessed" / name
-        labelled, seg, properties = load(folder / "nnUNetPlans_2d", "l0")
-        image, no_seg, unlabelled_properties = load(folder / "nnUNetPlans_2d_unlabeled", "u0")
-        np.testing.assert_array_equal(image, labelled)
+        labeled, seg, properties = load(folder / "nnUNetPlans_2d", "l0")
+        image, no_seg, unlabeled_properties = load(folder / "nnUNetPlans_2d_unlabeled", "u0")
+        np.testing.assert_array_equal(image, labeled)
         assert image.dtype == np.float32
-        assert unlabelled_properties["spacing"] == properties["spacing"]
+        assert unlabeled_properties["spacing"] == properties["spacing"]
         assert no_seg.shape == seg.shape
         assert set(np.unique(no_seg)) <= {-1, 0}
 
@@ -142,7 +142,7 @@ class TestResult:
         )
         assert (ours.chunks, ours.blocks) == (stock.chunks, stock.blocks)
 
-    def test_unlabelled_scan_is_resampled_to_the_plans_spacing(self, prepared):
+    def test_unlabeled_scan_is_resampled_to_the_plans_spacing(self, prepared):
         folder = prepared / "nnUNet_preprocessed" / OURS
         image, _, _ = load(folder / "nnUNetPlans_2d_unlabeled", "u1")
         assert image.shape == (1, 12, 20, 36)  # x: 24 voxels of 1.5 mm at a spacing of 1 mm
@@ -156,7 +156,7 @@ class TestResult:
         folder = prepared / "nnUNet_preprocessed" / OURS
         assert not list(folder.glob("*.partial")) + list(folder.rglob("*.tmp"))
 
-    def test_nnunet_recognises_the_storage_format(self, prepared):
+    def test_nnunet_recognizes_the_storage_format(self, prepared):
         from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
         folder = prepared / "nnUNet_preprocessed" / OURS / "nnUNetPlans_2d_unlabeled"
@@ -174,7 +174,7 @@ class TestStockPart:
             assert now[name] == before, name
 
     @pytest.mark.parametrize("name", ["nnUNetPlans.json", "dataset_fingerprint.json"])
-    def test_unlabelled_scans_do_not_touch_the_plans(self, prepared, name):
+    def test_unlabeled_scans_do_not_touch_the_plans(self, prepared, name):
         without = (prepared / "after_stock" / name).read_text()
         ours = (prepared / "nnUNet_preprocessed" / OURS / name).read_text()
         assert json.loads(ours.replace(OURS, STOCK)) == json.loads(without)
@@ -241,7 +241,7 @@ class TestResume:
         assert sorted(os.listdir(preprocessed / "nnUNetPlans_2d_unlabeled")) == ["u0.b2nd", "u0.pkl", "u0_seg.b2nd"]
         assert jobs == []
 
-    def test_label_files_of_unlabelled_cases_are_not_read(self, dataset, jobs):
+    def test_label_files_of_unlabeled_cases_are_not_read(self, dataset, jobs):
         raw, preprocessed = dataset
         folder = preprocessed / "nnUNetPlans_2d_unlabeled"
         before = {case: load(folder, case) for case in ("u0", "u1")}
@@ -255,7 +255,7 @@ class TestResume:
             for now, then in zip(load(folder, case), parts, strict=True):
                 np.testing.assert_equal(now, then)
 
-    def test_dataset_without_unlabelled_scans(self, dataset, jobs):
+    def test_dataset_without_unlabeled_scans(self, dataset, jobs):
         shutil.rmtree(dataset[0] / "imagesUn")
         (dataset[0] / "domains.csv").unlink()
         run()
@@ -294,14 +294,14 @@ class TestRefused:
         with pytest.raises(UserError, match="dataset.json cannot be read"):
             run()
 
-    def test_case_both_labelled_and_unlabelled(self, dataset, write_nifti):
+    def test_case_both_labeled_and_unlabeled(self, dataset, write_nifti):
         write_nifti(dataset[0] / "imagesUn" / "l0_0000.nii.gz", blob(0)[0], AFFINE)
         with pytest.raises(UserError, match="Case 'l0' is in both imagesTr and imagesUn"):
             run()
 
     def test_other_number_of_channels(self, dataset, write_nifti):
         write_nifti(dataset[0] / "imagesUn" / "u0_0001.nii.gz", blob(0)[0], AFFINE)
-        with pytest.raises(UserError, match="Case 'u0' has 2 files .*but the labelled cases have 1"):
+        with pytest.raises(UserError, match="Case 'u0' has 2 files .*but the labeled cases have 1"):
             run()
 
     def test_domains_that_do_not_fit(self, dataset):

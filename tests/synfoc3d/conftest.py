@@ -93,14 +93,14 @@ def _builder(case: Case, deep_supervision: bool = False, slice_by_slice: bool = 
             return SliceBySlice(TinyConventional((2, classes, channels), deep_supervision))
         return TinyConventional(case, deep_supervision)
 
-    def labelled_loss(output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
+    def labeled_loss(output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
         return segmentation_loss(full_resolution(output), labeled.target)
 
     return Builder(
         classes,
         conventional,
         lambda: SlicewiseFoundation(TinyFoundation(classes), IMAGE_SIZE, **foundation),
-        labelled_loss,
+        labeled_loss,
         lambda weak, _: weak,
     )
 

@@ -1,4 +1,4 @@
-"""Labels of unlabelled cases change nothing but the logged quality of pseudo-labels."""
+"""Labels of unlabeled cases change nothing but the logged quality of pseudo-labels."""
 
 import blosc2
 import nibabel
@@ -9,7 +9,7 @@ HIDDEN = ("Atrain003", "Atrain004")
 
 
 def label_files(project, configuration="2d"):
-    """Every file that tells something about the labels of the unlabelled cases."""
+    """Every file that tells something about the labels of the unlabeled cases."""
     folder = project.preprocessed / f"nnUNetPlans_{configuration}"
     return {
         case: (
@@ -23,7 +23,7 @@ def label_files(project, configuration="2d"):
 
 @pytest.fixture(scope="session")
 def without_labels(trained, tmp_path_factory):
-    """A training whose unlabelled cases have no label file at all."""
+    """A training whose unlabeled cases have no label file at all."""
     copy = trained.copy(tmp_path_factory.mktemp("without"))
     for files in label_files(copy).values():
         for file in files:
@@ -33,7 +33,7 @@ def without_labels(trained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def with_garbage(trained, tmp_path_factory):
-    """A training whose unlabelled cases have random labels, some of them out of range."""
+    """A training whose unlabeled cases have random labels, some of them out of range."""
     copy = trained.copy(tmp_path_factory.mktemp("garbage"))
     for preprocessed, truth, raw in label_files(copy).values():
         shape = blosc2.open(str(preprocessed)).shape

@@ -173,7 +173,7 @@ def test_missing_split_is_refused(project, tmp_path):
 
 def test_split_without_unlabeled_cases_is_refused(mended):
     copy = mended("splits_semi.json", lambda splits: splits[0].update(unlabeled=[]))
-    assert refusal(copy) == "The split of fold 0 holds no unlabelled case: run synfoc3d split anew."
+    assert refusal(copy) == "The split of fold 0 holds no unlabeled case: run synfoc3d split anew."
 
 
 def test_unlabeled_case_that_was_not_preprocessed_is_refused(project, tmp_path):

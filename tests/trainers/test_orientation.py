@@ -18,7 +18,7 @@ def both_logs(trained, mixed_project, read_log):
 
 @pytest.fixture(scope="session")
 def predictions(trained, mixed_project):
-    """Masks of the unlabelled scans by one model, from both storages: {case: (input, mask)} for each."""
+    """Masks of the unlabeled scans by one model, from both storages: {case: (input, mask)} for each."""
     found = []
     for number, scans in enumerate((trained.root / "scans", mixed_project.root / "scans")):
         output = trained.root / f"oriented_{number}"

@@ -1,4 +1,4 @@
-"""The two data streams of a batch: labelled and unlabelled patches from one pool of workers."""
+"""The two data streams of a batch: labeled and unlabeled patches from one pool of workers."""
 
 import json
 import logging
@@ -42,7 +42,7 @@ def weak_transforms(nnunet: ComposeTransforms, labeled: bool) -> ComposeTransfor
 
     Args:
         nnunet: nnU-Net's own training transforms of this configuration.
-        labeled: keep the steps that prepare a segmentation; unlabelled patches have none to prepare.
+        labeled: keep the steps that prepare a segmentation; unlabeled patches have none to prepare.
     """
     keep: tuple[type[BasicTransform], ...] = SPATIAL + LABEL_ONLY if labeled else SPATIAL
     return ComposeTransforms([t for t in nnunet.transforms if isinstance(t, keep)])
@@ -95,7 +95,7 @@ class UnlabeledCases(nnUNetBaseDataset):
 
     @staticmethod
     def save_case(*_: Any, **__: Any) -> None:  # noqa: ANN401 - the base class's abstract signature
-        """Not supported: unlabelled cases are written by the preprocessing."""
+        """Not supported: unlabeled cases are written by the preprocessing."""
         raise NotImplementedError
 
     @staticmethod
@@ -106,14 +106,14 @@ class UnlabeledCases(nnUNetBaseDataset):
 
 
 class PairedLoader(SlimDataLoaderBase):
-    """Draws a labelled and, where asked, an unlabelled batch in one worker, so that both share one budget of workers.
+    """Draws a labeled and, where asked, an unlabeled batch in one worker, so that both share one budget of workers.
 
     Every batch has random numbers of its own, seeded by its number in the run. So a batch depends neither on how many
     workers there are nor on whether the training was continued in between.
 
     Args:
-        labeled: nnU-Net's loader of labelled patches.
-        unlabeled: the same for unlabelled patches, or None.
+        labeled: nnU-Net's loader of labeled patches.
+        unlabeled: the same for unlabeled patches, or None.
         ranges: (C, 2) intensity range of every case.
         seed: of the run and of this stream.
         first: number of the first batch, counted from 0 in the whole run.
@@ -141,7 +141,7 @@ class PairedLoader(SlimDataLoaderBase):
         self.number += thread_id
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """``data``, ``target``, ``value_range`` and, with an unlabelled stream, the same with ``unlabeled_`` before."""
+        """``data``, ``target``, ``value_range`` and, with an unlabeled stream, the same with ``unlabeled_`` before."""
         with random_numbers_of(*self.seed, self.number):
             batch = self.labeled.generate_train_batch()
             other = self.unlabeled.generate_train_batch() if self.unlabeled is not None else None

@@ -161,7 +161,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return make_optimizer(student, self._optimizer_settings(student))
 
     def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
-        """Labelled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
+        """Labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
         if self.settings.conventional.loss == "paper":
             return segmentation_loss(full_resolution(output), labeled.target)
         return self.loss(output, labeled.pyramid if self.enable_deep_supervision else labeled.pyramid[0])
@@ -170,12 +170,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     @property
     def preprocessed(self) -> Path:
-        """Folder of this configuration's preprocessed labelled cases."""
+        """Folder of this configuration's preprocessed labeled cases."""
         return Path(self.preprocessed_dataset_folder)
 
     @property
     def preprocessed_unlabeled(self) -> Path:
-        """Folder of this configuration's preprocessed unlabelled cases."""
+        """Folder of this configuration's preprocessed unlabeled cases."""
         return layout.unlabeled_folder(self.preprocessed)
 
     def split(self) -> Split:
@@ -183,20 +183,20 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return read_splits(Path(self.preprocessed_dataset_folder_base), self.fold)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Labelled and validation cases; without any of the latter the labelled ones are shown, as in fold all."""
+        """Labeled and validation cases; without any of the latter the labeled ones are shown, as in fold all."""
         split = self.split()
         if not split.val:
             self.print_to_log_file("The split holds no validation case: curves and validation show the training cases.")
         return list(split.labeled), list(split.val or split.labeled)
 
     def unlabeled_folders(self) -> dict[str, Path]:
-        """Where each unlabelled case of this fold was preprocessed."""
+        """Where each unlabeled case of this fold was preprocessed."""
         if not self.method_class.uses_unlabeled:
             return {}
         in_own_folder = set(UnlabeledCases.get_identifiers(str(self.preprocessed_unlabeled)))
         cases = self.split().unlabeled
         if not cases:
-            raise UserError(f"The split of fold {self.fold} holds no unlabelled case: run synfoc3d split anew.")
+            raise UserError(f"The split of fold {self.fold} holds no unlabeled case: run synfoc3d split anew.")
         return {c: self.preprocessed_unlabeled if c in in_own_folder else self.preprocessed for c in cases}
 
     def get_dataloaders(self) -> tuple[Any, Any]:

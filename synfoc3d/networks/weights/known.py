@@ -29,7 +29,7 @@ class KnownNetwork:
         architecture: key of ``synfoc3d.networks.foundation.ARCHITECTURES``.
         file: name of the file as published.
         source: where a person gets it.
-        licence: of the weights, as their authors state it; read it there before use.
+        license: of the weights, as their authors state it; read it there before use.
         published_input: range of the images the published network was trained on. This package shows every network
             images in [0, 1] without mean and standard deviation, as SynFoC's and SAMed's released code do with SAM's
             and MedSAM's weights alike; fine-tuning absorbs the difference.
@@ -41,7 +41,7 @@ class KnownNetwork:
     architecture: str
     file: str
     source: str
-    licence: str
+    license: str
     published_input: str
     hash_algorithm: str = "sha256"
     published_hash: str | None = None
@@ -133,7 +133,7 @@ def find_checkpoint(name: str, given: str | None) -> Path | None:
 
 
 def file_hash(file: Path, algorithm: str = "sha256") -> str:
-    """Hash of a file in hexadecimal digits, read in parts; ``md5`` recognises a published file, it secures nothing."""
+    """Hash of a file in hexadecimal digits, read in parts; ``md5`` recognizes a published file, it secures nothing."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with file.open("rb") as stream:
         while part := stream.read(CHUNK):

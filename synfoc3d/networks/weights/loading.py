@@ -32,7 +32,7 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
 
     Everything is copied by name except the class-dependent parts (mask tokens, their hypernetworks, IoU head), which
     keep their random weights. Position tables are resized to the network's image size: the absolute one bilinearly, the
-    relative ones of the global blocks linearly, both with half-pixel centres (SynFoC, CVPR 2025, released code). The
+    relative ones of the global blocks linearly, both with half-pixel centers (SynFoC, CVPR 2025, released code). The
     whole file is checked before anything is copied.
 
     Args:
@@ -57,14 +57,14 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
 
 
 def resize_position_table(table: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize an absolute position table (1, h, w, E) to (1, size, size, E): bilinear, half-pixel centres."""
+    """Resize an absolute position table (1, h, w, E) to (1, size, size, E): bilinear, half-pixel centers."""
     channels_first = table.float().permute(0, 3, 1, 2)
     resized = F.interpolate(channels_first, size=(size, size), mode="bilinear", align_corners=False)
     return resized.permute(0, 2, 3, 1)
 
 
 def resize_relative_table(table: torch.Tensor, length: int) -> torch.Tensor:
-    """Resize a relative position table (L, E) to (length, E): linear along the first axis, half-pixel centres."""
+    """Resize a relative position table (L, E) to (length, E): linear along the first axis, half-pixel centers."""
     return F.interpolate(table.float().T[None], size=length, mode="linear", align_corners=False)[0].T
 
 

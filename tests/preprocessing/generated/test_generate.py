@@ -78,19 +78,19 @@ def test_labels_lie_on_their_tissues() -> None:
 
 
 @pytest.mark.parametrize("tissue", [Tissue.BLOOD, Tissue.HEART_MUSCLE])
-def test_unlabelled_organs_share_the_tissues_of_the_heart(tissue: Tissue) -> None:
+def test_unlabeled_organs_share_the_tissues_of_the_heart(tissue: Tissue) -> None:
     anatomy = draw_anatomy((72, 64, 10), rng())
     assert ((anatomy.tissue == tissue) & (anatomy.label == 0)).sum() > 50
 
 
 def test_outline_measures_an_ellipse_along_its_rotated_axes() -> None:
-    outline = Outline(centre=(1.0, 2.0), radii=(2.0, 0.5), angle=np.pi / 2)
+    outline = Outline(center=(1.0, 2.0), radii=(2.0, 0.5), angle=np.pi / 2)
     u, v = np.array([1.0, 1.0, 1.5, 0.5]), np.array([2.0, 4.0, 2.0, 1.0])
     np.testing.assert_allclose(outline.distance(u, v), [0, 1, 1, np.hypot(0.5, 1)])
 
 
 def test_outline_wobble_lengthens_the_radius_where_its_harmonic_peaks() -> None:
-    outline = Outline(centre=(0.0, 0.0), radii=(1.0, 1.0), wobble=((0.25, 0.0),))
+    outline = Outline(center=(0.0, 0.0), radii=(1.0, 1.0), wobble=((0.25, 0.0),))
     np.testing.assert_allclose(outline.distance(np.array([1.0, 0.0]), np.array([0.0, 1.0])), [1 / 1.25, 1 / 0.75])
 
 
@@ -146,8 +146,8 @@ def edge_width_mm(scanner_changes: dict[str, float]) -> float:
     quiet = replace(SCANNERS["A"], **({"noise": 0.0, "bias": 0.0, "blur_mm": 0.1} | scanner_changes))
     profile = np.diff(acquire(tissue, quiet, rng())[0].astype(float).mean(axis=(1, 2)))[26:37]
     position = np.arange(26, 37) * quiet.spacing_mm[0]
-    centre = np.average(position, weights=np.abs(profile))
-    return float(np.sqrt(np.average((position - centre) ** 2, weights=np.abs(profile))))
+    center = np.average(position, weights=np.abs(profile))
+    return float(np.sqrt(np.average((position - center) ** 2, weights=np.abs(profile))))
 
 
 def test_blur_is_a_gaussian_in_millimetres() -> None:
@@ -227,7 +227,7 @@ def test_the_layout_is_the_one_the_import_command_reads(dataset: Path) -> None:
     assert files_below(dataset) == sorted(expected)
 
 
-def test_dataset_json_describes_the_labelled_folder(dataset: Path) -> None:
+def test_dataset_json_describes_the_labeled_folder(dataset: Path) -> None:
     assert json.loads((dataset / "labeled" / "dataset.json").read_text()) == {
         "channel_names": {"0": "bright_blood", "1": "dark_blood"},
         "labels": {"background": 0, "wall": 1, "cavity": 2, "side_chamber": 3},

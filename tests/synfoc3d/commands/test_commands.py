@@ -132,7 +132,7 @@ def test_compare_goes_on_without_a_case_that_a_model_lacks(labels, capsys):
     assert (labels / "out" / "report.html").is_file()
 
 
-def test_rank_looks_at_the_unlabelled_scans_of_the_dataset(trained, tmp_path, capsys):
+def test_rank_looks_at_the_unlabeled_scans_of_the_dataset(trained, tmp_path, capsys):
     trained.command("rank", "-o", tmp_path, *MODEL, "-npp", "0", "-device", "cpu", "--disable_progress_bar")
     said = capsys.readouterr().out
     assert "Btrain002" in said and "Btrain003" in said and "Annotate from the top." in said

@@ -21,7 +21,7 @@ RAS = np.eye(4)
 
 
 class Healthy:
-    """Three labelled cases and two unlabelled ones, preprocessed (empty files) in 2d and split."""
+    """Three labeled cases and two unlabeled ones, preprocessed (empty files) in 2d and split."""
 
     def __init__(self, root, write_image, write_label):
         self.raw, self.preprocessed = root / "raw" / NAME, root / "pre" / NAME
@@ -75,8 +75,8 @@ def test_counts_are_reported(data):
     found = {finding.name: finding for finding in check_dataset("501")}
     assert found["case count"].details == {"labeled": 3, "unlabeled": 2}
     assert found["orientation"].text == "5 RAS"
-    assert found["preprocessed 2d"].text == "3 labelled and 2 unlabelled cases"
-    assert found["splits_semi.json"].text == "1 fold; fold 0: 1 labelled, 3 unlabelled, 1 validation"
+    assert found["preprocessed 2d"].text == "3 labeled and 2 unlabeled cases"
+    assert found["splits_semi.json"].text == "1 fold; fold 0: 1 labeled, 3 unlabeled, 1 validation"
 
 
 def test_unknown_dataset_is_refused(data):
@@ -206,16 +206,16 @@ def test_damaged_plans_are_named(data):
     assert data.text("nnUNetPlans.json").startswith("is damaged: it names no configurations")
 
 
-def test_unlabelled_cases_that_are_not_preprocessed_are_named(data):
+def test_unlabeled_cases_that_are_not_preprocessed_are_named(data):
     (data.preprocessed / "P_2d_unlabeled" / "v.pkl").unlink()
     text = data.text("preprocessed 2d", "warning")
-    assert text.startswith("0 of 3 labelled and 1 of 2 unlabelled cases are not preprocessed, for example v")
+    assert text.startswith("0 of 3 labeled and 1 of 2 unlabeled cases are not preprocessed, for example v")
     assert text.endswith("Run: synfoc3d preprocess -d 501 -c 2d")
 
 
-def test_labelled_case_that_is_not_preprocessed_is_named(data):
+def test_labeled_case_that_is_not_preprocessed_is_named(data):
     (data.preprocessed / "P_2d" / "b_seg.b2nd").unlink()
-    assert data.text("preprocessed 2d", "warning").startswith("1 of 3 labelled and 0 of 2 unlabelled cases")
+    assert data.text("preprocessed 2d", "warning").startswith("1 of 3 labeled and 0 of 2 unlabeled cases")
 
 
 def test_configuration_may_inherit_its_folder():
@@ -246,6 +246,6 @@ def test_split_with_unknown_cases_is_named(data, split):
     assert text.startswith("names 1 case (") and ") that the dataset does not have with the labels needed" in text
 
 
-def test_fold_without_unlabelled_case_is_named(data):
+def test_fold_without_unlabeled_case_is_named(data):
     data.split(Split(("a",), ("b",), ("c",)), Split(("a", "b"), (), ("c",)))
-    assert data.text("splits_semi.json", "warning").startswith("fold 1 has no unlabelled case")
+    assert data.text("splits_semi.json", "warning").startswith("fold 1 has no unlabeled case")

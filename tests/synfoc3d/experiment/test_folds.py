@@ -75,7 +75,7 @@ def test_lists_lie_in_the_folder_of_the_dataset(folders: Any, tmp_path: Path) ->
     [
         (
             [FIRST[0] | {"num_labeled": 4}],
-            "4 labelled patients are needed, but domain 'A' of .* has 3 .*domains: A, B.",
+            "4 labeled patients are needed, but domain 'A' of .* has 3 .*domains: A, B.",
         ),
         ([FIRST[0] | {"labeled_domain": "C"}], "domain 'C' of Dataset501_Toy has 0"),
         ([{"name": "x", "num_labeled": 6, "choose": "first"}], "6 .* needed, but Dataset501_Toy has 5 in imagesTr.$"),

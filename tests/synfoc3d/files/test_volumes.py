@@ -124,7 +124,7 @@ class TestReading:
         scan = read_scan(write_image(tmp_path / "a.nii.gz", affine=affine))
         assert scan.spacing == pytest.approx((3, np.hypot(0.01, 2), 1))
 
-    @pytest.mark.parametrize("depth", [3, 4, 6])  # with 3 or 4 slices it could be a picture with colours
+    @pytest.mark.parametrize("depth", [3, 4, 6])  # with 3 or 4 slices it could be a picture with colors
     def test_tif_stack_of_labels_is_3d(self, tmp_path, depth):
         values = np.arange(depth * 10, dtype=np.uint8).reshape(depth, 5, 2)
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(tmp_path / "a.tif"))
@@ -171,10 +171,10 @@ class TestReading:
         with pytest.raises(UserError, match=f"has {len(shape)} dimensions"):
             read_scan(write_nifti(tmp_path / "a.nii.gz", np.zeros(shape, np.uint8)))
 
-    def test_colours_are_refused(self, tmp_path, write_nifti):
-        colours = np.zeros((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
-        with pytest.raises(UserError, match="stores colours"):
-            read_scan(write_nifti(tmp_path / "a.nii.gz", colours))
+    def test_colors_are_refused(self, tmp_path, write_nifti):
+        colors = np.zeros((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+        with pytest.raises(UserError, match="stores colors"):
+            read_scan(write_nifti(tmp_path / "a.nii.gz", colors))
 
     def test_flat_affine_is_refused(self, tmp_path, write_image):
         path = write_image(tmp_path / "a.nii")
@@ -224,7 +224,7 @@ class TestLabelValues:
         with pytest.raises(UserError, match=f"a.nii.gz holds the value {value}"):
             label_values(scan)
 
-    def test_colour_picture_is_refused(self, tmp_path):
+    def test_color_picture_is_refused(self, tmp_path):
         image = SimpleITK.GetImageFromArray(np.zeros((2, 3, 3), np.uint8), isVector=True)
         SimpleITK.WriteImage(image, str(tmp_path / "a.png"))
         with pytest.raises(UserError, match="has 3 channels"):

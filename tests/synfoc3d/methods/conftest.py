@@ -66,5 +66,5 @@ def pick() -> Callable[..., Any]:
 
 @pytest.fixture
 def with_unlabeled() -> Callable[..., Any]:
-    """A function (batch, **tensors) -> the batch with other unlabelled tensors."""
+    """A function (batch, **tensors) -> the batch with other unlabeled tensors."""
     return _with_unlabeled

@@ -52,7 +52,7 @@ def test_both_terms_are_logged(case: Any, make_builder: Callable, make_batch: Ca
     assert not any(value.requires_grad for value in result.logs.values())
 
 
-def test_needs_no_unlabelled_images(case: Any, make_builder: Callable, make_batch: Callable) -> None:
+def test_needs_no_unlabeled_images(case: Any, make_builder: Callable, make_batch: Callable) -> None:
     method = FineTuning(FineTuningSettings(), make_builder(case))
     assert not method.uses_unlabeled
     assert method.training_step(replace(make_batch(case), unlabeled=None), START).loss > 0

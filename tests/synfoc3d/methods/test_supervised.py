@@ -14,7 +14,7 @@ from synfoc3d.methods.supervised import Supervised
 START = Progress(0, 10)
 
 
-def test_loss_is_the_labelled_loss(case: Any, make_builder: Callable, make_batch: Callable) -> None:
+def test_loss_is_the_labeled_loss(case: Any, make_builder: Callable, make_batch: Callable) -> None:
     method, labeled = Supervised(MethodSettings(), make_builder(case)), make_batch(case).labeled
     result = method.training_step(make_batch(case), START)
     assert torch.equal(result.loss, segmentation_loss(method.conventional(labeled.image), labeled.target))
@@ -25,7 +25,7 @@ def test_loss_gets_all_outputs_of_the_network(case: Any, make_builder: Callable,
     assert Supervised(MethodSettings(), build).training_step(make_batch(case), START).loss == 2
 
 
-def test_needs_no_unlabelled_images(case: Any, make_builder: Callable, make_batch: Callable) -> None:
+def test_needs_no_unlabeled_images(case: Any, make_builder: Callable, make_batch: Callable) -> None:
     method = Supervised(MethodSettings(), make_builder(case))
     assert not method.uses_unlabeled
     assert method.training_step(replace(make_batch(case), unlabeled=None), START).loss > 0

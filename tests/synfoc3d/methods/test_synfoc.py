@@ -21,7 +21,7 @@ MIDDLE = Progress(500, 1000)
 
 
 @pytest.mark.parametrize("scope", ["volume", "slice"])
-def test_alpha_does_not_depend_on_labelled_or_strong_images(
+def test_alpha_does_not_depend_on_labeled_or_strong_images(
     case: Any, scope: str, make_synfoc: Callable, make_batch: Callable, with_unlabeled: Callable
 ) -> None:
     method, batch, other = make_synfoc(case, smc_scope=scope), make_batch(case), make_batch(case, seed=9)

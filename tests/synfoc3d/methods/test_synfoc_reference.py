@@ -18,12 +18,12 @@ LOW = (16, 16)
 
 
 def along(x: Array, size: int, axis: int) -> Array:
-    """Linear interpolation with half-pixel centres along one axis."""
+    """Linear interpolation with half-pixel centers along one axis."""
     length = x.shape[axis]
-    centre = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
-    below = np.floor(centre).astype(int)
+    center = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    below = np.floor(center).astype(int)
     above = np.minimum(below + 1, length - 1)
-    share = (centre - below).reshape([-1] + [1] * (-1 - axis))
+    share = (center - below).reshape([-1] + [1] * (-1 - axis))
     return x.take(below, axis) * (1 - share) + x.take(above, axis) * share
 
 

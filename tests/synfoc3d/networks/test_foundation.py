@@ -89,7 +89,7 @@ def test_logits_are_all_masks_of_segment_anything_in_order(small: FoundationNetw
     torch.testing.assert_close(small(images[:1]), torch.cat([first, others], dim=1))
 
 
-def test_images_are_not_normalised(small: FoundationNetwork, images: torch.Tensor) -> None:
+def test_images_are_not_normalized(small: FoundationNetwork, images: torch.Tensor) -> None:
     seen = []
     small.image_encoder.patch_embed.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
     small(images)

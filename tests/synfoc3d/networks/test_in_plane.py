@@ -8,7 +8,7 @@ import torch
 from synfoc3d.networks.in_plane import depth, per_sample, resize_in_plane
 
 
-def test_bilinear_uses_half_pixel_centres() -> None:
+def test_bilinear_uses_half_pixel_centers() -> None:
     row = torch.tensor([[[[0.0, 1.0, 3.0]]]])
     expected = torch.tensor([0, 0.25, 0.75, 1.5, 2.5, 3])
     torch.testing.assert_close(resize_in_plane(row, (1, 6), "bilinear")[0, 0, 0], expected)

@@ -30,7 +30,7 @@ def info(project):
 
 @pytest.fixture
 def scan(project, tmp_path):
-    """A copy of an unlabelled scan."""
+    """A copy of an unlabeled scan."""
     return shutil.copy(project.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz", tmp_path / "case_0000.nii.gz")
 
 

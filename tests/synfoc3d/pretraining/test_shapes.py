@@ -15,9 +15,9 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def ellipse(centre=(0.0, 0.0), radii=(0.5, 0.25), angle=0.0, bend=0.0, wobble=0.0):
+def ellipse(center=(0.0, 0.0), radii=(0.5, 0.25), angle=0.0, bend=0.0, wobble=0.0):
     return Outlines(
-        torch.tensor([[centre]]),
+        torch.tensor([[center]]),
         torch.tensor([[radii]]),
         torch.tensor([[angle]]),
         torch.tensor([[bend]]),
@@ -39,9 +39,9 @@ def test_the_outline_has_distance_one(x, y):
     assert at(ellipse(), x, y) == pytest.approx(1)
 
 
-def test_distance_counts_from_the_centre():
-    assert at(ellipse(centre=(0.2, -0.1)), 0.2, -0.1) == pytest.approx(0)
-    assert at(ellipse(centre=(0.2, -0.1)), 0.7, -0.1) == pytest.approx(1)
+def test_distance_counts_from_the_center():
+    assert at(ellipse(center=(0.2, -0.1)), 0.2, -0.1) == pytest.approx(0)
+    assert at(ellipse(center=(0.2, -0.1)), 0.7, -0.1) == pytest.approx(1)
 
 
 def test_rotation_turns_the_long_axis():
@@ -81,7 +81,7 @@ def test_later_structures_cover_earlier_ones():
 
 def test_clutter_has_a_tissue_but_no_label():
     settings = STILL.model_copy(update={"organs": 1})
-    far = ellipse(centre=(0.8, 0.8), radii=(0.1, 0.1))
+    far = ellipse(center=(0.8, 0.8), radii=(0.1, 0.1))
     bodies = paint(ellipse(), far, 64, settings, rng())
     assert bodies.structure[0, 57, 57] == 0
     assert bodies.tissue[0, 57, 57] == 2
@@ -102,7 +102,7 @@ def test_without_variation_a_sibling_is_the_anatomy_itself():
     anatomy = draw_anatomy(4, STILL, rng())
     whole = [b for b in range(4) if torch.allclose(vary(anatomy, STILL, rng(1)).radii[b], anatomy.radii[b])]
     assert whole  # the others show a slice near the organs' end
-    assert torch.allclose(vary(anatomy, STILL, rng(1)).centre, anatomy.centre, atol=1e-6)
+    assert torch.allclose(vary(anatomy, STILL, rng(1)).center, anatomy.center, atol=1e-6)
 
 
 def test_empty_slices_hold_no_organ():

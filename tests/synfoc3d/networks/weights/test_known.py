@@ -146,11 +146,11 @@ def test_file_without_published_hash_has_no_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_network_is_recognised_by_the_name_of_its_file(name: str) -> None:
+def test_network_is_recognized_by_the_name_of_its_file(name: str) -> None:
     assert network_of_file(KNOWN[name].file, "00") is KNOWN[name]
 
 
-def test_network_is_recognised_by_hash_under_any_name() -> None:
+def test_network_is_recognized_by_hash_under_any_name() -> None:
     assert network_of_file("medsam_vit_b.pth", str(KNOWN["sam_vit_l"].published_hash)) is KNOWN["sam_vit_l"]
 
 

@@ -100,13 +100,13 @@ def test_position_table_is_averaged_in_pairs_at_half_size(
 
 
 @pytest.mark.parametrize("axis", ["h", "w"])
-def test_global_relative_tables_are_interpolated_at_half_pixel_centres(
+def test_global_relative_tables_are_interpolated_at_half_pixel_centers(
     network: FoundationNetwork, sam_file: Path, sam_state: State, axis: str
 ) -> None:
     load_checkpoint(network, sam_file)
     name = f"image_encoder.blocks.1.attn.rel_pos_{axis}"
-    centres = (np.arange(63) + 0.5) * 127 / 63 - 0.5
-    expected = np.stack([np.interp(centres, np.arange(127), column) for column in sam_state[name].numpy().T], axis=1)
+    centers = (np.arange(63) + 0.5) * 127 / 63 - 0.5
+    expected = np.stack([np.interp(centers, np.arange(127), column) for column in sam_state[name].numpy().T], axis=1)
     np.testing.assert_allclose(network.state_dict()[name].numpy(), expected, atol=1e-4)
 
 
