@@ -93,7 +93,9 @@ def main() -> None:
     foundation = SlicewiseFoundation(sam, args.image_size).to(device).eval()
     merge(foundation)
     axes = tuple(range(len(args.patch)))
-    ours = CasePredictor(plans, "", {}, axes, device, mirroring=args.mirroring, precision=args.precision)
+    ours = CasePredictor(
+        plans, "", {}, mirror_axes=axes, device=device, mirroring=args.mirroring, precision=args.precision
+    )
     theirs = nnunets(plans, network, device, args.mirroring)
     image = torch.randn(1, *args.volume)
     runs: dict[str, Callable[[], Tensor]] = {

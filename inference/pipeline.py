@@ -75,7 +75,7 @@ def run_pipeline(
         on_finished: called after each case has left the network, or failed.
     """
     outcome = Outcome()
-    write = partial(write_case, are_probabilities=are_probabilities, info=info, save_probabilities=save_probabilities)
+    write = partial(write_case, info=info, are_probabilities=are_probabilities, save_probabilities=save_probabilities)
     with _pool(workers.write, len(jobs)) as writing:
         pending: deque[tuple[Job, Future[None]]] = deque()
         for job, prepared in prepare_ahead(jobs, info, workers.prepare):

@@ -76,6 +76,7 @@ def rank(
     source: Path,
     output: Path,
     choice: ModelChoice,
+    *,
     device: str = "cpu",
     domains: Path | None = None,
     processes: int = 2,
@@ -186,6 +187,6 @@ def _draw(ranked: Sequence[tuple[CaseConfidence, _Picture]], file: Path) -> None
             labels = (nothing, picture.conventional, picture.foundation)
             classes = int(max(mask.max() for mask in labels))
             for axis, mask, title in zip(row, labels, (one.case, "conventional", "foundation"), strict=True):
-                draw_contours(axis, picture.image, mask, classes, picture.aspect)
+                draw_contours(axis, picture.image, mask, classes=classes, aspect=picture.aspect)
                 axis.set_title(title, fontsize=9)
             row[0].set_ylabel(f"alpha {one.alpha:.2f}\nself {one.own:.2f}  mutual {one.mutual:.2f}", fontsize=9)

@@ -41,6 +41,7 @@ def build_dataset_json(
     description: Mapping[str, Any],
     cases: Sequence[CaseFiles],
     facts: Mapping[str, CaseFacts],
+    *,
     ending: str,
     label_names: Sequence[str] | None,
     channel_names: Sequence[str] | None,

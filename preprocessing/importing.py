@@ -31,6 +31,7 @@ def import_dataset(
     name: str,
     labeled: Path,
     unlabeled: Path | None,
+    *,
     domains: Path | None = None,
     label_names: list[str] | None = None,
     channel_names: list[str] | None = None,
@@ -66,7 +67,12 @@ def import_dataset(
     facts = check_cases(cases)
     ending = name_and_ending(cases[0].images[0])[1]
     dataset_json = build_dataset_json(
-        find_description(labeled), labeled_cases, facts, ending, label_names, channel_names
+        find_description(labeled),
+        labeled_cases,
+        facts,
+        ending=ending,
+        label_names=label_names,
+        channel_names=channel_names,
     )
     _write(target, cases, dataset_json, domain_of)
     log.info("%s: %d labeled and %d unlabeled cases.", target, len(labeled_cases), len(unlabeled_cases))

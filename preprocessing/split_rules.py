@@ -20,6 +20,7 @@ def split_by_count(
     cases: SplitCases,
     num_labeled: int | None = None,
     labeled_domain: str | None = None,
+    *,
     folds: int = 5,
     seed: int = 0,
 ) -> list[Split]:
@@ -54,7 +55,7 @@ def split_by_count(
         whose = f"domain {labeled_domain!r}" if labeled_domain else "the dataset"
         raise UserError(f"{needed} labeled patients are needed, but {whose} has {len(candidates)} in imagesTr.")
     rng = random.Random(seed)
-    groups = _validation_groups(cases, patients, candidates, needed, folds, rng)
+    groups = _validation_groups(cases, patients, candidates, num_labeled=needed, folds=folds, rng=rng)
     splits = []
     for group in groups:
         free = [patient for patient in candidates if patient not in group]
@@ -199,6 +200,7 @@ def _validation_groups(
     cases: SplitCases,
     patients: Mapping[str, Sequence[str]],
     candidates: Sequence[str],
+    *,
     num_labeled: int,
     folds: int,
     rng: random.Random,

@@ -18,7 +18,7 @@ DEFAULT_PLANS = "nnUNetPlans"
 
 
 def plan_if_needed(
-    raw: Path, preprocessed: Path, plans: str, cases: Collection[str], num_processes: int
+    raw: Path, preprocessed: Path, plans: str, *, cases: Collection[str], num_processes: int
 ) -> PlansManager:
     """Return the dataset's plans; run nnU-Net's fingerprint extraction and planning first where they are missing.
 
@@ -76,6 +76,7 @@ def preprocess_if_needed(
     preprocessed: Path,
     plans: PlansManager,
     plans_name: str,
+    *,
     configurations: Sequence[str],
     cases: Collection[str],
     num_processes: int,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,21 @@ def preprocess_dataset(
     dataset_domains(raw, {*labeled, *unlabeled})
     _check_orientations(raw, preprocessed / f"{plans}.json", {**labeled, **unlabeled})
 
-    manager = plan_if_needed(raw, preprocessed, plans, labeled, num_processes)
+    manager = plan_if_needed(raw, preprocessed, plans, cases=labeled, num_processes=num_processes)
     if configurations is None:
         configurations = [name for name in DEFAULT_CONFIGURATIONS if name in manager.available_configurations]
     check_configurations(manager, configurations)
-    preprocess_if_needed(preprocessed, manager, plans, configurations, labeled, num_processes)
+    preprocess_if_needed(
+        preprocessed, manager, plans, configurations=configurations, cases=labeled, num_processes=num_processes
+    )
     if (raw / DOMAINS_FILE).is_file():
         atomic_write_text(preprocessed / DOMAINS_FILE, (raw / DOMAINS_FILE).read_text(encoding="utf-8-sig"))
 
     failures: dict[str, str] = {}
     for configuration in configurations:
-        failures |= _preprocess_unlabeled(preprocessed, manager, configuration, unlabeled, num_processes)
+        failures |= _preprocess_unlabeled(
+            preprocessed, manager, configuration, cases=unlabeled, num_processes=num_processes
+        )
     if failures:
         listed = "; ".join(f"{case}: {reason}" for case, reason in failures.items())
         raise UserError(
@@ -129,7 +134,7 @@ def _check_orientations(raw: Path, plans: Path, cases: Mapping[str, ImageFiles])
 
 
 def _preprocess_unlabeled(
-    preprocessed: Path, plans: PlansManager, configuration: str, cases: Mapping[str, ImageFiles], num_processes: int
+    preprocessed: Path, plans: PlansManager, configuration: str, *, cases: Mapping[str, ImageFiles], num_processes: int
 ) -> dict[str, str]:
     """Preprocess the unlabeled cases for one configuration; return the reason for each case that failed."""
     if not cases:
@@ -151,12 +156,18 @@ def _preprocess_unlabeled(
     dataset_json = load_json_object(preprocessed / DESCRIPTION_FILE)
     failures: dict[str, str] = {}
     with _temporary_folder(folder) as temporary, _executor(min(num_processes, len(todo))) as executor:
+        preprocess = partial(
+            _preprocess_case,
+            temporary=temporary,
+            plans=plans,
+            configuration=configuration,
+            dataset_json=dataset_json,
+        )
         futures = {}
         for case in todo:
             _remove_case(folder, case)
             files = [str(path) for path in cases[case]]
-            job = executor.submit(_preprocess_case, case, files, folder, temporary, plans, configuration, dataset_json)
-            futures[job] = case
+            futures[executor.submit(preprocess, case, files, folder)] = case
         bar = tqdm(as_completed(futures), total=len(futures), desc=f"Preprocessing unlabeled cases ({configuration})")
         for future in bar:
             case, error = futures[future], future.exception()
@@ -172,6 +183,7 @@ def _preprocess_case(
     case: str,
     files: list[str],
     folder: Path,
+    *,
     temporary: Path,
     plans: PlansManager,
     configuration: str,

@@ -128,7 +128,7 @@ def make_project(root, configurations, num_channels=1, orientations=("RAS",)):
         patch.setenv("nnUNet_n_proc_DA", "1")
         (root / "nnUNet_raw").mkdir()
         (root / "nnUNet_preprocessed").mkdir()
-        import_dataset(int(DATASET), "Tiny", scans / "labeled", scans / "unlabeled", scans / "domains.csv")
+        import_dataset(int(DATASET), "Tiny", scans / "labeled", scans / "unlabeled", domains=scans / "domains.csv")
         preprocess_dataset(DATASET, configurations, num_processes=1)
     unlabeled = (*SPLIT["hidden"], *UNLABELED_SCANS)
     save_splits(project.preprocessed, [Split(tuple(SPLIT["labeled"]), unlabeled, tuple(SPLIT["val"]))])

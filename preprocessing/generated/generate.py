@@ -85,6 +85,7 @@ def generate_dataset(
     folder: Path,
     cases_per_scanner: int | Mapping[str, int],
     labeled: Mapping[str, int],
+    *,
     test_per_scanner: int = 0,
     seed: int = 0,
     storage: StorageOptions | None = None,
@@ -120,7 +121,7 @@ def generate_dataset(
     domains: dict[str, str] = {}
     for name, role, number in _plan_cases(counts, test_per_scanner):
         case = f"{name}{role}{number + 1:03d}"
-        generated = _draw_case(name, role, number, seed, storage)
+        generated = _draw_case(name, role, number, seed=seed, storage=storage)
         orientation = storage.orientations[len(domains) % len(storage.orientations)]
         images, labels = _case_folders(folder, role, number < labeled.get(name, 0))
         _write_case(_reorient(generated, orientation), case, images, labels)
@@ -136,7 +137,7 @@ def _plan_cases(counts: Mapping[str, int], test_per_scanner: int) -> Iterator[tu
         yield from ((name, _TEST, number) for number in range(test_per_scanner))
 
 
-def _draw_case(name: str, role: str, number: int, seed: int, storage: StorageOptions) -> GeneratedCase:
+def _draw_case(name: str, role: str, number: int, *, seed: int, storage: StorageOptions) -> GeneratedCase:
     """Generate one case from its own stream of random numbers, so that no other case depends on it."""
     stream = (list(SCANNERS).index(name), (_TRAINING, _TEST).index(role), number)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))

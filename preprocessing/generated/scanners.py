@@ -43,7 +43,7 @@ class Scanner:
 
 
 def _tissues(
-    fat: float, muscle: float, lung: float, liver: float, blood: float, heart_muscle: float
+    *, fat: float, muscle: float, lung: float, liver: float, blood: float, heart_muscle: float
 ) -> dict[Tissue, float]:
     """Return the intensity table of a scanner; air is always black."""
     return dict(zip(Tissue, (0.0, fat, muscle, lung, liver, blood, heart_muscle), strict=True))

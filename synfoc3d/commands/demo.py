@@ -50,7 +50,9 @@ def run_demo(folder: Path, device: str, seed: int = 0) -> None:
 def _generate(folder: Path, seed: int) -> None:
     from synfoc3d.preprocessing.generated.generate import generate_dataset
 
-    cases = generate_dataset(folder, TRAIN_PER_SCANNER, {LABELED_SCANNER: LABELED}, TEST_PER_SCANNER, seed)
+    cases = generate_dataset(
+        folder, TRAIN_PER_SCANNER, {LABELED_SCANNER: LABELED}, test_per_scanner=TEST_PER_SCANNER, seed=seed
+    )
     print(
         f"Generated {len(cases)} scans of 4 scanners in {folder}; labels: {LABELED} scans of scanner {LABELED_SCANNER}."
     )

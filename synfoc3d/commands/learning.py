@@ -46,9 +46,16 @@ def _run_train(args: argparse.Namespace) -> None:
             os.environ[config.CONFIG_VARIABLE] = str(file)
         try:
             train(
-                args.dataset, args.configuration, args.fold, args.trainer, args.plans, device(args.device),
-                resume=args.resume, only_validate=args.val, save_probabilities=args.npz,
-            )  # fmt: skip
+                args.dataset,
+                args.configuration,
+                args.fold,
+                trainer=args.trainer,
+                plans=args.plans,
+                device=device(args.device),
+                resume=args.resume,
+                only_validate=args.val,
+                save_probabilities=args.npz,
+            )
         except UserError as error:
             # the user wrote --config or --set, not the file in between
             raise UserError(str(error).replace(str(Path(folder) / "settings.yaml"), args.config or "--set")) from None
@@ -114,7 +121,9 @@ def _run_pretrain(args: argparse.Namespace) -> None:
     base = args.config or ("" if args.resume else "pretrain")
     tree = config.override(config.read_partial(base) if base else {}, args.assignments)
     start = args.start and find_checkpoint("compact", None if args.start == "compact" else args.start)
-    weights = pretrain(args.output, tree, device(args.device), start, args.minutes, args.resume)
+    weights = pretrain(
+        args.output, tree, device=device(args.device), start=start, minutes=args.minutes, resume=args.resume
+    )
     print(f"Written to {weights}\nUse it with --set foundation.checkpoint={weights}")
 
 

@@ -42,7 +42,13 @@ def _run_import(args: argparse.Namespace) -> None:
     from synfoc3d.preprocessing.importing import import_dataset
 
     folder = import_dataset(
-        args.dataset, args.name, args.labeled, args.unlabeled, args.domains, args.labels, args.channels
+        args.dataset,
+        args.name,
+        args.labeled,
+        args.unlabeled,
+        domains=args.domains,
+        label_names=args.labels,
+        channel_names=args.channels,
     )
     print(f"Imported into {folder}\nNext: synfoc3d preprocess -d {args.dataset}")
 
@@ -94,7 +100,7 @@ def _run_split(args: argparse.Namespace) -> None:
         labeled, unlabeled, val = (read_ids(source, cases.all) if source else None for source in sources)
         splits = split_by_ids(cases, labeled or [], unlabeled, val or ())
     else:
-        splits = split_by_count(cases, args.num_labeled, args.labeled_domain, args.folds, args.seed)
+        splits = split_by_count(cases, args.num_labeled, args.labeled_domain, folds=args.folds, seed=args.seed)
     file = write_splits(cases, splits)
     print(describe_splits(cases, splits))
     print(f"Written to {file}\nNext: synfoc3d train {args.dataset} 2d 0")

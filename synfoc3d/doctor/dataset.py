@@ -62,7 +62,9 @@ def check_dataset(dataset: str) -> list[Finding]:
         mend = "Set nnUNet_raw to the folder that holds it; training and prediction do without."
         findings.append(Finding("raw data", "warning", "there is no folder in nnUNet_raw", mend))
     if preprocessed:
-        return findings + check_preprocessed(preprocessed, number, plans, set(cases.images), set(cases.unlabeled))
+        return findings + check_preprocessed(
+            preprocessed, number, plans, labeled=set(cases.images), unlabeled=set(cases.unlabeled)
+        )
     mend = f"Run: synfoc3d preprocess -d {number}"
     return [*findings, Finding("preprocessed", "warning", "there is no folder in nnUNet_preprocessed", mend)]
 

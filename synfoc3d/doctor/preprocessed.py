@@ -28,6 +28,7 @@ def check_preprocessed(
     folder: Path,
     dataset_id: int,
     plans: Mapping[str, Mapping[str, Any]],
+    *,
     labeled: Collection[str],
     unlabeled: Collection[str],
 ) -> list[Finding]:
@@ -50,7 +51,9 @@ def check_preprocessed(
         for configuration, identifier in data_folders(content["configurations"]).items():
             if (folder / identifier).is_dir():
                 mend = f"{run} -c {configuration}" + ("" if name == "nnUNetPlans" else f" -p {name}")
-                findings.append(_check_cases(folder, configuration, identifier, labeled, unlabeled, mend))
+                findings.append(
+                    _check_cases(folder, configuration, identifier, labeled=labeled, unlabeled=unlabeled, mend=mend)
+                )
     if not findings:
         findings.append(Finding("preprocessed", "warning", "no configuration is preprocessed", run))
     return [*findings, *check_split(folder, dataset_id, {*labeled}, {*unlabeled})]
@@ -68,7 +71,7 @@ def data_folders(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, s
 
 
 def _check_cases(
-    folder: Path, name: str, identifier: str, labeled: Collection[str], unlabeled: Collection[str], mend: str
+    folder: Path, name: str, identifier: str, *, labeled: Collection[str], unlabeled: Collection[str], mend: str
 ) -> Finding:
     """Compare one configuration's preprocessed cases with the raw ones."""
     done = preprocessed_cases(folder / identifier)

@@ -35,7 +35,7 @@ def figure_file(path: Path, rows: int, columns: int, panel: tuple[float, float])
         plt.close(figure)
 
 
-def draw_contours(axis: Any, image: np.ndarray, mask: np.ndarray, classes: int, aspect: float = 1.0) -> None:  # noqa: ANN401
+def draw_contours(axis: Any, image: np.ndarray, mask: np.ndarray, *, classes: int, aspect: float = 1.0) -> None:  # noqa: ANN401
     """Show a slice (H, W) with the outline of every class.
 
     Args:

@@ -56,7 +56,7 @@ def _contrast_mean(sample: Tensor, color: bool) -> Tensor:
 
 
 def strong_view(
-    weak: Tensor, value_range: Tensor, settings: AugmentationSettings, image_size: int, color: bool = False
+    weak: Tensor, value_range: Tensor, settings: AugmentationSettings, *, image_size: int, color: bool = False
 ) -> Tensor:
     """Brightness, contrast and in-plane blur, always and in this order (SynFoC's strong augmentation).
 

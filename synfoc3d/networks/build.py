@@ -65,7 +65,9 @@ def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[Sl
                 "foundation.checkpoint, and leave foundation.full_finetune and lora_rank=0 out."
             )
         load_released_lora(network, settings.lora)
-    slicewise = SlicewiseFoundation(network, image_size, settings.chunk, settings.channels, settings.intensity)
+    slicewise = SlicewiseFoundation(
+        network, image_size, chunk=settings.chunk, channels=settings.channels, intensity=settings.intensity
+    )
     return slicewise, {
         "name": settings.name,
         "checkpoint": str(checkpoint) if checkpoint else None,

@@ -87,6 +87,7 @@ class SlicewiseFoundation(nn.Module):
         self,
         network: nn.Module,
         image_size: int,
+        *,
         chunk: int = 0,
         channels: Sequence[int] | None = None,
         intensity: IntensityRule = "case",

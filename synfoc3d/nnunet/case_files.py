@@ -137,9 +137,10 @@ def _nifti_shape(name: str) -> tuple[int, ...]:
 def write_case(
     target: Path,
     values: np.ndarray | Tensor,
-    are_probabilities: bool,
     case: PreparedCase,
     info: ModelInfo,
+    *,
+    are_probabilities: bool,
     save_probabilities: bool = False,
     threads: int = 1,
 ) -> None:
@@ -150,9 +151,9 @@ def write_case(
     Args:
         target: path of the mask, without ending.
         values: (K, D, H, W) logits, or probabilities that are averaged and resampled as such.
-        are_probabilities: which of the two ``values`` holds.
         case: the case, of which the image is not needed any more.
         info: the model.
+        are_probabilities: which of the two ``values`` holds.
         save_probabilities: write target.npz and target.pkl as well, as nnU-Net does.
         threads: of torch's softmax.
     """

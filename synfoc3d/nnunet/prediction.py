@@ -50,6 +50,7 @@ class CasePredictor:
         plans: PlansManager,
         configuration: str,
         dataset_json: dict[str, Any],
+        *,
         mirror_axes: Sequence[int] | None,
         device: torch.device,
         step_size: float = 0.5,
@@ -93,7 +94,12 @@ class CasePredictor:
                 return self._volumes.predict(network, image, on_progress)
             window = SliceWindow(tuple(patch), self.step_size, self.mirror_axes, torch.half)
             return segment_slices(
-                lambda tiles, _: network(tiles), image, window, self.num_classes, self.device, on_progress
+                lambda tiles, _: network(tiles),
+                image,
+                window,
+                num_classes=self.num_classes,
+                device=self.device,
+                on_progress=on_progress,
             )
 
     @torch.inference_mode()
@@ -115,7 +121,9 @@ class CasePredictor:
         window = SliceWindow(tuple(self.configuration.patch_size[-2:]), self.step_size, axes, torch.float32)
         probabilities = _SliceProbabilities(network, image, window, volumetric)
         with autocast(self.precision, self.device.type, keep_casts=True):
-            return segment_slices(probabilities, image, window, self.num_classes, self.device, on_progress)
+            return segment_slices(
+                probabilities, image, window, num_classes=self.num_classes, device=self.device, on_progress=on_progress
+            )
 
 
 class _SliceProbabilities:

@@ -62,6 +62,7 @@ def segment_slices(
     network: SliceNetwork,
     image: Tensor,
     window: SliceWindow,
+    *,
     num_classes: int,
     device: torch.device,
     on_progress: OnProgress = no_progress,
@@ -88,7 +89,9 @@ def segment_slices(
     while start < padded.shape[1]:
         block = padded[:, start : start + at_once]
         try:
-            result[:, start : start + at_once] = _segment_block(network, block, window, num_classes, device)
+            result[:, start : start + at_once] = _segment_block(
+                network, block, window, num_classes=num_classes, device=device
+            )
         except torch.cuda.OutOfMemoryError:
             if at_once == 1:
                 raise
@@ -107,7 +110,7 @@ def pad_to_tile(image: Tensor, window: SliceWindow) -> tuple[Tensor, tuple[slice
 
 
 def _segment_block(
-    network: SliceNetwork, block: Tensor, window: SliceWindow, num_classes: int, device: torch.device
+    network: SliceNetwork, block: Tensor, window: SliceWindow, *, num_classes: int, device: torch.device
 ) -> Tensor:
     """(C, b, H, W) slices -> (K, b, H, W)."""
     slices = block.transpose(0, 1).contiguous().to(device)

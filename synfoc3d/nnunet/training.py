@@ -32,6 +32,7 @@ def train(
     dataset: str,
     configuration: str,
     fold: str,
+    *,
     trainer: str,
     plans: str,
     device: str,

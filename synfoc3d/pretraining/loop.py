@@ -25,6 +25,7 @@ PROMPT_STREAM = 7
 def pretrain(
     folder: Path,
     given: Mapping[str, Any],
+    *,
     device: str = "cpu",
     start: Path | None = None,
     minutes: float | None = None,
@@ -48,13 +49,13 @@ def pretrain(
     Raises:
         UserError: wrong settings, nothing to continue, or a folder that holds a run already.
     """
-    state = _open(folder, given, device, start, resume)
+    state = _open(folder, given, device=device, start=start, resume=resume)
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     validation = Validation(state.settings)
     if not state.rows:
         _validate(state, validation, [])
     with tqdm(total=state.settings.steps, initial=state.step, unit="step", desc="pretrain") as bar:
-        _train(state, validation, folder, deadline, bar)
+        _train(state, validation, folder, deadline=deadline, bar=bar)
     state.save(folder / CHECKPOINT_LATEST)
     write_curves(state, folder)
     weights = write_weights(state, folder)
@@ -62,7 +63,7 @@ def pretrain(
     return weights
 
 
-def _open(folder: Path, given: Mapping[str, Any], device: str, start: Path | None, resume: bool) -> PretrainingState:
+def _open(folder: Path, given: Mapping[str, Any], *, device: str, start: Path | None, resume: bool) -> PretrainingState:
     """Start a run or continue the one in the folder."""
     file = folder / CHECKPOINT_LATEST
     if resume:
@@ -76,7 +77,7 @@ def _open(folder: Path, given: Mapping[str, Any], device: str, start: Path | Non
     return PretrainingState(settings, device, start)
 
 
-def _train(state: PretrainingState, validation: Validation, folder: Path, deadline: float, bar: "tqdm[Any]") -> None:
+def _train(state: PretrainingState, validation: Validation, folder: Path, *, deadline: float, bar: "tqdm[Any]") -> None:
     """Take steps; validate at fixed steps and at the end, and save after validations."""
     settings = state.settings
     saved, before, since_validation = time.monotonic(), time.monotonic(), []

@@ -64,7 +64,13 @@ def draw_siblings(batch: int, size: int, settings: ShapeSettings, generator: Gen
     """
     anatomy = draw_anatomy(batch, settings, generator)
     first, second = (
-        paint(vary(anatomy, settings, generator), draw_clutter(batch, settings, generator), size, settings, generator)
+        paint(
+            vary(anatomy, settings, generator),
+            draw_clutter(batch, settings, generator),
+            size,
+            settings=settings,
+            generator=generator,
+        )
         for _ in range(2)
     )
     return first, second
@@ -113,7 +119,9 @@ def vary(anatomy: Outlines, settings: ShapeSettings, generator: Generator) -> Ou
     )
 
 
-def paint(structures: Outlines, clutter: Outlines, size: int, settings: ShapeSettings, generator: Generator) -> Bodies:
+def paint(
+    structures: Outlines, clutter: Outlines, size: int, *, settings: ShapeSettings, generator: Generator
+) -> Bodies:
     """Fill the outlines on smoothly deformed pixel coordinates; clutter lies behind the organs.
 
     Args:

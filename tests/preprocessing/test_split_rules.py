@@ -51,8 +51,8 @@ class TestCountsForAllDatasets:
         domain = data.draw(st.sampled_from(["A", None]))
         pool = cases.patients(case for case in cases.train if domain is None or case[0] == domain)
         num_labeled = data.draw(st.none() | st.integers(1, len(pool)))
-        splits = split_by_count(cases, num_labeled, domain, folds, seed)
-        assert splits == split_by_count(cases, num_labeled, domain, folds, seed)
+        splits = split_by_count(cases, num_labeled, domain, folds=folds, seed=seed)
+        assert splits == split_by_count(cases, num_labeled, domain, folds=folds, seed=seed)
         assert 1 <= len(splits) <= folds
         for split in splits:
             self.check(cases, split, num_labeled, domain)

@@ -102,9 +102,9 @@ def jobs(monkeypatch):
     done = []
     original = unlabeled._preprocess_case
 
-    def note(case, *arguments):
+    def note(case, *arguments, **named):
         done.append(case)
-        original(case, *arguments)
+        original(case, *arguments, **named)
 
     monkeypatch.setattr(unlabeled, "_preprocess_case", note)
     return done

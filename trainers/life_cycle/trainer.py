@@ -206,7 +206,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
         """Strong view of weak patches (B, C, [D,] H, W) with their ranges (B, C, 2), as the settings say."""
         color = is_color(self.configuration_manager.normalization_schemes)
-        return strong_view(weak, value_range, self.settings.augmentation, self.strong_image_size(), color)
+        return strong_view(
+            weak, value_range, self.settings.augmentation, image_size=self.strong_image_size(), color=color
+        )
 
     def strong_image_size(self) -> int:
         """S, the image side to which the strong view's blur refers: the foundation network's, in pixels."""

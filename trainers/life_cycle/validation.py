@@ -69,7 +69,11 @@ def validate_foundation(
     folder.mkdir(parents=True, exist_ok=True)
     info = ModelInfo(trainer.plans_manager, trainer.configuration_name, trainer.dataset_json)
     predictor = CasePredictor(
-        info.plans, info.configuration, info.dataset_json, trainer.inference_allowed_mirroring_axes, trainer.device
+        info.plans,
+        info.configuration,
+        info.dataset_json,
+        mirror_axes=trainer.inference_allowed_mirroring_axes,
+        device=trainer.device,
     )
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
     spawn = multiprocessing.get_context("spawn")
@@ -79,7 +83,8 @@ def validate_foundation(
             data, _, _, properties = dataset.load_case(case)
             probabilities = predictor.foundation(student, torch.from_numpy(data[:])).numpy()
             source = PreparedCase(np.empty(0), properties, info.plans.image_reader_writer_class)
-            written.append(exports.submit(write_case, folder / case, probabilities, True, source, info))
+            job = exports.submit(write_case, folder / case, probabilities, source, info, are_probabilities=True)
+            written.append(job)
         for export in written:
             export.result()
     metrics = compute_metrics_on_folder(

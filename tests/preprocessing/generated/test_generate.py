@@ -279,7 +279,9 @@ def test_a_case_is_unchanged_when_others_are_added_or_lose_their_labels(tmp_path
 
 def test_training_and_test_cases_and_seeds_differ(tmp_path: Path) -> None:
     for seed in (0, 1):
-        generate_dataset(tmp_path / str(seed), {"A": 1}, {"A": 1}, 1, seed, StorageOptions(shape=SHAPE))
+        generate_dataset(
+            tmp_path / str(seed), {"A": 1}, {"A": 1}, test_per_scanner=1, seed=seed, storage=StorageOptions(shape=SHAPE)
+        )
     training = voxels(tmp_path / "0" / "labeled" / "labels" / "Atrain001.nii.gz")
     assert not np.array_equal(training, voxels(tmp_path / "0" / "test" / "labels" / "Atest001.nii.gz"))
     assert not np.array_equal(training, voxels(tmp_path / "1" / "labeled" / "labels" / "Atrain001.nii.gz"))
@@ -322,10 +324,10 @@ def test_an_unknown_scanner_is_refused(tmp_path: Path, arguments: tuple) -> None
         generate_dataset(tmp_path, *arguments)
 
 
-@pytest.mark.parametrize("arguments", [(-1, {"A": 1}), (1, {"A": -1}), (1, {"A": 1}, -1)])
-def test_negative_numbers_of_cases_are_refused(tmp_path: Path, arguments: tuple) -> None:
+@pytest.mark.parametrize(("cases", "labeled", "test"), [(-1, {"A": 1}, 0), (1, {"A": -1}, 0), (1, {"A": 1}, -1)])
+def test_negative_numbers_of_cases_are_refused(tmp_path: Path, cases: int, labeled: dict, test: int) -> None:
     with pytest.raises(UserError, match="cannot be negative.*-1"):
-        generate_dataset(tmp_path, *arguments)
+        generate_dataset(tmp_path, cases, labeled, test_per_scanner=test)
 
 
 @pytest.mark.parametrize("counts", [1, {"A": 1}])

@@ -115,14 +115,14 @@ def test_image_is_a_volume_of_one_slice(sam: nn.Module) -> None:
 @pytest.mark.parametrize(("chunk", "sizes"), [(0, [6]), (1, [1] * 6), (3, [3, 3]), (4, [4, 2]), (6, [6]), (9, [6])])
 def test_chunks_bound_the_slices_of_a_call(chunk: int, sizes: list[int]) -> None:
     network = Recorder()
-    SlicewiseFoundation(network, 16, chunk)(torch.rand(2, 1, 3, 16, 16))
+    SlicewiseFoundation(network, 16, chunk=chunk)(torch.rand(2, 1, 3, 16, 16))
     assert [len(call) for call in network.calls] == sizes
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 6])
 def test_chunks_do_not_change_logits(chunk: int, sam: nn.Module) -> None:
     images = torch.rand(2, 1, 3, 12, 20)
-    torch.testing.assert_close(SlicewiseFoundation(sam, 64, chunk)(images), SlicewiseFoundation(sam, 64)(images))
+    torch.testing.assert_close(SlicewiseFoundation(sam, 64, chunk=chunk)(images), SlicewiseFoundation(sam, 64)(images))
 
 
 def test_order_of_slices_and_samples_does_not_matter(sam: nn.Module) -> None:

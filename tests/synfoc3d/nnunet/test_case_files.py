@@ -140,7 +140,7 @@ def test_channels_on_different_grids_are_refused(two_channels, tmp_path):
 
 def test_mask_lies_on_the_scans_grid(scan, info, tmp_path):
     case = prepare_case([scan], info())
-    write_case(tmp_path / "mask", logits(case), False, case, info())
+    write_case(tmp_path / "mask", logits(case), case, info(), are_probabilities=False)
     for library in (nibabel.load, SimpleITK.ReadImage):
         library(str(tmp_path / "mask.nii.gz"))
     mask, image = nibabel.load(tmp_path / "mask.nii.gz"), nibabel.load(scan)
@@ -155,7 +155,7 @@ def test_scan_with_skewed_axes_is_segmented_on_its_own_grid(scan, info, tmp_path
     with pytest.raises(RuntimeError):  # or there would be nothing to test
         SimpleITK.ReadImage(str(scan))
     case = prepare_case([scan], info())
-    write_case(tmp_path / "mask", logits(case), False, case, info())
+    write_case(tmp_path / "mask", logits(case), case, info(), are_probabilities=False)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
     np.testing.assert_allclose(mask.affine, SKEWED, atol=1e-5)
     assert mask.shape == image.shape and case.image.ndim == straight.ndim
@@ -174,7 +174,7 @@ def test_mask_of_logits_is_nnunets(scan, info, tmp_path):
     from nnunetv2.inference.export_prediction import export_prediction_from_logits
 
     case, model = prepare_case([scan], info()), info()
-    write_case(tmp_path / "ours", logits(case), False, case, model, save_probabilities=True)
+    write_case(tmp_path / "ours", logits(case), case, model, are_probabilities=False, save_probabilities=True)
     export_prediction_from_logits(
         logits(case), case.properties, model.plans.get_configuration("2d"), model.plans, model.dataset_json,
         str(tmp_path / "theirs"), save_probabilities=True,
@@ -190,7 +190,7 @@ def test_probabilities_are_written_as_they_are(scan, info, tmp_path):
     case = prepare_case([scan], info())
     values = np.exp(logits(case).astype(np.float32))
     values /= values.sum(0)
-    write_case(tmp_path / "mask", values, True, case, info(), save_probabilities=True)
+    write_case(tmp_path / "mask", values, case, info(), are_probabilities=True, save_probabilities=True)
     saved = np.load(tmp_path / "mask.npz")["probabilities"]
     np.testing.assert_allclose(saved.sum(0), 1, atol=1e-5)
     inside = tuple(slice(*side) for side in case.properties["bbox_used_for_cropping"])
@@ -203,7 +203,7 @@ def test_mask_that_cannot_be_written_leaves_nothing(scan, info, tmp_path, monkey
     monkeypatch.setattr(case.reader, "write_seg", lambda *_: 1 / 0)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError):
-        write_case(tmp_path / "mask", logits(case), False, case, info(), save_probabilities=True)
+        write_case(tmp_path / "mask", logits(case), case, info(), are_probabilities=False, save_probabilities=True)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -211,5 +211,5 @@ def test_remains_of_a_killed_run_are_overwritten(scan, info, tmp_path):
     (tmp_path / ".mask.partial").mkdir()
     (tmp_path / ".mask.partial" / "old").touch()
     case = prepare_case([scan], info())
-    write_case(tmp_path / "mask", logits(case), False, case, info())
+    write_case(tmp_path / "mask", logits(case), case, info(), are_probabilities=False)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["case_0000.nii.gz", "mask.nii.gz"]

@@ -28,7 +28,7 @@ class Plans:
 
 def predictor(configuration, **options):
     axes = tuple(range(len(PATCHES[configuration])))
-    return CasePredictor(Plans(), configuration, {}, axes, CPU, **options)
+    return CasePredictor(Plans(), configuration, {}, mirror_axes=axes, device=CPU, **options)
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,7 @@ def test_absent_structure_is_nowhere():
 
 def test_painted_area_is_that_of_the_ellipse():
     settings = STILL.model_copy(update={"organs": 1})
-    structure = paint(ellipse(), no_clutter(), 128, settings, rng()).structure
+    structure = paint(ellipse(), no_clutter(), 128, settings=settings, generator=rng()).structure
     assert structure.sum().item() == pytest.approx(math.pi * 0.5 * 0.25 * 64**2, rel=0.02)
 
 
@@ -73,7 +73,7 @@ def test_later_structures_cover_earlier_ones():
     ring = Outlines(
         *(torch.cat(pair, 1) for pair in zip(ellipse(radii=(0.5, 0.5)), ellipse(radii=(0.3, 0.3)), strict=True))
     )
-    structure = paint(ring, no_clutter(), 64, settings, rng()).structure[0]
+    structure = paint(ring, no_clutter(), 64, settings=settings, generator=rng()).structure[0]
     assert structure[32, 32] == 2
     assert structure[32, 32 + 13] == 1
     assert structure[32, 63] == 0
@@ -82,7 +82,7 @@ def test_later_structures_cover_earlier_ones():
 def test_clutter_has_a_tissue_but_no_label():
     settings = STILL.model_copy(update={"organs": 1})
     far = ellipse(center=(0.8, 0.8), radii=(0.1, 0.1))
-    bodies = paint(ellipse(), far, 64, settings, rng())
+    bodies = paint(ellipse(), far, 64, settings=settings, generator=rng())
     assert bodies.structure[0, 57, 57] == 0
     assert bodies.tissue[0, 57, 57] == 2
 
