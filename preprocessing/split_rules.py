@@ -49,11 +49,8 @@ def split_by_count(
         if number is not None and number < 1:
             raise UserError(f"The number of {name} must be at least 1, but is {number}.")
     patients = cases.patients(cases.train)
-    candidates = _candidates(cases, patients, labeled_domain)
     needed = num_labeled or 1
-    if needed > len(candidates):
-        whose = f"domain {labeled_domain!r}" if labeled_domain else "the dataset"
-        raise UserError(f"{needed} labeled patients are needed, but {whose} has {len(candidates)} in imagesTr.")
+    candidates = _candidates(cases, patients, labeled_domain, needed)
     rng = random.Random(seed)
     groups = _validation_groups(cases, patients, candidates, num_labeled=needed, folds=folds, rng=rng)
     splits = []
@@ -113,14 +110,17 @@ def describe_splits(cases: SplitCases, splits: Sequence[Split]) -> str:
     for fold, split in enumerate(splits):
         members = [split.labeled, split.unlabeled, split.val]
         for domain in sorted({cases.domain(case) for part in members for case in part}):
-            counts = []
-            for part in members:
-                inside = [case for case in part if cases.domain(case) == domain]
-                counts.append(f"{len(inside)} ({len(cases.patients(inside))})")
+            counts = [_count(cases, part, domain) for part in members]
             rows.append((str(fold), domain or "all", *counts))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(["cases (patients)", *lines])
+
+
+def _count(cases: SplitCases, part: Iterable[str], domain: str) -> str:
+    """Return the numbers of cases and of patients of one part that are in a domain, such as ``12 (3)``."""
+    inside = [case for case in part if cases.domain(case) == domain]
+    return f"{len(inside)} ({len(cases.patients(inside))})"
 
 
 def read_ids(source: str, known: Collection[str]) -> list[str]:
@@ -182,10 +182,17 @@ def _check_known(names: Iterable[str], allowed: Collection[str], known: Collecti
             raise UserError(f"{prefix}case {name!r} is in imagesUn and has no label; it can only be unlabeled.")
 
 
-def _candidates(cases: SplitCases, patients: Mapping[str, Sequence[str]], domain: str | None) -> list[str]:
-    """Return the patients that may be labeled: those with all their scans in the labeled domain."""
-    if domain is None:
-        return list(patients)
+def _candidates(cases: SplitCases, patients: Mapping[str, Sequence[str]], domain: str | None, needed: int) -> list[str]:
+    """Return the patients that may be labeled, as many as are needed or more."""
+    candidates = list(patients) if domain is None else _patients_of_domain(cases, patients, domain)
+    if needed > len(candidates):
+        whose = f"domain {domain!r}" if domain else "the dataset"
+        raise UserError(f"{needed} labeled patients are needed, but {whose} has {len(candidates)} in imagesTr.")
+    return candidates
+
+
+def _patients_of_domain(cases: SplitCases, patients: Mapping[str, Sequence[str]], domain: str) -> list[str]:
+    """Return the patients with all their scans in a domain."""
     if cases.domains is None:
         raise UserError(
             f"The dataset {cases.dataset} has no domains.csv, so no labeled domain {domain!r}; leave it out."

@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -144,12 +144,8 @@ def _preprocess_unlabeled(
     folder.mkdir(exist_ok=True)
     # Beside the folder, not in it: nnU-Net tells the storage format of a folder by the endings of its files.
     record = preprocessed / f"{identifier}_unlabeled.json"
-    done: dict[str, Any] = load_json_object(record) if record.is_file() else {}
+    done = _clear_vanished(record, folder, cases)
     wanted = _signatures(plans, configuration, cases)
-    for case in set(done) - set(cases):
-        _remove_case(folder, case)
-        del done[case]
-    atomic_write_text(record, json.dumps(done, indent=1))
     todo = [case for case in cases if done.get(case) != wanted[case] or not is_complete(folder, case)]
     if not todo:
         return {}
@@ -177,6 +173,16 @@ def _preprocess_unlabeled(
             done[case] = wanted[case]
             atomic_write_text(record, json.dumps(done, indent=1))
     return failures
+
+
+def _clear_vanished(record: Path, folder: Path, cases: Collection[str]) -> dict[str, Any]:
+    """Remove the cases that have left imagesUn from the folder and its record; return what the record then says."""
+    done: dict[str, Any] = load_json_object(record) if record.is_file() else {}
+    for case in set(done) - set(cases):
+        _remove_case(folder, case)
+        del done[case]
+    atomic_write_text(record, json.dumps(done, indent=1))
+    return done
 
 
 def _preprocess_case(

@@ -3,6 +3,7 @@
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synfoc3d.commands.common import (
     Commands,
@@ -12,6 +13,10 @@ from synfoc3d.commands.common import (
     device,
 )
 from synfoc3d.errors import UserError
+
+if TYPE_CHECKING:  # the commands' help needs neither torch nor nnU-Net
+    from synfoc3d.files.splits import Split
+    from synfoc3d.preprocessing.split_cases import SplitCases
 
 
 def _demo(commands: Commands) -> None:
@@ -87,23 +92,35 @@ def _split(commands: Commands) -> None:
 
 def _run_split(args: argparse.Namespace) -> None:
     from synfoc3d.preprocessing.split_cases import read_split_cases
-    from synfoc3d.preprocessing.split_rules import describe_splits, read_ids, split_by_count, split_by_ids, write_splits
+    from synfoc3d.preprocessing.split_rules import describe_splits, split_by_count, write_splits
 
-    by_count = (args.num_labeled, args.labeled_domain)
-    if args.labeled_ids and any(value is not None for value in by_count):
-        raise UserError("--labeled-ids lists the labeled cases: leave out --num-labeled and --labeled-domain.")
-    if not args.labeled_ids and (args.unlabeled_ids or args.val_ids):
-        raise UserError("--unlabeled-ids and --val-ids need --labeled-ids.")
+    _check_ways_to_split(args)
     cases = read_split_cases(args.dataset, args.patient_pattern)
     if args.labeled_ids:
-        sources = (args.labeled_ids, args.unlabeled_ids, args.val_ids)
-        labeled, unlabeled, val = (read_ids(source, cases.all) if source else None for source in sources)
-        splits = split_by_ids(cases, labeled or [], unlabeled, val or ())
+        splits = _split_by_lists(cases, args)
     else:
         splits = split_by_count(cases, args.num_labeled, args.labeled_domain, folds=args.folds, seed=args.seed)
     file = write_splits(cases, splits)
     print(describe_splits(cases, splits))
     print(f"Written to {file}\nNext: synfoc3d train {args.dataset} 2d 0")
+
+
+def _check_ways_to_split(args: argparse.Namespace) -> None:
+    """Refuse options of the two ways to split, by number and by list, that exclude each other."""
+    by_count = (args.num_labeled, args.labeled_domain)
+    if args.labeled_ids and any(value is not None for value in by_count):
+        raise UserError("--labeled-ids lists the labeled cases: leave out --num-labeled and --labeled-domain.")
+    if not args.labeled_ids and (args.unlabeled_ids or args.val_ids):
+        raise UserError("--unlabeled-ids and --val-ids need --labeled-ids.")
+
+
+def _split_by_lists(cases: "SplitCases", args: argparse.Namespace) -> "list[Split]":
+    """Return the one split whose cases the given files list."""
+    from synfoc3d.preprocessing.split_rules import read_ids, split_by_ids
+
+    sources = (args.labeled_ids, args.unlabeled_ids, args.val_ids)
+    labeled, unlabeled, val = (read_ids(source, cases.all) if source else None for source in sources)
+    return split_by_ids(cases, labeled or [], unlabeled, val or ())
 
 
 COMMANDS = (_demo, _import, _preprocess, _split)

@@ -17,7 +17,8 @@ GIB = 2**30
 GPU_WANTED = 8  # nnU-Net plans its patches for this much
 RAM_WANTED = 4  # of the training process
 SHARED_WANTED = 1  # /dev/shm, through which workers hand over their batches
-AUGMENTATION_WORKER, CASE_WORKER = 1, 2  # each process that augments patches; each that holds whole scans
+WORKER_MEMORY = {"nnUNet_n_proc_DA": 1, "nnUNet_def_n_proc": 2}  # of each that augments patches; holds whole scans
+LEAST_WORKERS = {"nnUNet_n_proc_DA": 0, "nnUNet_def_n_proc": 1}
 NNUNET_WORKERS = {"nnUNet_n_proc_DA": 12, "nnUNet_def_n_proc": 8}  # nnU-Net's own choice where a variable is not set
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # NVIDIA's minimum by CUDA's major version
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
@@ -188,17 +189,12 @@ def check_workers(variable: str, value: str | None, cores: int, available: float
         cores: processors.
         available: GiB of memory, 0 if unknown.
     """
-    augments = variable == "nnUNet_n_proc_DA"
-    each, lowest = (AUGMENTATION_WORKER, 0) if augments else (CASE_WORKER, 1)
-    carried = cores if not available else min(cores, int((available - RAM_WANTED) // each))
-    budget = max(lowest, carried)
+    lowest, budget = LEAST_WORKERS[variable], _budget(variable, cores, available)
     mend = f"Run: export {variable}={budget}"
     if value is not None and (not value.strip().isdigit() or int(value) < lowest):
         text = f"is {value!r}, but must be a whole number from {lowest}; nnU-Net stops at it"
         return Finding(variable, "error", text, mend)
-    workers = NNUNET_WORKERS[variable] if value is None else int(value)
-    if augments or value is None:
-        workers = min(workers, cores)  # as nnU-Net for augmentation, and this program's commands for the rest
+    workers = _started_workers(variable, value, cores)
     text = f"{workers} processes{'' if value else ' (not set)'}, {cores} processors"
     details = {"workers": workers, "budget": budget, "cores": cores}
     if workers > budget:
@@ -207,3 +203,19 @@ def check_workers(variable: str, value: str | None, cores: int, available: float
     if value is not None and int(value) > cores:
         return Finding(variable, "warning", f"is {value}, more than the {cores} processors", mend, details)
     return Finding(variable, "ok", text, details=details)
+
+
+def _budget(variable: str, cores: int, available: float) -> int:
+    """Return how many workers the processors and the memory (GiB, 0 if unknown) carry, at least the fewest allowed."""
+    carried = cores
+    if available:
+        carried = min(cores, int((available - RAM_WANTED) // WORKER_MEMORY[variable]))
+    return max(LEAST_WORKERS[variable], carried)
+
+
+def _started_workers(variable: str, value: str | None, cores: int) -> int:
+    """Return how many workers are started for a valid value of the variable, None where it is not set."""
+    if value is None:
+        return min(NNUNET_WORKERS[variable], cores)
+    # nnU-Net itself limits the workers for augmentation alone
+    return min(int(value), cores) if variable == "nnUNet_n_proc_DA" else int(value)

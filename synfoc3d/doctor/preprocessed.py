@@ -1,7 +1,7 @@
 """Checks of one dataset's preprocessed files and of its split."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,18 +118,28 @@ def check_split(folder: Path, dataset_id: int, labeled: set[str], unlabeled: set
         return [Finding(SPLITS_FILE, "error", str(error), anew)]
     if not splits:
         return [Finding(SPLITS_FILE, "error", "holds no fold", anew)]
+    return [_check_folds(splits, labeled, unlabeled, anew)]
+
+
+def _check_folds(splits: Sequence[Split], labeled: set[str], unlabeled: set[str], anew: str) -> Finding:
+    """Compare the folds with the cases there are; ``anew`` tells how to make the splits anew."""
     unknown = {case for split in splits for case in _unknown(split, labeled, unlabeled)} if labeled else set()
     if unknown:
         text = f"names {some(unknown)} that the dataset does not have with the labels needed"
-        return [Finding(SPLITS_FILE, "error", text, anew, {"cases": sorted(unknown)})]
+        return Finding(SPLITS_FILE, "error", text, anew, {"cases": sorted(unknown)})
     bare = [fold for fold, split in enumerate(splits) if not split.unlabeled]
     if bare:
         mend = "Import unlabeled scans, or hide labels with: synfoc3d split --num-labeled N"
-        return [Finding(SPLITS_FILE, "warning", f"fold {bare[0]} has no unlabeled case", mend)]
+        return Finding(SPLITS_FILE, "warning", f"fold {bare[0]} has no unlabeled case", mend)
+    return _describe_folds(splits)
+
+
+def _describe_folds(splits: Sequence[Split]) -> Finding:
+    """Count the cases of the folds."""
     numbers = [{key: len(getattr(split, key)) for key in ("labeled", "unlabeled", "val")} for split in splits]
     first = "{labeled} labeled, {unlabeled} unlabeled, {val} validation".format(**numbers[0])
     text = f"{len(splits)} fold{'s' if len(splits) > 1 else ''}; fold 0: {first}"
-    return [Finding(SPLITS_FILE, "ok", text, details={"folds": numbers})]
+    return Finding(SPLITS_FILE, "ok", text, details={"folds": numbers})
 
 
 def _unknown(split: Split, labeled: set[str], unlabeled: set[str]) -> set[str]:

@@ -146,12 +146,17 @@ def _first_patients(cases: SplitCases, number: int, domain: str | None) -> list[
         if domain is None or all(cases.domain(scan) == domain for scan in scans):
             patients.append(scans)
     if len(patients) < number:
-        whose, known = cases.dataset, ""
-        if domain is not None:
-            domains = sorted(set((cases.domains or {}).values()))
-            whose, known = f"domain {domain!r} of {whose}", f" Its domains: {', '.join(domains) or 'none'}."
+        whose, known = _place(cases, domain)
         raise UserError(f"{number} labeled patients are needed, but {whose} has {len(patients)} in imagesTr.{known}")
     return [scan for scans in patients[:number] for scan in scans]
+
+
+def _place(cases: SplitCases, domain: str | None) -> tuple[str, str]:
+    """Return words for the dataset or one domain of it, and a sentence on the domains it has."""
+    if domain is None:
+        return cases.dataset, ""
+    domains = sorted(set((cases.domains or {}).values()))
+    return f"domain {domain!r} of {cases.dataset}", f" Its domains: {', '.join(domains) or 'none'}."
 
 
 def _validation_set(place: Path, preprocessed: Path) -> HeldOutCases:

@@ -15,6 +15,19 @@ def read_domains(path: Path) -> dict[str, str]:
     Raises:
         UserError: no such file, no UTF-8 text, another header, a line without case or domain, or a case twice.
     """
+    domains: dict[str, str] = {}
+    for row in _read_rows(path):
+        if len(row) != len(HEADER) or not all(row):
+            raise UserError(f"A line of the domains file {path} must be case,domain, but one is {','.join(row)!r}.")
+        case, domain = row
+        if case in domains:
+            raise UserError(f"The domains file {path} names case {case!r} twice; keep one line.")
+        domains[case] = domain
+    return domains
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """Return the cells of every line below the header, without blanks around them."""
     if not path.is_file():
         raise UserError(f"The domains file {path} does not exist; write a CSV file with the header case,domain.")
     try:
@@ -26,15 +39,7 @@ def read_domains(path: Path) -> dict[str, str]:
     if not rows or tuple(rows[0]) != HEADER:
         found = ",".join(rows[0]) if rows else "nothing"
         raise UserError(f"The first line of the domains file {path} must be case,domain, but is {found!r}.")
-    domains: dict[str, str] = {}
-    for row in rows[1:]:
-        if len(row) != len(HEADER) or not all(row):
-            raise UserError(f"A line of the domains file {path} must be case,domain, but one is {','.join(row)!r}.")
-        case, domain = row
-        if case in domains:
-            raise UserError(f"The domains file {path} names case {case!r} twice; keep one line.")
-        domains[case] = domain
-    return domains
+    return rows[1:]
 
 
 def check_domains(domains: dict[str, str], cases: Collection[str], path: Path) -> None:

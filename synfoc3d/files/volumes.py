@@ -126,14 +126,19 @@ def list_images(folder: Path, whole_names: Collection[str] = (), suffixed: bool 
         if channel in files:
             raise UserError(f"Case {case!r} is there twice, as {files[channel]} and {path}; remove one of them.")
         files[channel] = path
-    for case, files in found.items():
-        for channel in range(max(files)):
-            if channel not in files:
-                raise UserError(
-                    f"Case {case!r} has {files[max(files)]} but no channel {channel:04d}: add {case}_{channel:04d}, or "
-                    f"append _0000 to the names if their last four digits are no channel."
-                )
-    return {case: tuple(files[channel] for channel in sorted(files)) for case, files in found.items()}
+    return {case: _in_order(case, files) for case, files in found.items()}
+
+
+def _in_order(case: str, files: Mapping[int, Path]) -> ImageFiles:
+    """Return the files of a case in the order of their channels; none may be missing."""
+    last = max(files)
+    for channel in range(last):
+        if channel not in files:
+            raise UserError(
+                f"Case {case!r} has {files[last]} but no channel {channel:04d}: add {case}_{channel:04d}, or "
+                f"append _0000 to the names if their last four digits are no channel."
+            )
+    return tuple(files[channel] for channel in range(last + 1))
 
 
 def read_scan(path: Path, as_label: bool = False) -> Scan:

@@ -100,14 +100,9 @@ def _read(
 
     SimpleITK reads no file whose axes are not orthonormal; voxel order and spacing are the same in both readers.
     """
+    for file in files:
+        _check_file(file)
     names = [str(file) for file in files]
-    for file, name in zip(files, names, strict=True):
-        check_checksum(file)
-        if not name.endswith(NIFTI_ENDINGS):
-            continue
-        shape = _nifti_shape(name)
-        if len(shape) > 3:
-            raise UserError(f"{name} has {len(shape)} dimensions {shape}; write one 3D file per channel or time point.")
     problem: Exception | None = None
     readers = [reader, NibabelIO] if names[0].endswith(NIFTI_ENDINGS) else [reader]
     for candidate in readers:
@@ -124,6 +119,15 @@ def _read(
             return image, properties, candidate
     assert problem is not None
     raise problem
+
+
+def _check_file(file: Path) -> None:
+    """Check what the readers do not: the checksum of a compressed file, and that a NIfTI file is 3D."""
+    check_checksum(file)
+    if file.name.endswith(NIFTI_ENDINGS):
+        shape = _nifti_shape(str(file))
+        if len(shape) > 3:
+            raise UserError(f"{file} has {len(shape)} dimensions {shape}; write one 3D file per channel or time point.")
 
 
 def _nifti_shape(name: str) -> tuple[int, ...]:

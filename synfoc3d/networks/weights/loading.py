@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from synfoc3d.errors import UserError
-from synfoc3d.networks.foundation import ARCHITECTURES, PATCH_SIZE, FoundationNetwork
+from synfoc3d.networks.foundation import ARCHITECTURES, FoundationNetwork
 from synfoc3d.networks.weights.known import file_hash
 
 RANDOM_PARTS = ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head")
@@ -145,11 +145,8 @@ def _fit(network: FoundationNetwork, state: State, path: Path) -> State:
     fitted = {}
     for name, tensor in target.items():
         weight = state[name]
-        same_kind = weight.ndim == tensor.ndim and weight.shape[-1] == tensor.shape[-1]
-        if name == POSITION_TABLE and same_kind:
-            weight = resize_position_table(weight, network.image_size // PATCH_SIZE)
-        elif name in relative_tables and same_kind:
-            weight = resize_relative_table(weight, tensor.shape[0])
+        if name == POSITION_TABLE or name in relative_tables:
+            weight = _resize_table(weight, tensor.shape)
         if weight.shape != tensor.shape:
             raise UserError(
                 f"{path} has {name} of shape {tuple(weight.shape)}, the network needs {tuple(tensor.shape)}; "
@@ -157,6 +154,13 @@ def _fit(network: FoundationNetwork, state: State, path: Path) -> State:
             )
         fitted[name] = weight
     return fitted
+
+
+def _resize_table(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Resize an absolute (1, h, w, E) or relative (L, E) position table; leave one of another kind as it is."""
+    if table.ndim != len(shape) or table.shape[-1] != shape[-1]:
+        return table
+    return resize_relative_table(table, shape[0]) if len(shape) == 2 else resize_position_table(table, shape[1])
 
 
 def _is_random(name: str) -> bool:
