@@ -82,7 +82,7 @@ def export_model(choice: ModelChoice, output: Path) -> list[str]:
 
 
 def _identifier(choice: ModelChoice) -> str:
-    """Name of the exported model's folder."""
+    """Return the name of the exported model's folder."""
     return convert_trainer_plans_config_to_identifier(STOCK_TRAINER, choice.plans, choice.configuration)
 
 
@@ -91,7 +91,7 @@ def _folds(choice: ModelChoice) -> str:
 
 
 def _commands_zip(choice: ModelChoice, dataset: str, file: Path) -> list[str]:
-    """Commands that use an exported zip."""
+    """Return the commands that use an exported zip."""
     plans = "" if choice.plans == "nnUNetPlans" else f" -p {choice.plans}"
     return [
         f"nnUNetv2_install_pretrained_model_from_zip {file}",
@@ -100,12 +100,12 @@ def _commands_zip(choice: ModelChoice, dataset: str, file: Path) -> list[str]:
 
 
 def _command_folder(choice: ModelChoice, folder: Path) -> str:
-    """The command that uses an exported folder."""
+    """Return the command that uses an exported folder."""
     return f"nnUNetv2_predict_from_modelfolder -i SCANS -o MASKS -m {folder} -f {_folds(choice)}"
 
 
 def _readme(choice: ModelChoice, dataset: str) -> str:
-    """The text that lies beside the model."""
+    """Return the text that lies beside the model."""
     lines = [*_commands_zip(choice, dataset, Path("MODEL.zip")), "", _command_folder(choice, Path("THIS_FOLDER"))]
     return README.format(
         version=__version__,
@@ -121,7 +121,7 @@ def _readme(choice: ModelChoice, dataset: str) -> str:
 
 
 def _stock_shapes(info: ModelInfo) -> dict[str, torch.Size]:
-    """Shape of every entry in the state dict of the network that nnU-Net's own trainer builds."""
+    """Return the shape of every entry in the state dict of the network that nnU-Net's own trainer builds."""
     heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
     network = build_conventional(STOCK_TRAINER, info, heads)
     return {name: value.shape for name, value in network.state_dict().items()}
@@ -150,7 +150,7 @@ def _check_weights(checkpoint: Mapping[str, Any], expected: Mapping[str, torch.S
 
 
 def _facts(choice: ModelChoice, dataset: str, found: Found) -> dict[str, Any]:
-    """What the export is, for people and programs that meet it later."""
+    """Return what the export is, for people and programs that meet it later."""
     trainings = {str(fold): _training_facts(choice.checkpoint, checkpoint) for fold, checkpoint in found.items()}
     return {
         "synfoc3d": __version__,
@@ -165,7 +165,7 @@ def _facts(choice: ModelChoice, dataset: str, found: Found) -> dict[str, Any]:
 
 
 def _training_facts(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of one fold's training, with file names in place of this machine's paths."""
+    """Return the settings of one fold's training, with file names in place of this machine's paths."""
     section = checkpoint[checkpoints.SECTION]
     settings, foundation = dict(section["settings"]), dict(section["foundation"])
     settings["foundation"] = dict(settings["foundation"])
@@ -210,7 +210,7 @@ def _zipped(folder: Path) -> Path:
 
 @contextmanager
 def _appearing_whole(output: Path) -> Iterator[Path]:
-    """An empty folder beside the output, on the same disk, that is removed afterwards."""
+    """Make an empty folder beside the output, on the same disk, that is removed afterwards."""
     temporary = output.absolute().with_name(f".{output.name}.partial")  # a kill's remains are overwritten
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -55,7 +55,7 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
 
 
 def select_part(jobs: Sequence[Job], num_parts: int, part_id: int) -> list[Job]:
-    """Every ``num_parts``-th case, from number ``part_id`` on, as nnU-Net divides them.
+    """Return every ``num_parts``-th case, from number ``part_id`` on, as nnU-Net divides them.
 
     Raises:
         UserError: a part that does not exist.
@@ -66,7 +66,7 @@ def select_part(jobs: Sequence[Job], num_parts: int, part_id: int) -> list[Job]:
 
 
 def is_finished(job: Job, ending: str, save_probabilities: bool) -> bool:
-    """Whether an earlier run wrote everything that is asked for."""
+    """Return whether an earlier run wrote everything that is asked for."""
     endings = [ending, ".npz", ".pkl"] if save_probabilities else [ending]
     return all(job.target.with_name(job.target.name + one).is_file() for one in endings)
 
@@ -79,7 +79,7 @@ def _refuse_own_mask(files: Sequence[Path], mask: Path) -> None:
 
 
 def _case_of(source: Path, cases: dict[str, list[Path]], ending: str) -> tuple[str, tuple[Path, ...]]:
-    """Name and files of the case that a file belongs to; a name without a channel number is a case of its own."""
+    """Return name and files of the case a file belongs to; a name without a channel number is a case of its own."""
     if not source.name.endswith(ending):
         raise UserError(f"{source} is not a {ending} file, which the model was trained on.")
     for case, files in cases.items():
@@ -89,7 +89,7 @@ def _case_of(source: Path, cases: dict[str, list[Path]], ending: str) -> tuple[s
 
 
 def _group_channels(folder: Path, ending: str) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Images of a folder by case, channels in order, and those without a channel number."""
+    """Return the images of a folder by case, channels in order, and those without a channel number."""
     cases: dict[str, list[Path]] = {}
     others = []
     for file in sorted(folder.glob(f"*{ending}")):

@@ -52,11 +52,11 @@ class Opinions:
     inside: Place
 
     def stacked(self, judge: Judge) -> Tensor:
-        """Labels of all patches as one volume (1, n, h, w), the slices of one patch behind those of the other."""
+        """Return the labels of all patches as a volume (1, n, h, w), the slices of one patch after the other's."""
         return torch.cat([getattr(patch, judge) for patch in self.patches])[None]
 
     def on_case(self, judge: Judge) -> Tensor:
-        """Labels (D, H, W) of the preprocessed case; where patches overlap, those of the last one."""
+        """Return the labels (D, H, W) of the preprocessed case; where patches overlap, those of the last one."""
         size = [max(place[axis].stop for place in self.places) for axis in range(3)]
         labels = torch.zeros(size, dtype=torch.int16)
         for patch, place in zip(self.patches, self.places, strict=True):
@@ -86,7 +86,7 @@ class Judges:
 
     @torch.inference_mode()
     def opinions(self, image: Tensor) -> Opinions:
-        """Labels of the patches that cover a preprocessed case (C, D, H, W), with as little overlap as possible."""
+        """Label the patches that cover a preprocessed case (C, D, H, W), with as little overlap as possible."""
         volumetric = len(self.patch_size) == 3
         size = self.patch_size if volumetric else (image.shape[1], *self.patch_size)
         padded, inside = pad_nd_image(image, size, "constant", {"value": 0}, True, None)
@@ -102,7 +102,7 @@ class Judges:
         return Opinions(patches, places, inside[1:])
 
     def _label(self, patches: Tensor, case_range: Tensor) -> PatchLabels:
-        """Labels of patches (B, C, [d,] h, w); the range (C, 2) is that of their case."""
+        """Label patches (B, C, [d,] h, w); the range (C, 2) is that of their case."""
         foundation = self.foundation_teacher
         value_range = resolve_range(foundation.intensity, case_range.expand(len(patches), -1, -1), patches)
         with autocast("float16" if self.device.type == "cuda" else "float32", self.device.type):
@@ -118,12 +118,12 @@ def _cover(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[Place]:
 
 
 def _slices(labels: Tensor) -> Tensor:
-    """(B, [d,] h, w) -> (B * d, h, w) int16 on the CPU."""
+    """Flatten (B, [d,] h, w) to (B * d, h, w) int16 on the CPU."""
     return labels.flatten(0, -3).to("cpu", torch.int16)
 
 
 def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, Any], device: torch.device) -> Judges:
-    """The networks of a training; LoRA is merged.
+    """Load the networks of a training; LoRA is merged.
 
     Args:
         choice: which training.

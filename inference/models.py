@@ -53,7 +53,7 @@ class ModelChoice:
     model: str | None = None
 
     def folder(self) -> Path:
-        """nnU-Net's folder of this training.
+        """Return nnU-Net's folder of this training.
 
         Raises:
             UserError: there is none.
@@ -111,7 +111,7 @@ class TrainedModel:
         mirroring: bool = True,
         precision: Precision | None = None,
     ) -> CasePredictor:
-        """What runs the networks over a case; see :class:`~synfoc3d.nnunet.prediction.CasePredictor`."""
+        """Make what runs the networks over a case; see :class:`~synfoc3d.nnunet.prediction.CasePredictor`."""
         return CasePredictor(
             self.info.plans,
             self.info.configuration,
@@ -125,7 +125,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def segment(self, predictor: CasePredictor, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
-        """Mean over the folds: of logits for a conventional network alone, else of probabilities.
+        """Average over the folds: logits for a conventional network alone, else probabilities.
 
         Args:
             predictor: made by :meth:`predictor`.
@@ -162,7 +162,7 @@ class _Answer:
     are_probabilities: bool
 
     def probabilities(self, z: int) -> Tensor:
-        """(K, H, W) float32 of slice z."""
+        """Return (K, H, W) float32 of slice z."""
         values = self.values[:, z].float()
         return values if self.are_probabilities else values.softmax(0)
 
@@ -174,7 +174,7 @@ def _answer(network: nn.Module, predictor: CasePredictor, image: Tensor, on_prog
 
 
 def _combine(answers: Sequence[_Answer], rule: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
-    """(K, D, H, W) float16 probabilities, which take the place of the first answer."""
+    """Combine answers to (K, D, H, W) float16 probabilities, which take the place of the first answer."""
     combined = answers[0].values
     for z in range(combined.shape[1]):  # slice by slice: a whole volume in float32 may not fit
         combined[:, z] = rule([answer.probabilities(z) for answer in answers])
@@ -182,7 +182,7 @@ def _combine(answers: Sequence[_Answer], rule: Callable[[Sequence[Tensor]], Tens
 
 
 def read_info(choice: ModelChoice) -> ModelInfo:
-    """Plans and description of the dataset as they were at training.
+    """Read plans and description of the dataset as they were at training.
 
     Raises:
         UserError: there is no such training.
@@ -223,7 +223,7 @@ def load_model(choice: ModelChoice) -> TrainedModel:
 
 
 def _resolve_mode(choice: ModelChoice, trained: frozenset[str]) -> PredictionMode:
-    """The mode asked for, or the best one there is."""
+    """Return the mode asked for, or the best one there is."""
     mode = default_mode(trained) if choice.model is None else find_mode(choice.model)
     names = ", ".join(sorted(trained))
     if mode is None:
@@ -236,7 +236,7 @@ def _resolve_mode(choice: ModelChoice, trained: frozenset[str]) -> PredictionMod
 def _fold_networks(
     trainer: str, mode: PredictionMode, info: ModelInfo, *, file: Path, checkpoint: dict[str, Any]
 ) -> FoldNetworks:
-    """The mode's students, each from the checkpoint asked for or from its own of the best epochs."""
+    """Load the mode's students, each from the checkpoint asked for or from its own of the best epochs."""
     students, files = {}, {}
     for student in mode.students:
         own = checkpoints.file_of_student(student, file, checkpoint)
@@ -247,7 +247,7 @@ def _fold_networks(
 
 
 def _network(trainer: str, student: str, info: ModelInfo, checkpoint: dict[str, Any]) -> nn.Module:
-    """One student with its weights; LoRA is merged."""
+    """Load one student with its weights; LoRA is merged."""
     heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
     if student == "foundation":
         foundation = checkpoints.rebuild_foundation(checkpoint, heads)
@@ -262,7 +262,7 @@ def _network(trainer: str, student: str, info: ModelInfo, checkpoint: dict[str, 
 
 
 def build_conventional(trainer: str, info: ModelInfo, heads: int) -> nn.Module:
-    """The network as its own trainer class builds it, as nnU-Net's predictor does.
+    """Build the network as its own trainer class does, as nnU-Net's predictor does.
 
     Args:
         trainer: class name.

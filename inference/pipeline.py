@@ -136,7 +136,7 @@ def _submit(pool: Executor | None, function: Callable[..., Any], *arguments: Any
 
 @contextmanager
 def _pool(processes: int, jobs: int) -> Iterator[Executor | None]:
-    """Worker processes; none for a single case, which would only wait for them to start."""
+    """Start worker processes; none for a single case, which would only wait for them to start."""
     if processes == 0 or jobs < 2:
         yield None
         return

@@ -149,7 +149,7 @@ def _segment_all(model: TrainedModel, jobs: list[Job], device: torch.device, opt
 
 
 def _record(choice: ModelChoice, model: TrainedModel, device: str, options: PredictOptions) -> dict[str, Any]:
-    """How masks are made, in JSON's types."""
+    """Describe how masks are made, in JSON's types."""
     versions = {name: metadata.version(name) for name in ("torch", "nnunetv2", "segment-anything")}
     folds = [str(fold) for fold in choice.folds]
     return {
@@ -166,7 +166,7 @@ def _record(choice: ModelChoice, model: TrainedModel, device: str, options: Pred
 
 
 def _files(networks: FoldNetworks) -> dict[str, dict[str, str]]:
-    """Name and SHA-256 of the file that each student was read from."""
+    """Return name and SHA-256 of the file that each student was read from."""
     hashes = {file: file_hash(file) for file in set(networks.files.values())}
     return {student: {"file": file.name, "sha256": hashes[file]} for student, file in networks.files.items()}
 

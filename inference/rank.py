@@ -153,13 +153,13 @@ def _confidence(case: str, domain: str, opinions: Opinions, structures: Structur
 
 
 def _structure_names(info: ModelInfo, structures: Structures) -> list[str]:
-    """Names of dataset.json; the values where a structure has none."""
+    """Return the structures' names in dataset.json; the values where they have none."""
     known = {value: name for name, value in info.dataset_json["labels"].items() if isinstance(value, int)}
     return ["+".join(known.get(value, str(value)) for value in structure) for structure in structures]
 
 
 def _table(confidences: Sequence[CaseConfidence], structures: Sequence[str]) -> str:
-    """One row per case, least confident first."""
+    """Return the text of a CSV with one row per case, least confident first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = ("rank", "case", "domain", "alpha", "self_confidence", "mutual_confidence")
@@ -180,7 +180,7 @@ def _picture(image: Tensor, opinions: Opinions, info: ModelInfo) -> _Picture:
 
 
 def _draw(ranked: Sequence[tuple[CaseConfidence, _Picture]], file: Path) -> None:
-    """Three panels per case: the slice, and the contours of both teachers."""
+    """Draw three panels per case: the slice, and the contours of both teachers."""
     with figure_file(file, len(ranked), 3, (3, 3)) as (_, axes):
         for row, (one, picture) in zip(axes, ranked, strict=True):
             nothing = np.zeros_like(picture.conventional)

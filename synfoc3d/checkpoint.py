@@ -34,7 +34,7 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of containers and nu
 
 
 def save_atomic(checkpoint: Mapping[str, Any], file: Path) -> None:
-    """``torch.save`` into a temporary file of the same folder, then rename."""
+    """Write through ``torch.save`` into a temporary file of the same folder, then rename."""
     temporary = file.with_name(f".{file.name}.tmp")  # always the same, so that one left by a kill is overwritten
     try:
         torch.save(dict(checkpoint), temporary)
@@ -64,7 +64,7 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def _numpy_numbers() -> list[Any]:
-    """What nnU-Net's own trainers put into their logs: numbers of numpy, which unpickle without running code."""
+    """Return what nnU-Net's own trainers put into their logs: numbers of numpy, which unpickle without running code."""
     rebuild = np.float64(0).__reduce__()[0]  # numpy's function behind a pickled number; it has no public name
     places = [(rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # renamed in numpy 2
     types = [type(np.dtype(name)) for name in ("float16", "float32", "float64", "int32", "int64", "bool")]
@@ -72,7 +72,7 @@ def _numpy_numbers() -> list[Any]:
 
 
 def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Our part of a checkpoint.
+    """Return our part of a checkpoint.
 
     Raises:
         UserError: it was written by a trainer that is not of this package.
@@ -86,12 +86,12 @@ def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def students_of(checkpoint: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the networks that were trained; nnU-Net's own trainers train a conventional one."""
+    """Return the names of the networks that were trained; nnU-Net's own trainers train a conventional one."""
     return frozenset(checkpoint[SECTION]["students"]) if SECTION in checkpoint else frozenset({"conventional"})
 
 
 def saved_settings(section: Mapping[str, Any], method: type[MethodSettings], data: DataFacts | None = None) -> Settings:
-    """Settings of the training that wrote a checkpoint, also where version 0.1 kept them under other names.
+    """Return the settings of the training that wrote a checkpoint, also where version 0.1 kept them under other names.
 
     Args:
         section: our part of the checkpoint.
@@ -121,7 +121,7 @@ def saved_settings(section: Mapping[str, Any], method: type[MethodSettings], dat
 
 
 def file_of_student(student: str, file: Path, checkpoint: Mapping[str, Any]) -> Path:
-    """The checkpoint to read a student from: where the best epoch is asked for, the student's own best.
+    """Return the checkpoint to read a student from: where the best epoch is asked for, the student's own best.
 
     Args:
         student: name of one that was trained.
@@ -139,7 +139,7 @@ def file_of_student(student: str, file: Path, checkpoint: Mapping[str, Any]) -> 
 
 
 def random_state() -> dict[str, Any]:
-    """State of python's, numpy's and torch's random numbers, as plain values and tensors."""
+    """Return the state of python's, numpy's and torch's random numbers, as plain values and tensors."""
     state = {"python": random.getstate(), "numpy": plain(np.random.get_state()), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -147,7 +147,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Inverse of :func:`random_state`."""
+    """Set the random numbers back to what :func:`random_state` returned."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
@@ -172,7 +172,7 @@ def load_partial(network: nn.Module, state: Mapping[str, Tensor], may_lack: set[
 
 
 def network_state(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """Weights of a network that a method keeps: a student, or a teacher such as ``conventional_teacher``.
+    """Return the weights of a network that a method keeps: a student, or a teacher such as ``conventional_teacher``.
 
     Raises:
         UserError: the training kept no such network.
@@ -192,7 +192,7 @@ def network_state(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]
 def rebuild_foundation(
     checkpoint: Mapping[str, Any], num_classes: int, name: str = "foundation"
 ) -> SlicewiseFoundation:
-    """A foundation network of a training, with its weights.
+    """Build a foundation network of a training, with its weights.
 
     Args:
         checkpoint: as read by :func:`load`.
@@ -216,7 +216,7 @@ def rebuild_foundation(
 
 
 def base_in_checkpoint(identity: Mapping[str, Any]) -> bool:
-    """Whether a training's checkpoint holds its base itself: random weights, or those embedded in the package."""
+    """Return whether a checkpoint of a training holds its base: random weights, or those embedded in the package."""
     return identity.get("in_checkpoint", identity["sha256"] is None)  # checkpoints of 0.1 have only the latter
 
 

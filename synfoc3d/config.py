@@ -312,7 +312,7 @@ def _deep_copy(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_environment(method: type[MethodSettings], data: DataFacts | None = None) -> Settings:
-    """Settings named by the environment variable SYNFOC3D_CONFIG (a preset or a YAML file), or the defaults.
+    """Return the settings named by the environment variable SYNFOC3D_CONFIG (a preset or a YAML file), or the defaults.
 
     Args:
         method: class of the ``method`` section.
@@ -339,12 +339,12 @@ def to_yaml(settings: Settings, **facts: Any) -> str:  # noqa: ANN401 - plain va
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of synfoc3d and of the packages that decide its results."""
+    """Return the installed versions of synfoc3d and of the packages that decide its results."""
     return {name: metadata.version(name) for name in PACKAGES}
 
 
 def refuse_difference(given: Settings, saved: Settings) -> None:
-    """A continued training keeps its settings: refuse others, unless none were given.
+    """Refuse other settings for a continued training than its own, unless none were given.
 
     Raises:
         UserError: SYNFOC3D_CONFIG is set and resolves to other values; the sentence names the keys.

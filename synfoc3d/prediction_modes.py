@@ -43,12 +43,12 @@ class PredictionMode:
             raise ValueError(f"The prediction mode {self.name!r} must say how its students are combined.")
 
     def is_possible(self, trained: Collection[str]) -> bool:
-        """Whether all its students are among the trained ones."""
+        """Return whether all its students are among the trained ones."""
         return set(self.students) <= set(trained)
 
 
 def mean(probabilities: Sequence[Tensor]) -> Tensor:
-    """Mean of the students' probabilities, all of one shape."""
+    """Average the students' probabilities, all of one shape."""
     return sum(probabilities[1:], probabilities[0]) / len(probabilities)
 
 
@@ -64,7 +64,7 @@ MODES = {
 
 
 def find_mode(name: str) -> PredictionMode:
-    """The mode of a name.
+    """Return the mode of a name.
 
     Raises:
         UserError: there is none.
@@ -75,10 +75,10 @@ def find_mode(name: str) -> PredictionMode:
 
 
 def possible_modes(trained: Collection[str]) -> list[PredictionMode]:
-    """The modes that a training with these students can answer in, in the order of the table."""
+    """Return the modes that a training with these students can answer in, in the order of the table."""
     return [mode for mode in MODES.values() if mode.is_possible(trained)]
 
 
 def default_mode(trained: Collection[str]) -> PredictionMode | None:
-    """The mode in which most of the trained students answer; None where no mode is possible."""
+    """Return the mode in which most of the trained students answer; None where no mode is possible."""
     return max(possible_modes(trained), key=lambda mode: len(mode.students), default=None)

@@ -97,7 +97,7 @@ class Section(BaseModel):
 
 
 def _became_number(given: Any, taken: Any) -> bool:  # noqa: ANN401 - value before and after validation
-    """Whether pydantic took a boolean, maybe one in a list or mapping, for 0 or 1."""
+    """Return whether pydantic took a boolean, maybe one in a list or mapping, for 0 or 1."""
     if isinstance(given, bool):
         return not isinstance(taken, bool)
     if isinstance(given, Mapping) and isinstance(taken, Mapping):
@@ -153,7 +153,7 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def differences(first: Section, second: Section, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two resolved trees."""
+    """Return the dotted keys whose values differ between two resolved trees."""
     keys = []
     for name in type(first).model_fields:
         a, b = getattr(first, name), getattr(second, name)

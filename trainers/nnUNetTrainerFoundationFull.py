@@ -12,7 +12,7 @@ class nnUNetTrainerFoundationFull(SemiSupervisedTrainer):
     method_class = FineTuning
 
     def apply_settings(self, settings: config.Settings) -> None:
-        """The base's, with ``foundation.full_finetune`` on where it was left open.
+        """Apply the base's, with ``foundation.full_finetune`` on where it was left open.
 
         Raises:
             UserError: the settings switch it off.

@@ -14,7 +14,7 @@ class nnUNetTrainerFullySupervised(SemiSupervisedTrainer):
     method_class = Supervised
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """All training cases count as labeled.
+        """Take all training cases as labeled.
 
         Raises:
             UserError: a case of the unlabeled list has no label.

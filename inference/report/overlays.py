@@ -255,7 +255,7 @@ def _draw_plane(case: _Case, axis: int, classes: Sequence[Sequence[int]], pixels
     index = _best_slice(shown, classes, axis)
 
     def picture(values: NDArray) -> NDArray:
-        """Rows from top to bottom; of the two axes left, the first runs across and the second upwards."""
+        """Return the rows from top to bottom; of the two axes left, the first runs across and the second upwards."""
         rows = np.take(values, index, axis).T
         return rows if case.flat else rows[::-1, ::-1]
 

@@ -122,7 +122,7 @@ def acquire(tissue: np.ndarray, scanner: Scanner, rng: Generator, num_channels: 
 
 
 def _acquire_channel(signal: np.ndarray, scanner: Scanner, bias: np.ndarray, rng: Generator) -> np.ndarray:
-    """Texture, blur, shade, sample, add noise and store one (X, Y, Z) relative signal as int16."""
+    """Add texture, blur, shade, sample, add noise and store one (X, Y, Z) relative signal as int16."""
     grain = ndimage.gaussian_filter(rng.standard_normal(signal.shape), (1, 1, 0.5))
     signal = signal * (1 + 0.05 * grain / grain.std())
     widths_mm = (scanner.blur_mm, scanner.blur_mm, scanner.slice_blur_mm)

@@ -21,19 +21,19 @@ def command(commands: Commands, name: str, text: str, run: Run) -> argparse.Argu
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    """Argument that names a dataset, as in nnU-Net."""
+    """Add the argument that names a dataset, as in nnU-Net."""
     parser.add_argument(
         "-d", dest="dataset", required=True, metavar="ID", help="dataset id or name (501 or Dataset501_X)"
     )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Argument that names the device."""
+    """Add the argument that names the device."""
     parser.add_argument("-device", choices=("cuda", "cpu", "mps"), help="default: cuda, else mps, else cpu")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Arguments that name a trained model, as in nnU-Net."""
+    """Add the arguments that name a trained model, as in nnU-Net."""
     add_dataset(parser)
     parser.add_argument("-c", dest="configuration", required=True, help="2d or 3d_fullres")
     parser.add_argument("-f", dest="folds", nargs="+", type=fold, default=[0], help="folds, default: 0")
@@ -43,12 +43,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def fold(text: str) -> int | str:
-    """A number, or nnU-Net's ``all``."""
+    """Parse a fold: a number, or nnU-Net's ``all``."""
     return text if text == "all" else int(text)
 
 
 def device(name: str | None) -> str:
-    """The device asked for, or the best one there is."""
+    """Return the device asked for, or the best one there is."""
     import torch
 
     if name is None:

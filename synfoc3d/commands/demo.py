@@ -59,7 +59,7 @@ def _generate(folder: Path, seed: int) -> None:
 
 
 def _commands(folder: Path, device: str, seed: int) -> list[Command]:
-    """The commands in their order; the chatter of those before the experiment goes to a log."""
+    """Return the commands in their order; the chatter of those before the experiment goes to a log."""
     scans, log = folder / "scans", folder / "demo.log"
     labeled, unlabeled = str(scans / "labeled"), str(scans / "unlabeled")
     processes = str(min(2, os.cpu_count() or 1))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _choice(args: argparse.Namespace, mode: str | None = None) -> "ModelChoice":
-    """The model that the arguments of :func:`add_model` name."""
+    """Return the model that the arguments of :func:`add_model` name."""
     from synfoc3d.inference.models import ModelChoice
 
     return ModelChoice(

@@ -105,7 +105,7 @@ def read_cases(raw: Path) -> tuple[RawCases, list[Finding]]:
 
 
 def read_description(file: Path) -> dict[str, Any]:
-    """Content of a dataset.json.
+    """Read a dataset.json.
 
     Raises:
         UserError: no such file, no JSON object, or an entry that nnU-Net needs is missing.
@@ -123,7 +123,7 @@ def read_description(file: Path) -> dict[str, Any]:
 
 
 def _listed(raw: Path, description: Mapping[str, Any]) -> tuple[Files, dict[str, Path]]:
-    """Image and label files that a dataset.json names, as far as they exist."""
+    """Return the image and label files that a dataset.json names, as far as they exist."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     listed = get_filenames_of_train_images_and_targets(str(raw), dict(description))

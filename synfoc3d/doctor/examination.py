@@ -42,19 +42,19 @@ def examine(dataset: str | None = None) -> Report:
 
 
 def count(report: Report, level: Level) -> int:
-    """Number of findings of a level."""
+    """Return the number of findings of a level."""
     return sum(finding.level == level for findings in report.values() for finding in findings)
 
 
 def to_json(report: Report) -> str:
-    """The report for programs; its form is documented in docs/how-to/doctor.md."""
+    """Return the report for programs; its form is documented in docs/how-to/doctor.md."""
     sections = {section: [asdict(finding) for finding in findings] for section, findings in report.items()}
     head = {"synfoc3d": __version__, "errors": count(report, "error"), "warnings": count(report, "warning")}
     return json.dumps({**head, "sections": sections}, indent=2)
 
 
 def to_text(report: Report) -> str:
-    """The report for people: one aligned line per finding, the mend below a problem, the counts at the end."""
+    """Return the report for people: one aligned line per finding, the mend below a problem, the counts at the end."""
     width = max(len(finding.name) for findings in report.values() for finding in findings)
     lines = []
     for section, findings in report.items():

@@ -30,5 +30,5 @@ class Finding:
 
 
 def some(cases: Collection[str]) -> str:
-    """The number of cases and the first of them, for a text."""
+    """Return the number of cases and the first of them, for a text."""
     return f"{len(cases)} case{'s' if len(cases) > 1 else ''} ({min(cases)}{', ...' if len(cases) > 1 else ''})"

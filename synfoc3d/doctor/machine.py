@@ -60,7 +60,7 @@ def check_machine() -> list[Finding]:
 
 
 def query_gpus() -> tuple[str, str]:
-    """Output of nvidia-smi, one GPU per line (empty where it is not installed), and why it failed, if it did."""
+    """Return nvidia-smi's output, one GPU per line (empty where it is not installed), and why it failed, if it did."""
     if shutil.which(NVIDIA_QUERY[0]) is None:
         return "", ""
     try:
@@ -138,12 +138,12 @@ def _check_driver(driver: str, torch: Build | None) -> list[Finding]:
 
 
 def available_cores() -> int:
-    """Processors this process may use."""
+    """Count the processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory() -> float:
-    """GiB of memory this process may take: what is free, at most a container's limit; 0 where nobody tells."""
+    """Return the memory this process may take, in GiB: what is free, at most a container's limit; 0 if unknown."""
     amounts = [int(text) for file in MEMORY_LIMITS if (text := _read(file)).isdigit()]
     free = re.search(r"^MemAvailable: *(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     if free:

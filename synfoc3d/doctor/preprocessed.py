@@ -12,7 +12,7 @@ from synfoc3d.files.splits import Split, load_splits
 
 
 def load_plans(preprocessed: Path) -> dict[str, dict[str, Any]]:
-    """Content of the plans in a dataset's folder, by file name; that of a damaged file is empty."""
+    """Read the plans in a dataset's folder, by file name; those of a damaged file are empty."""
     return {file.stem: _load(file) for file in sorted(preprocessed.glob("*Plans.json"))}
 
 
@@ -60,7 +60,7 @@ def check_preprocessed(
 
 
 def data_folders(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Name of the folder that holds each configuration's data; a configuration may inherit it."""
+    """Return the name of the folder that holds each configuration's data; a configuration may inherit it."""
     folders = {}
     for name, settings in configurations.items():
         while "data_identifier" not in settings and settings.get("inherits_from") in configurations:
@@ -91,7 +91,7 @@ def _check_cases(
 
 
 def preprocessed_cases(folder: Path) -> set[str]:
-    """Cases all of whose files are in a folder of preprocessed data."""
+    """Return the cases all of whose files are in a folder of preprocessed data."""
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     cases = {name.removesuffix(".pkl") for name in names if name.endswith(".pkl")}
     return {case for case in cases if all(f"{case}{ending}" in names for ending in CASE_ENDINGS)}
@@ -143,5 +143,5 @@ def _describe_folds(splits: Sequence[Split]) -> Finding:
 
 
 def _unknown(split: Split, labeled: set[str], unlabeled: set[str]) -> set[str]:
-    """Cases of a split that have no label where one is needed, or do not exist."""
+    """Return the cases of a split that have no label where one is needed, or do not exist."""
     return ({*split.labeled, *split.val} - labeled) | (set(split.unlabeled) - labeled - unlabeled)

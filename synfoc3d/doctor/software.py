@@ -118,14 +118,14 @@ def _assigned(text: str, name: str) -> str:
 
 
 def installed_build(package: str) -> Build | None:
-    """How an installed package was compiled; None where it is missing or does not tell."""
+    """Return how an installed package was compiled; None where it is missing or does not tell."""
     spec = find_spec(package)
     file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
     return parse_build(file.read_text(encoding="utf-8")) if file and file.is_file() else None
 
 
 def version_of(package: str) -> str | None:
-    """Installed version of a package, None where it is missing."""
+    """Return the installed version of a package, None where it is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -133,7 +133,7 @@ def version_of(package: str) -> str | None:
 
 
 def _own_metadata() -> tuple[str | None, list[str]]:
-    """What this project requires: Python versions (None where it is not installed), and packages."""
+    """Return what this project requires: Python versions (None where it is not installed), and packages."""
     try:
         return metadata.metadata(PROJECT)["Requires-Python"], metadata.requires(PROJECT) or []
     except metadata.PackageNotFoundError:

@@ -25,7 +25,7 @@ TRAINER_CLASS = re.compile(r"^class (nnUNetTrainer\w*)\(", re.MULTILINE)
 
 
 def is_stock(trainer: str) -> bool:
-    """Whether a trainer is nnU-Net's own or one of its kind, which reads splits_final.json and no settings.
+    """Return whether a trainer is nnU-Net's own or one of its kind, which reads splits_final.json and no settings.
 
     Raises:
         UserError: neither nnU-Net, nor this package, nor a folder in ``nnUNet_extTrainer`` has such a trainer.
@@ -57,7 +57,7 @@ def check_methods(plan: Plan) -> None:
 
 
 def known_epochs(plan: Plan) -> dict[str, int]:
-    """Length of a training by method; not of nnU-Net's own trainers, which have their own schedules.
+    """Return the length of a training by method; not of nnU-Net's own trainers, which have their own schedules.
 
     Raises:
         UserError: settings that do not resolve.
@@ -70,7 +70,7 @@ def known_epochs(plan: Plan) -> dict[str, int]:
 
 
 def resolve_settings(plan: Plan, method: MethodPlan, where: str, data: DataFacts | None = None) -> Settings:
-    """Settings with which ``synfoc3d train`` will run this method, but for the seed.
+    """Resolve the settings with which ``synfoc3d train`` will run this method, but for the seed.
 
     Args:
         plan: the experiment.
@@ -98,7 +98,7 @@ def _nnunet_trainers() -> Path:
 
 @cache
 def _trainers_below(folder: Path) -> frozenset[str]:
-    """Names of trainers in the files below a folder, which are not imported: there are many."""
+    """Return the names of trainers in the files below a folder, which are not imported: there are many."""
     files = folder.rglob("*.py")
     return frozenset(name for file in files for name in TRAINER_CLASS.findall(file.read_text(encoding="utf-8")))
 
@@ -120,7 +120,7 @@ def _method_class(trainer: str) -> type[Method]:
 
 
 def _students(method_class: type[Method], settings: Settings) -> set[str]:
-    """Names of the networks that a method trains, found by building it around networks without content."""
+    """Return the names of the networks that a method trains, found by building it around networks without content."""
     build = Builder(2, nn.Identity, nn.Identity, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
     return set(method_class(settings.method, build).students())
 

@@ -40,7 +40,7 @@ def prepare(plan: Plan, output: Path, device: str | None = None) -> Experiment:
 
 
 def list_commands(experiment: Experiment, num_parts: int = 1, part_id: int = 0) -> list[str]:
-    """The lines that one part would still run; those of the report only where there are no other parts."""
+    """Return the lines that one part would still run; those of the report only where there are no other parts."""
     commands = [command for run in _part(experiment, num_parts, part_id) for command in experiment.remaining(run)]
     if num_parts == 1:
         commands += experiment.comparisons(all_models=True).values()
@@ -107,7 +107,7 @@ def write_report(experiment: Experiment, run: Execute = execute) -> str:
 
 
 def _part(experiment: Experiment, num_parts: int, part_id: int) -> list[Run]:
-    """Every num_parts-th run, starting with the part's number."""
+    """Return every num_parts-th run, starting with the part's number."""
     if not 0 <= part_id < num_parts:
         raise UserError(f"-part_id must be from 0 to {num_parts - 1} for -num_parts {num_parts}, but is {part_id}.")
     return experiment.runs[part_id::num_parts]

@@ -160,7 +160,7 @@ def _place(cases: SplitCases, domain: str | None) -> tuple[str, str]:
 
 
 def _validation_set(place: Path, preprocessed: Path) -> HeldOutCases:
-    """Where the validation cases of a split are collected; their domains are the dataset's."""
+    """Return where the validation cases of a split are collected; their domains are the dataset's."""
     domains = preprocessed / DOMAINS_FILE
     return HeldOutCases(place / "images", place / "labels", domains if domains.is_file() else None)
 

@@ -256,7 +256,7 @@ def _refuse_unknown(where: str, names: Iterable[str], known: Collection[str]) ->
 
 
 def assignments(settings: dict[str, Any]) -> list[str]:
-    """Settings by dotted key as arguments of ``--set``; what YAML took for a date is the text that was written."""
+    """Write settings by dotted key as arguments of ``--set``; what YAML took for a date is the text as written."""
     texts = {
         key: value if isinstance(value, str) else json.dumps(value, default=str) for key, value in settings.items()
     }
@@ -309,7 +309,7 @@ def parse_plan(tree: dict[str, Any], source: str) -> Plan:
 
 
 def preset_plans() -> dict[str, str]:
-    """Text of every experiment that comes with the package, by name."""
+    """Return the text of every experiment that comes with the package, by name."""
     return preset_texts("experiments")
 
 

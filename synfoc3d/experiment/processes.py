@@ -37,7 +37,7 @@ class Command:
     epochs: int | None = None
 
     def __str__(self) -> str:
-        """The line to type."""
+        """Return the line to type."""
         variables = (f"{name}={shlex.quote(value)}" for name, value in self.variables.items())
         return " ".join([*variables, shlex.join(("synfoc3d", *self.arguments))])
 

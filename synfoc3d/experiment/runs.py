@@ -73,23 +73,23 @@ class Experiment:
         return self.output / "report"
 
     def rows(self, run: Run) -> list[str]:
-        """Names of the models that a run gives."""
+        """Return the names of the models that a run gives."""
         return [*self.plan.methods[run.method].models]
 
     def folder(self, run: Run) -> Path:
-        """Folder of a run: nnU-Net's results, predictions, evaluations and log."""
+        """Return the folder of a run: nnU-Net's results, predictions, evaluations and log."""
         return self.output / "runs" / run.name
 
     def predictions(self, run: Run, row: str) -> Path:
-        """Folder of the masks of one model."""
+        """Return the folder of the masks of one model."""
         return self.folder(run) / "predictions" / row
 
     def evaluation(self, run: Run, row: str) -> Path:
-        """The file of figures of one model."""
+        """Return the file of figures of one model."""
         return self.folder(run) / "evaluations" / f"{row}.json"
 
     def remaining(self, run: Run) -> list[Command]:
-        """Commands that a run still needs, in their order; none if it is finished."""
+        """Return the commands that a run still needs, in their order; none if it is finished."""
         commands = [] if self._trained(run) else [self._train(run)]
         for row in self.rows(run):
             if commands or not _complete(self.evaluation(run, row)):
@@ -97,15 +97,15 @@ class Experiment:
         return commands
 
     def finished(self, run: Run, row: str) -> bool:
-        """Whether one model of a run has its figures."""
+        """Return whether one model of a run has its figures."""
         return self._trained(run) and _complete(self.evaluation(run, row))
 
     def unfinished(self) -> list[str]:
-        """Names of the runs that still need commands."""
+        """Return the names of the runs that still need commands."""
         return [run.name for run in self.runs if self.remaining(run)]
 
     def evaluations(self) -> dict[Key, Path]:
-        """The files of figures that are finished, by row, split and seed."""
+        """Return the files of figures that are finished, by row, split and seed."""
         files = {}
         for run in self.runs:
             for row in self.rows(run):
@@ -114,7 +114,7 @@ class Experiment:
         return files
 
     def comparisons(self, *, all_models: bool = False) -> dict[str, Command]:
-        """One comparison per split and seed, of the finished models or of all, by the name of its folder."""
+        """Return one comparison per split and seed, of the finished models or of all, by the name of its folder."""
         commands = {}
         for seed in self.plan.seeds:
             for split in self.data.folds:
@@ -125,7 +125,7 @@ class Experiment:
         return commands
 
     def _masks(self, split: str, seed: int, all_models: bool) -> dict[str, Path]:
-        """Folder of masks of each model of a split and seed."""
+        """Return the folder of masks of each model of a split and seed."""
         masks = {}
         for run in self.runs:
             if (run.split, run.seed) == (split, seed):
@@ -190,5 +190,5 @@ class Experiment:
 
 
 def _complete(evaluation: Path) -> bool:
-    """Whether all cases were evaluated."""
+    """Return whether all cases were evaluated."""
     return evaluation.is_file() and not json.loads(evaluation.read_text(encoding="utf-8")).get("failures")

@@ -58,12 +58,12 @@ class Cell:
     published: Mapping[str, float]
 
     def shown(self, metric: str) -> str:
-        """Mean and spread as text."""
+        """Return the mean and spread as text."""
         mean, sd = self.mean[metric], self.sd[metric]
         return f"{mean:.2f}" if math.isnan(sd) else f"{mean:.2f} ± {sd:.2f}"
 
     def shown_published(self, metric: str) -> str:
-        """The published figure in italics; "" if there is none."""
+        """Return the published figure in italics; "" if there is none."""
         return f"*{self.published[metric]:.2f}*" if metric in self.published else ""
 
 
@@ -161,7 +161,7 @@ def _mean(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _cells(row: str, column: str, seeds: Sequence[Scores], published: Mapping[str, float]) -> list[Cell]:
-    """The overall cell, beside the published figures, and one per domain that all seeds have."""
+    """Return the overall cell, beside the published figures, and one per domain that all seeds have."""
     first = seeds[0]
     cells = [_cell((row, column, first.headline), [scores.overall for scores in seeds], published)]
     for domain in first.domains:
@@ -171,13 +171,13 @@ def _cells(row: str, column: str, seeds: Sequence[Scores], published: Mapping[st
 
 
 def _cell(place: tuple[str, str, str], seeds: Sequence[Mapping[str, float]], published: Mapping[str, float]) -> Cell:
-    """Mean and spread over the seeds, at a place given by row, column and domain."""
+    """Return the mean and spread over the seeds, at a place given by row, column and domain."""
     sd = {key: float(np.std([of[key] for of in seeds], ddof=1)) if len(seeds) > 1 else math.nan for key in METRICS}
     return Cell(*place, len(seeds), _mean(seeds), sd, published)
 
 
 def _published(plan: Plan, row: str, column: str) -> dict[str, float]:
-    """Published figures of one place, by metric."""
+    """Return the published figures of one place, by metric."""
     rows = plan.published.rows if plan.published else {}
     return dict(rows.get(row, {}).get(column, {}))
 
@@ -233,7 +233,7 @@ def _domain_table(plan: Plan, cells: Sequence[Cell]) -> str:
 
 
 def _overall(cells: Iterable[Cell]) -> dict[tuple[str, str], Cell]:
-    """The first cell of each row and column, which is the overall one."""
+    """Return the first cell of each row and column, which is the overall one."""
     found: dict[tuple[str, str], Cell] = {}
     for cell in cells:
         found.setdefault((cell.row, cell.column), cell)

@@ -35,22 +35,22 @@ SUMMARY_FILE = "summary.json"  # nnU-Net's
 
 
 def unlabeled_folder(preprocessed: Path) -> Path:
-    """Where the unlabeled cases of a configuration are preprocessed, beside its labeled ones."""
+    """Return where the unlabeled cases of a configuration are preprocessed, beside its labeled ones."""
     return preprocessed.with_name(f"{preprocessed.name}_unlabeled")
 
 
 def intensity_cache(preprocessed: Path) -> Path:
-    """Where the intensity ranges of a configuration's cases are remembered."""
+    """Return where the intensity ranges of a configuration's cases are remembered."""
     return preprocessed.with_name(f"{preprocessed.name}_intensity.json")
 
 
 def fold_folder(model: Path, fold: int | str) -> Path:
-    """Folder of one fold of a trained model; the fold may be nnU-Net's ``all``."""
+    """Return the folder of one fold of a trained model; the fold may be nnU-Net's ``all``."""
     return model / f"fold_{fold}"
 
 
 def best_checkpoint(student: str, first: str) -> str:
-    """Name of the file that holds the best epoch of a student, beside those of the other students.
+    """Return the name of the file that holds the best epoch of a student, beside those of the other students.
 
     Args:
         student: its name.
@@ -60,5 +60,5 @@ def best_checkpoint(student: str, first: str) -> str:
 
 
 def validation_folder(student: str) -> str:
-    """Name of the folder with a student's masks of the validation cases; the conventional student's is nnU-Net's."""
+    """Return the name of the folder of a student's validation masks; the conventional student's is nnU-Net's."""
     return "validation" if student == "conventional" else f"validation_{student}"

@@ -30,12 +30,12 @@ class Kind(NamedTuple):
 
 
 def is_yaml_file(name_or_file: str) -> bool:
-    """Whether this is taken for a user's file; anything else is the name of a preset."""
+    """Return whether this is taken for a user's file; anything else is the name of a preset."""
     return Path(name_or_file).suffix.lower() in ENDINGS
 
 
 def preset_texts(*below: str) -> dict[str, str]:
-    """Texts of the presets in ``configs``, or in a folder below it, by name without ending."""
+    """Return the texts of the presets in ``configs``, or in a folder below it, by name without ending."""
     folder = resources.files("synfoc3d.configs").joinpath(*below)
     files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
     return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
@@ -70,7 +70,7 @@ def read_yaml(name_or_file: str, presets: Mapping[str, str], kind: Kind) -> dict
 
 
 def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text says
-    """Value of a YAML text; a key that comes twice in a mapping is refused, since only one of its values would count.
+    """Parse a YAML text; a key that comes twice in a mapping is refused, since only one of its values would count.
 
     Raises:
         ValueError: no valid YAML; the text is the reason in one line.

@@ -20,7 +20,7 @@ class ConsistencyTerms(NamedTuple):
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """Elementwise -q log q with q clamped to [1e-10, 1]; the shape of ``probabilities``, values in [0, 1/e]."""
+    """Return -q log q of each element, q clamped to [1e-10, 1]; the shape of ``probabilities``, values in [0, 1/e]."""
     q = probabilities.clamp(SMALLEST, 1)
     return -q * q.log()
 

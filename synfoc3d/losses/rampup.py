@@ -8,7 +8,7 @@ STAIRS = 200
 
 
 def unsupervised_weight(step: int, total: int, form: LambdaForm = "stairs") -> float:
-    """lambda(t) of SynFoC's total loss (Sec. 3.2, Eq. 2), from exp(-5) at the start towards 1.
+    """Return lambda(t) of SynFoC's total loss (Sec. 3.2, Eq. 2), from exp(-5) at the start towards 1.
 
     Args:
         step: t, training steps done before this one.
@@ -27,6 +27,6 @@ def unsupervised_weight(step: int, total: int, form: LambdaForm = "stairs") -> f
 
 
 def gaussian_rampup(step: int, highest: float, length: int, steps_per_unit: int = 150) -> float:
-    """w(t) = highest * exp(-5 (1 - min(e, length)/length)^2) with e = step // steps_per_unit (mean teacher's ramp)."""
+    """Return highest * exp(-5 (1 - min(e, length)/length)^2), e = step // steps_per_unit (mean teacher's ramp)."""
     done = min(step // steps_per_unit, length) / length
     return highest * math.exp(-5 * (1 - done) ** 2)

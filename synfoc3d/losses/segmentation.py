@@ -8,7 +8,7 @@ SMOOTH = 1e-10
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Weighted cross-entropy, averaged over **all** positions, not over those with weight 1.
+    """Average the weighted cross-entropy over **all** positions, not over those with weight 1.
 
     Args:
         logits: (B, K, [D,] H, W).
@@ -23,7 +23,7 @@ def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) 
 
 
 def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, mask_background: bool = False) -> Tensor:
-    """Soft Dice loss: one sum over batch and positions per channel, squares in the denominator, mean over channels.
+    """Compute the soft Dice loss: sums over batch and positions per channel, squared denominator, mean over channels.
 
     Args:
         logits: (B, K, [D,] H, W).
@@ -50,5 +50,5 @@ def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, mask
 def segmentation_loss(
     logits: Tensor, target: Tensor, weight: Tensor | None = None, mask_background: bool = False
 ) -> Tensor:
-    """Sum of :func:`cross_entropy` and :func:`dice_loss`, both with weight 1; same arguments, scalar."""
+    """Add :func:`cross_entropy` and :func:`dice_loss`, both with weight 1; same arguments, scalar."""
     return cross_entropy(logits, target, weight) + dice_loss(logits, target, weight, mask_background)

@@ -19,7 +19,7 @@ def _draw(interval: tuple[float, float]) -> float:
 
 
 def blur_in_plane(image: Tensor, sigma: tuple[float, float]) -> Tensor:
-    """Gaussian blur of each slice with a reflected border.
+    """Blur each slice by a Gaussian, with a reflected border.
 
     Args:
         image: (C, [D,] H, W).
@@ -35,7 +35,7 @@ def blur_in_plane(image: Tensor, sigma: tuple[float, float]) -> Tensor:
 
 
 def is_color(normalizations: Sequence[str]) -> bool:
-    """Whether the channels are the red, green and blue of a color image.
+    """Return whether the channels are the red, green and blue of a color image.
 
     Three channels are, if nnU-Net leaves their proportions alone: all are called ``rgb_to_0_1`` in dataset.json, and
     only divided by 255. Sequences of an MR examination, and colors normalized one by one, are channels of their own.
@@ -47,7 +47,7 @@ def is_color(normalizations: Sequence[str]) -> bool:
 
 
 def _contrast_mean(sample: Tensor, color: bool) -> Tensor:
-    """Value around which the contrast of a sample (C, [D,] H, W) is stretched; broadcasts over it.
+    """Return the value around which the contrast of a sample (C, [D,] H, W) is stretched; broadcasts over it.
 
     The mean of each channel; for color the mean of the gray image, one for all channels, so that gray stays gray.
     """
@@ -58,7 +58,7 @@ def _contrast_mean(sample: Tensor, color: bool) -> Tensor:
 def strong_view(
     weak: Tensor, value_range: Tensor, settings: AugmentationSettings, *, image_size: int, color: bool = False
 ) -> Tensor:
-    """Brightness, contrast and in-plane blur, always and in this order (SynFoC's strong augmentation).
+    """Change brightness, contrast and in-plane blur, always and in this order (SynFoC's strong augmentation).
 
     One draw per sample, shared by all its slices and channels. The changes happen in the unit range [0, 1] of the
     case, so that a brightness change stays one for both networks.

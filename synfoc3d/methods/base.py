@@ -72,7 +72,7 @@ class Batch:
     unlabeled: Unlabeled | None = None
 
     def pair(self) -> tuple[Labeled, Unlabeled]:
-        """Both halves, for methods that ask for unlabeled patches."""
+        """Return both halves, for methods that ask for unlabeled patches."""
         assert self.unlabeled is not None, "a method that uses unlabeled patches must not set uses_unlabeled to False"
         return self.labeled, self.unlabeled
 
@@ -147,7 +147,7 @@ class Method(nn.Module):
         self.num_classes = build.num_classes
 
     def students(self) -> Mapping[str, nn.Module]:
-        """Networks trained by gradients, by name; the names are also those of the models that can predict."""
+        """Return the networks trained by gradients, by name; the models that can predict have the same names."""
         raise NotImplementedError
 
     def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
@@ -163,20 +163,20 @@ class Method(nn.Module):
         return self.build.strong_view(weak, value_range)
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """Loss (scalar) and log values (scalars) of one batch."""
+        """Return the loss (scalar) and log values (scalars) of one batch."""
         raise NotImplementedError
 
     def update_teachers(self, step: int) -> None:
-        """Called after the optimizers' step number ``step``, counted from 0."""
+        """Move the teachers after the optimizers' step number ``step``, counted from 0."""
 
 
 def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
-    """The finest logits (B, K, [D,] H, W) of a network with or without deep supervision."""
+    """Return the finest logits (B, K, [D,] H, W) of a network with or without deep supervision."""
     return output if isinstance(output, Tensor) else output[0]
 
 
 def teacher_of(student: nn.Module) -> nn.Module:
-    """An EMA teacher that shares the student's frozen weights and leaves out the auxiliary outputs."""
+    """Make an EMA teacher that shares the student's frozen weights and leaves out the auxiliary outputs."""
     teacher = make_teacher(student)
     if hasattr(teacher, "decoder") and hasattr(teacher.decoder, "deep_supervision"):
         teacher.decoder.deep_supervision = False
@@ -184,7 +184,7 @@ def teacher_of(student: nn.Module) -> nn.Module:
 
 
 def mean_foreground_dice(prediction: Tensor, hidden: Tensor, num_classes: int) -> Tensor:
-    """Quality of pseudo-labels where the truth is known: mean Dice over the classes present in either map.
+    """Rate pseudo-labels where the truth is known: mean Dice over the classes present in either map.
 
     Args:
         prediction: (B, [D,] H, W) int64.

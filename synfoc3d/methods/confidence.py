@@ -13,7 +13,7 @@ Structures = Sequence[Sequence[int]]
 
 
 def label_agreement(first: Tensor, second: Tensor, structures: Structures, scope: Scope = "volume") -> Tensor:
-    """Smoothed Dice of two label maps, averaged over structures, never over the batch.
+    """Compute the smoothed Dice of two label maps, averaged over structures, never over the batch.
 
     A structure absent from both maps counts as agreement 1; otherwise (2 |A and B| + 1) / (|A| + |B| + 1.001).
 
@@ -34,7 +34,7 @@ def label_agreement(first: Tensor, second: Tensor, structures: Structures, scope
 def mutual_confidence(
     conventional: Tensor, foundation: Tensor, structures: Structures, scope: Scope = "volume"
 ) -> Tensor:
-    """Agreement of the two teachers, on the foundation network's low-resolution grid.
+    """Compute the agreement of the two teachers, on the foundation network's low-resolution grid.
 
     Args:
         conventional: (B, [D,] H, W) integer labels on the net grid; the nearest ones are taken to the other grid.

@@ -52,12 +52,12 @@ def _integer(below: int, generator: torch.Generator | None) -> int:
 
 
 def draw_boxes(batch: int, shape: Sequence[int], kind: BoxKind, device: torch.device) -> Tensor:
-    """One independent box per pair: (batch, [D,] H, W) in {0, 1}, float32, on ``device``."""
+    """Draw one independent box per pair: (batch, [D,] H, W) in {0, 1}, float32, on ``device``."""
     return torch.stack([draw_box(shape, kind) for _ in range(batch)]).to(device)
 
 
 def paste(inside: Tensor, outside: Tensor, box: Tensor) -> Tensor:
-    """Values of ``inside`` where the box is 1 and of ``outside`` elsewhere.
+    """Take the values of ``inside`` where the box is 1 and of ``outside`` elsewhere.
 
     Args:
         inside: (B, [C,] [D,] H, W).

@@ -42,11 +42,11 @@ class FineTuning(Method):
         self.foundation = build.foundation()
 
     def students(self) -> Mapping[str, nn.Module]:
-        """The one network."""
+        """Return the one network."""
         return {"foundation": self.foundation}
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """Weighted sum of cross-entropy and Dice on the labeled images (scalar)."""
+        """Add cross-entropy and Dice on the labeled images by their weights (scalar)."""
         labeled = batch.labeled
         window = draw_window(len(labeled.image), depth(labeled.image), self.settings.window)
         logits = self.foundation(window.cut(labeled.unit))

@@ -51,11 +51,11 @@ class MeanTeacher(Method):
         self.teacher = teacher_of(self.conventional)
 
     def students(self) -> Mapping[str, nn.Module]:
-        """The one trained network."""
+        """Return the one trained network."""
         return {"conventional": self.conventional}
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """Half the labeled loss plus the weighted consistency (scalar); both are logged before their weights."""
+        """Add half the labeled loss and the weighted consistency (scalar); both are logged before their weights."""
         labeled, unlabeled = batch.pair()
         supervised = self.build.supervised_loss(self.conventional(labeled.image), labeled)
         image = unlabeled.weak
@@ -70,5 +70,5 @@ class MeanTeacher(Method):
         return StepResult(LABELED_WEIGHT * supervised + weight * consistency, logs)
 
     def update_teachers(self, step: int) -> None:
-        """Moving average of the student's parameters."""
+        """Move the teacher to the moving average of the student's parameters."""
         update_teacher(self.teacher, self.conventional, step, self.settings.ema_decay)

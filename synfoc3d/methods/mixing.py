@@ -68,16 +68,16 @@ class Side(Protocol):
     """One kind of network in a step with mixed samples."""
 
     def slices(self, window: Window) -> Window:
-        """The slices that this kind of network works on, where the foundation network has this window."""
+        """Return the slices that this kind of network works on, where the foundation network has this window."""
 
     def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
-        """The student's part of L_x on labeled images (scalar)."""
+        """Return the student's part of L_x on labeled images (scalar)."""
 
     def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
         """Show the student the mixed sample, Eq. 1; ``box`` (B, [D,] H, W) is 1 where the labeled image is pasted."""
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
-        """The teacher's opinion (B, K, [D,] h, w) of the weak view, on its own grid."""
+        """Return the teacher's opinion (B, K, [D,] h, w) of the weak view, on its own grid."""
 
 
 class ConventionalSide:
@@ -91,11 +91,11 @@ class ConventionalSide:
         self.build = build
 
     def slices(self, window: Window) -> Window:
-        """All of them."""
+        """Keep them all."""
         return Window()
 
     def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
-        """The run's labeled loss."""
+        """Return the run's labeled loss (scalar)."""
         return self.build.supervised_loss(student(labeled.image), labeled)
 
     def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
@@ -104,7 +104,7 @@ class ConventionalSide:
         return Mixed(logits, labeled.target, box)
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
-        """Of all slices."""
+        """Return those of all slices (B, K, [D,] H, W)."""
         return full_resolution(teacher(unlabeled.weak)).float().softmax(1)
 
 
@@ -112,11 +112,11 @@ class FoundationSide:
     """The foundation network: slices of the window, low-resolution grid."""
 
     def slices(self, window: Window) -> Window:
-        """Those of the window."""
+        """Keep those of the window."""
         return window
 
     def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
-        """CE + Dice on the window."""
+        """Return CE + Dice on the window (scalar)."""
         logits = student(window.cut(labeled.unit))
         return segmentation_loss(logits, _low(window.cut(labeled.target), logits))
 
@@ -126,7 +126,7 @@ class FoundationSide:
         return Mixed(logits, _low(window.cut(labeled.target), logits), _low(window.cut(box), logits))
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
-        """Of the slices that the teacher sees."""
+        """Return those of the slices that the teacher sees (B, K, [D',] h, w)."""
         return teacher(seen.cut(unlabeled.weak_unit)).float().softmax(1)
 
 
@@ -142,13 +142,13 @@ class PseudoLabel(NamedTuple):
 
 
 def pseudo_label(probabilities: Tensor, tau: float) -> PseudoLabel:
-    """Argmax as label, 1[max > tau] as weight (Eq. 7): (B, K, [D,] h, w) -> two tensors (B, [D,] h, w)."""
+    """Take the argmax as label, 1[max > tau] as weight (Eq. 7): (B, K, [D,] h, w) -> two tensors (B, [D,] h, w)."""
     highest, label = probabilities.max(1)
     return PseudoLabel(label, (highest > tau).float())
 
 
 def mixed_loss(mixed: Mixed, soft: Tensor, settings: MixingSettings) -> Tensor:
-    """CE + Dice against ground truth (weight 1) inside the box and weighted pseudo-labels outside, Eq. 7 (scalar).
+    """Sum CE + Dice against truth (weight 1) inside the box and weighted pseudo-labels outside, Eq. 7 (scalar).
 
     Args:
         mixed: a student's answer.

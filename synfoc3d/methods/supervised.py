@@ -18,10 +18,10 @@ class Supervised(Method):
         self.conventional = build.conventional()
 
     def students(self) -> Mapping[str, nn.Module]:
-        """The one network."""
+        """Return the one network."""
         return {"conventional": self.conventional}
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """Labeled loss of the batch (scalar)."""
+        """Return the labeled loss of the batch (scalar)."""
         loss = self.build.supervised_loss(self.conventional(batch.labeled.image), batch.labeled)
         return StepResult(loss, {})

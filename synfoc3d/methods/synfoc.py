@@ -80,7 +80,7 @@ class Confidence(NamedTuple):
     parts: dict[str, Tensor]
 
     def logs(self) -> dict[str, Tensor]:
-        """Means over the batch (scalars)."""
+        """Return the means over the batch (scalars)."""
         return {"alpha": self.alpha.mean()} | {f"{name}_confidence": part.mean() for name, part in self.parts.items()}
 
 
@@ -103,16 +103,16 @@ class SynFoC(Method):
         self.on_n, self.on_f = ConventionalSide(build), FoundationSide()
 
     def students(self) -> Mapping[str, nn.Module]:
-        """Both trained networks."""
+        """Return both trained networks."""
         return {"conventional": self.conventional, "foundation": self.foundation}
 
     def update_teachers(self, step: int) -> None:
-        """Sec. 3.1: each teacher becomes the moving average of its student."""
+        """Move each teacher to the moving average of its student (Sec. 3.1)."""
         update_teacher(self.conventional_teacher, self.conventional, step, self.settings.ema_decay)
         update_teacher(self.foundation_teacher, self.foundation, step, self.settings.ema_decay)
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """L = L_x + lambda(t) (L_u + L_c + L_d), Eq. 2.
+        """Compute L = L_x + lambda(t) (L_u + L_c + L_d), Eq. 2.
 
         Args:
             batch: labeled and unlabeled halves of the same size; sample j of one is paired with sample j of the other.
@@ -144,7 +144,7 @@ class SynFoC(Method):
     def unsupervised(
         self, batch: Batch, soft: Mapping[str, Tensor], box: Tensor, window: Window
     ) -> tuple[Tensor, Mixed, Mixed]:
-        """L_u on the mixed sample (scalar), and both students' answers to it, N's first.
+        """Compute L_u on the mixed sample (scalar), and both students' answers to it, N's first.
 
         Args:
             batch: both halves.
@@ -164,7 +164,7 @@ class SynFoC(Method):
     def soft_targets(
         self, unlabeled: Unlabeled, window: Window, progress: Progress
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Probabilities that the students learn from, each on its student's grid.
+        """Return the probabilities that the students learn from, each on its student's grid.
 
         Args:
             unlabeled: the unlabeled half of the batch; only its weak view is looked at.
@@ -200,7 +200,7 @@ class SynFoC(Method):
         return soft, logs
 
     def confidence(self, weak: Tensor, p_n: Tensor, p_f: Tensor, seen: Window, progress: Progress) -> Confidence:
-        """Self-mutual confidence of the conventional teacher, Eq. 4-5, and alpha, Eq. 6.
+        """Compute the self-mutual confidence of the conventional teacher, Eq. 4-5, and alpha, Eq. 6.
 
         Args:
             weak: (B, C, [D,] H, W) weak view.
@@ -222,14 +222,14 @@ class SynFoC(Method):
         return Confidence(alphas[kind], {"mutual": mutual})
 
     def self_confidence(self, weak: Tensor, p_n: Tensor, seen: Window) -> Tensor:
-        """Agreement of the conventional student and its teacher on the weak view, Eq. 4: (B), or (B, D') by slice."""
+        """Compare the conventional student and its teacher on the weak view, Eq. 4: (B), or (B, D') by slice."""
         q_student, q_n = full_resolution(self.conventional(weak)).argmax(1), p_n.argmax(1)
         if self.settings.smc_scope == "slice":
             q_student, q_n = seen.cut(q_student), seen.cut(q_n)
         return label_agreement(q_student, q_n, self.structures, self.settings.smc_scope)
 
     def mutual_confidence(self, p_n: Tensor, p_f: Tensor, seen: Window) -> Tensor:
-        """Agreement of the two teachers on the low-resolution grid, Eq. 5: (B), or (B, D') by slice."""
+        """Compare the two teachers on the low-resolution grid, Eq. 5: (B), or (B, D') by slice."""
         q_n, q_f = seen.cut(p_n.argmax(1)), p_f.argmax(1)
         return mutual_confidence(q_n, q_f, self.structures, self.settings.smc_scope)
 

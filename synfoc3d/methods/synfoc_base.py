@@ -73,15 +73,15 @@ class SynFoCBase(Method):
         return self.get_submodule(f"{self.settings.network}_teacher")
 
     def students(self) -> Mapping[str, nn.Module]:
-        """The one network."""
+        """Return the one network."""
         return {self.settings.network: self.student}
 
     def update_teachers(self, step: int) -> None:
-        """Moving average of the student."""
+        """Move the teacher to the moving average of the student."""
         update_teacher(self.teacher, self.student, step, self.settings.ema_decay)
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
-        """Labeled loss and weighted loss on mixed samples (scalar); see :meth:`SynFoC.training_step`."""
+        """Add the labeled loss and the weighted loss on mixed samples (scalar); see :meth:`SynFoC.training_step`."""
         labeled, unlabeled = batch.pair()
         window = draw_window(len(labeled.image), depth(labeled.image), self.settings.window)
         with torch.no_grad():
@@ -97,7 +97,7 @@ class SynFoCBase(Method):
         return StepResult(loss_x + weight * loss_u, {name: value.detach() for name, value in logs.items()})
 
     def soft_target(self, unlabeled: Unlabeled, window: Window) -> tuple[Tensor, dict[str, Tensor]]:
-        """The teacher's probabilities (B, K, [D',] h, w) of the student's slices, on its grid; and scalars to log."""
+        """Return the teacher's probabilities (B, K, [D',] h, w) of the student's slices, its grid; scalars to log."""
         seen = self.side.slices(window if self.settings.teacher_scope == "window" else Window())
         p = self.side.probabilities(self.teacher, unlabeled, seen)
         p_e = resize_in_plane(p, in_plane_size(unlabeled.weak), "bilinear")  # the ensemble lives on the net grid

@@ -22,11 +22,11 @@ class Window(NamedTuple):
         return torch.stack([sample.narrow(axis, z, self.size) for sample, z in zip(x, self.starts, strict=True)])
 
     def within(self, cut: Window) -> Window:
-        """This window of a tensor of which ``cut``, this window itself or all slices, was kept already."""
+        """Return this window of a tensor of which ``cut``, this window itself or all slices, was kept already."""
         return Window() if cut.starts else self
 
     def put(self, x: Tensor, part: Tensor) -> Tensor:
-        """A copy of x (B, C, D, H, W) whose window holds ``part`` (B, C, size, H, W); inverse of :meth:`cut`."""
+        """Return a copy of x (B, C, D, H, W) whose window holds ``part`` (B, C, size, H, W); inverse of :meth:`cut`."""
         if not self.starts:
             return part
         result = x.clone()

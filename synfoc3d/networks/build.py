@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def architecture_of(settings: FoundationSettings) -> str:
-    """Name of the architecture behind a network's name: ``medsam_vit_b`` -> ``vit_b``."""
+    """Return the name of the architecture behind a network's name: ``medsam_vit_b`` -> ``vit_b``."""
     return known_network(settings.name).architecture
 
 
 def trains_fully(settings: FoundationSettings) -> bool:
-    """Whether every parameter trains: as set, and otherwise where the base would be random weights.
+    """Return whether every parameter trains: as set, and otherwise where the base would be random weights.
 
     Raises:
         UserError: the base's published file is not there.

@@ -29,12 +29,12 @@ def resize_in_plane(x: Tensor, size: tuple[int, int], mode: Literal["bilinear", 
 
 
 def in_plane_size(x: Tensor) -> tuple[int, int]:
-    """(H, W) of a tensor (..., H, W), in pixels."""
+    """Return (H, W) of a tensor (..., H, W), in pixels."""
     return x.shape[-2], x.shape[-1]
 
 
 def depth(x: Tensor) -> int:
-    """Number of slices of a (B, C, H, W) or (B, C, D, H, W) tensor."""
+    """Return the number of slices of a (B, C, H, W) or (B, C, D, H, W) tensor."""
     return x.shape[2] if x.ndim == 5 else 1
 
 

@@ -9,7 +9,7 @@ EXPONENT = 0.9  # of both polynomial schedules
 
 
 def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """An optimizer over a network's trainable parameters, norms and biases decayed like all others.
+    """Make an optimizer over a network's trainable parameters, norms and biases decayed like all others.
 
     Args:
         network: the student; frozen parameters are left out.
@@ -29,7 +29,7 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.opt
 
 
 def learning_rate(settings: OptimizerSettings, *, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Learning rate of a step.
+    """Return the learning rate of a step.
 
     In step t <= W of a warm-up of W steps it is max(t, 1) / W of ``settings.lr``; after it the schedule counts:
 

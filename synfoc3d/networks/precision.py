@@ -9,7 +9,7 @@ from synfoc3d.config import Precision
 
 
 def resolve_precision(precision: Precision, device_type: str) -> str:
-    """What ``auto`` means: float16 on cuda, bfloat16 on a CPU with matrix units for it, float32 elsewhere.
+    """Return what ``auto`` means: float16 on cuda, bfloat16 on a CPU with matrix units for it, float32 elsewhere.
 
     Args:
         precision: the setting.
@@ -23,13 +23,13 @@ def resolve_precision(precision: Precision, device_type: str) -> str:
 
 
 def _has_matrix_units() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (Intel AMX), about four times as fast as float32."""
+    """Tell whether this CPU multiplies bfloat16 matrices in hardware (Intel AMX), four times as fast as float32."""
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # torch offers no public question before 2.12
     return bool(supported and supported())
 
 
 def autocast(precision: Precision, device_type: str, keep_casts: bool = False) -> AbstractContextManager[Any]:
-    """Context of mixed precision; does nothing for float32.
+    """Open a context of mixed precision; it does nothing for float32.
 
     Torch can keep the low-precision copy of a weight from one pass of a network to the next. Up to torch 2.10 a copy
     made without gradient is then used in a pass with gradient too, and the weight gets none. So nothing is kept, unless

@@ -17,7 +17,7 @@ IntensityRule = Literal["case", "patch"] | tuple[float, float]
 
 
 def intensity_range(case: np.ndarray) -> np.ndarray:
-    """Robust range of a whole preprocessed case.
+    """Return the robust range of a whole preprocessed case.
 
     Args:
         case: (C, D, H, W), any float type, in units of the preprocessed image.
@@ -29,14 +29,14 @@ def intensity_range(case: np.ndarray) -> np.ndarray:
 
 
 def patch_range(patch: Tensor) -> Tensor:
-    """Robust range of each sample's own patch: (B, C, [D,] H, W) -> (B, C, 2), float32."""
+    """Return the robust range of each sample's own patch: (B, C, [D,] H, W) -> (B, C, 2), float32."""
     flat = patch.flatten(2).float().cpu().numpy()
     low_high = np.percentile(flat, PERCENTILES, axis=-1)  # (2, B, C)
     return torch.from_numpy(np.moveaxis(low_high, 0, -1).astype(np.float32)).to(patch.device)
 
 
 def resolve_range(rule: IntensityRule, case_range: Tensor, patch: Tensor) -> Tensor:
-    """The (B, C, 2) range that a rule asks for: the case's own, the patch's own, or a fixed (low, high) pair."""
+    """Return the (B, C, 2) range that a rule asks for: the case's own, the patch's own, or a fixed (low, high) pair."""
     if rule == "case":
         return case_range
     if rule == "patch":
@@ -56,7 +56,12 @@ def to_unit(image: Tensor, value_range: Tensor) -> Tensor:
 
 
 def from_unit(image: Tensor, value_range: Tensor) -> Tensor:
-    """Map [0, 1] back to units of the preprocessed image; inverse of :func:`to_unit` up to its clipping."""
+    """Map [0, 1] back to units of the preprocessed image; inverse of :func:`to_unit` up to its clipping.
+
+    Args:
+        image: (B, C, [D,] H, W) in [0, 1].
+        value_range: (B, C, 2), what 0 and 1 become per sample and channel.
+    """
     low, width = _low_and_width(image, value_range)
     return image * width + low
 
@@ -68,7 +73,7 @@ def _low_and_width(image: Tensor, value_range: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def default_channels(count: int) -> tuple[int, int, int]:
-    """Which input channels become red, green and blue: one is repeated, two give (0, 1, 1), more the first three."""
+    """Choose the input channels for red, green and blue: one is repeated, two give (0, 1, 1), more the first three."""
     return {1: (0, 0, 0), 2: (0, 1, 1)}.get(count, (0, 1, 2))
 
 
@@ -100,7 +105,7 @@ class SlicewiseFoundation(nn.Module):
         self.intensity = intensity
 
     def to_slices(self, images: Tensor) -> Tensor:
-        """(B, C, [D,] H, W) in [0, 1] -> (B*D, 3, S, S), slices of a sample adjacent."""
+        """Cut (B, C, [D,] H, W) in [0, 1] into (B*D, 3, S, S), the slices of a sample adjacent."""
         channels = self.channels or default_channels(images.shape[1])
         rgb = images[:, list(channels)]
         slices = rgb if rgb.ndim == 4 else rgb.transpose(1, 2).flatten(0, 1)

@@ -18,7 +18,7 @@ from synfoc3d.nnunet.sliding_window import OnProgress, SliceWindow, Tile, no_pro
 
 
 def on_net_grid(foundation: SlicewiseFoundation, image: Tensor, value_range: Tensor) -> Tensor:
-    """Logits of the foundation network, resampled to the conventional network's grid.
+    """Resample logits of the foundation network to the conventional network's grid.
 
     Args:
         foundation: the slice-wise network.
@@ -77,7 +77,7 @@ class CasePredictor:
 
     @torch.inference_mode()
     def conventional(self, network: nn.Module, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
-        """Logits of nnU-Net's network, equal to those of nnU-Net's own predictor.
+        """Compute the logits of nnU-Net's network, equal to those of nnU-Net's own predictor.
 
         Args:
             network: maps (B, C, [D,] H, W) to logits of the same size.
@@ -104,7 +104,7 @@ class CasePredictor:
 
     @torch.inference_mode()
     def foundation(self, network: SlicewiseFoundation, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
-        """Class probabilities of the foundation network.
+        """Compute the class probabilities of the foundation network.
 
         Args:
             network: the slice-wise network.
@@ -142,7 +142,7 @@ class _SliceProbabilities:
                 self.column_ranges[rows.start, columns.start] = patch_range(padded[None, ..., rows, columns])[0]
 
     def __call__(self, tiles: Tensor, where: Tile) -> Tensor:
-        """(b, C, h, w) slices of one tile -> (b, K, h, w) probabilities, float32."""
+        """Segment (b, C, h, w) slices of one tile: (b, K, h, w) probabilities, float32."""
         column_range = self.column_ranges.get((where[0].start, where[1].start))
         known = self.case_range if column_range is None else column_range
         value_range = known.to(tiles.device).expand(len(tiles), -1, -1)
@@ -155,7 +155,7 @@ class _VolumePredictor(nnUNetPredictor):
     """nnU-Net's predictor for 3D patches, which tells how far it is."""
 
     def predict(self, network: nn.Module, image: Tensor, on_progress: OnProgress) -> Tensor:
-        """(C, D, H, W) preprocessed case -> (K, D, H, W) logits on the CPU."""
+        """Segment a (C, D, H, W) preprocessed case: (K, D, H, W) logits on the CPU."""
         self.network = network
         self.on_progress = on_progress
         return self.predict_sliding_window_return_logits(image).cpu()

@@ -47,12 +47,12 @@ class SliceWindow:
     sum_type: torch.dtype
 
     def tiles(self, height: int, width: int) -> list[Tile]:
-        """Tiles that cover a slice at least as large as a tile, in nnU-Net's order."""
+        """Return the tiles that cover a slice at least as large as a tile, in nnU-Net's order."""
         steps = compute_steps_for_sliding_window((height, width), self.size, self.step)
         return [(slice(y, y + self.size[0]), slice(x, x + self.size[1])) for y, x in itertools.product(*steps)]
 
     def mirrorings(self) -> Iterator[tuple[int, ...]]:
-        """Every combination of mirrored axes of a (b, C, h, w) batch, without the one that mirrors nothing."""
+        """Return every combination of mirrored axes of a (b, C, h, w) batch, without the one that mirrors nothing."""
         axes = [axis + 2 for axis in self.mirror_axes]
         for count in range(1, len(axes) + 1):
             yield from itertools.combinations(axes, count)
@@ -105,14 +105,14 @@ def segment_slices(
 
 
 def pad_to_tile(image: Tensor, window: SliceWindow) -> tuple[Tensor, tuple[slice, ...]]:
-    """(C, D, H, W) with zeros around slices smaller than a tile, and where in it the image lies."""
+    """Pad (C, D, H, W) with zeros around slices smaller than a tile; return where in it the image lies as well."""
     return pad_nd_image(image, window.size, "constant", {"value": 0}, True, None)
 
 
 def _segment_block(
     network: SliceNetwork, block: Tensor, window: SliceWindow, *, num_classes: int, device: torch.device
 ) -> Tensor:
-    """(C, b, H, W) slices -> (K, b, H, W)."""
+    """Segment (C, b, H, W) slices: (K, b, H, W)."""
     slices = block.transpose(0, 1).contiguous().to(device)
     weight = compute_gaussian(
         window.size, sigma_scale=1 / 8, value_scaling_factor=10, dtype=window.sum_type, device=device

@@ -18,7 +18,7 @@ TRAINER_VARIABLE = "nnUNet_extTrainer"
 
 
 def trainers_folder() -> Path:
-    """The folder that nnU-Net searches for these trainers."""
+    """Return the folder that nnU-Net searches for these trainers."""
     return Path(str(resources.files("synfoc3d.trainers")))
 
 
@@ -40,7 +40,7 @@ def train(
     only_validate: bool = False,
     save_probabilities: bool = False,
 ) -> None:
-    """What ``nnUNetv2_train`` does, with nnU-Net's own functions.
+    """Train as ``nnUNetv2_train`` does, with nnU-Net's own functions.
 
     Args:
         dataset: id or name of the dataset.
@@ -86,7 +86,7 @@ def train(
 
 
 def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
-    """Full name of a dataset whose configuration was preprocessed.
+    """Check that a dataset's configuration was preprocessed; return the dataset's full name.
 
     Raises:
         UserError: dataset, plans or configuration do not exist, or the configuration was only planned.
@@ -113,7 +113,7 @@ def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
 
 
 def data_facts(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> DataFacts:
-    """What the dataset says about the settings of a training on it.
+    """Return what the dataset says about the settings of a training on it.
 
     Args:
         plans: content of nnU-Net's plans.
@@ -126,7 +126,7 @@ def data_facts(plans: dict[str, Any], configuration: str, dataset_json: dict[str
 
 
 def preprocessed_facts(dataset: str, configuration: str, plans: str) -> DataFacts:
-    """Facts of a dataset whose configuration was preprocessed.
+    """Read the facts of a dataset whose configuration was preprocessed.
 
     Args:
         dataset: id or name.

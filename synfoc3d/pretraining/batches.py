@@ -40,5 +40,5 @@ def draw_pairs(settings: PretrainSettings, seed: int, step: int) -> Pairs:
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
-    """A generator of random numbers of its own for every seed and step."""
+    """Make a generator of random numbers of its own for every seed and step."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)

@@ -22,7 +22,7 @@ class Validation:
 
     @torch.no_grad()
     def __call__(self, network: FoundationNetwork) -> dict[str, float]:
-        """Mean of every part of the objective and of their weighted sum, under the names ``val_...``."""
+        """Average every part of the objective and their weighted sum, under the names ``val_...``."""
         device = next(network.parameters()).device.type
         parts = []
         for k, pairs in enumerate(self.batches):
@@ -34,6 +34,6 @@ class Validation:
 
 
 def named(losses: Losses, settings: PretrainSettings, prefix: str) -> dict[str, float]:
-    """Losses as plain numbers under prefixed names, their weighted sum as ``<prefix>loss``."""
+    """Return losses as plain numbers under prefixed names, their weighted sum as ``<prefix>loss``."""
     values = {prefix + name: float(value) for name, value in losses._asdict().items()}
     return {prefix + "loss": float(losses.total(settings.objective)), **values}

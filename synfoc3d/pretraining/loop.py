@@ -101,7 +101,7 @@ def _train(state: PretrainingState, validation: Validation, folder: Path, *, dea
 
 
 def _step(state: PretrainingState) -> Losses:
-    """One step on new images; the detached losses."""
+    """Take one step on new images; return the detached losses."""
     settings, network = state.settings, state.network
     pairs = draw_pairs(settings, settings.seed, state.step)
     prompts = generator_of(settings.seed + PROMPT_STREAM, state.step)

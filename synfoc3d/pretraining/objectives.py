@@ -33,7 +33,7 @@ class Losses(NamedTuple):
     same_image: Tensor
 
     def total(self, settings: ObjectiveSettings) -> Tensor:
-        """Weighted sum; both dense parts count half."""
+        """Add up all parts by their weights, to a scalar; both dense parts count half."""
         return settings.prompted * self.prompted + settings.dense * 0.5 * (self.siblings + self.same_image)
 
 
@@ -63,7 +63,7 @@ def compute_losses(
 
 
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross-entropy plus soft Dice (MedSAM, Nature Communications 2024), against the covered share of a pixel.
+    """Add binary cross-entropy and soft Dice (MedSAM, Nature Communications 2024), against a pixel's covered share.
 
     Args:
         logits: (M, s, s).
@@ -78,7 +78,7 @@ def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def contrast(features: Tensor, structures: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Supervised contrast of pixels with the mean feature (prototype) of every structure.
+    """Contrast pixels, supervised, with the mean feature (prototype) of every structure.
 
     Pixels of a structure are drawn to its prototype and pushed from those of all other structures: once to the
     prototypes of the sibling image, which shows the same anatomy in another body and mostly with other contrasts, and

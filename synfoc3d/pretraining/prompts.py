@@ -46,7 +46,7 @@ def draw_prompts(structures: Tensor, per_image: int, generator: Generator) -> Pr
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
-    """Corners (M, 4), x0, y0, x1, y1 in pixels, of the smallest boxes around (M, S, S) masks that are not empty."""
+    """Return corners (M, 4), x0, y0, x1, y1 in pixels, of the smallest boxes around (M, S, S) masks, none empty."""
     corners = []
     for axis in (1, 2):  # over y for the columns, over x for the rows
         hit = masks.any(dim=axis).float()

@@ -26,7 +26,7 @@ def draw_intensities(batch: int, tissues: int, settings: RenderingSettings, gene
 
 
 def sibling_intensities(table: Tensor, settings: RenderingSettings, generator: Generator) -> Tensor:
-    """Intensities (B, T) of the siblings: nearly the same for images of the same scanner, new ones for the others."""
+    """Draw intensities (B, T) of the siblings: nearly the same for images of one scanner, new ones for the others."""
     batch, tissues = table.shape
     fresh = draw_intensities(batch, tissues, settings, generator)
     similar = (table + 0.04 * torch.randn(table.shape, generator=generator)).clamp(0, 1)
@@ -74,14 +74,18 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def stretch(images: Tensor) -> Tensor:
-    """Map each image's 0.5th to 99.5th percentile to [0, 1], as the foundation network's bridge does with a case."""
+    """Map the 0.5th to 99.5th percentile of each image to [0, 1], as the foundation network's bridge does with a case.
+
+    Args:
+        images: (B, 1, S, S).
+    """
     flat = images.flatten(1).sort(dim=1).values
     low, high = (flat[:, round(p / 100 * (flat.shape[1] - 1))].reshape(-1, 1, 1, 1) for p in PERCENTILES)
     return ((images - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
 
 
 def _grains(batch: int, size: int, generator: Generator) -> Tensor:
-    """Texture (B, 1, S, S) of about unit variance, coarse in some images and fine in others."""
+    """Draw a texture (B, 1, S, S) of about unit variance, coarse in some images and fine in others."""
     weights = torch.rand(batch, len(TEXTURE_GRIDS), generator=generator).square()
     weights = weights / weights.norm(dim=1, keepdim=True)
     fields = [
@@ -94,7 +98,7 @@ def _grains(batch: int, size: int, generator: Generator) -> Tensor:
 
 
 def _bias(batch: int, size: int, strength: tuple[float, float], generator: Generator) -> Tensor:
-    """A smooth positive factor (B, 1, S, S)."""
+    """Draw a smooth positive factor (B, 1, S, S)."""
     coarse = torch.randn(batch, 1, 3, 3, generator=generator)
     field = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=True)
     return torch.exp(_per_image(strength, batch, generator) * field)
@@ -112,5 +116,5 @@ def _coarsen(
 
 
 def _per_image(bounds: tuple[float, float], batch: int, generator: Generator) -> Tensor:
-    """One uniform number per image, (B, 1, 1, 1)."""
+    """Draw one uniform number per image, (B, 1, 1, 1)."""
     return bounds[0] + (bounds[1] - bounds[0]) * torch.rand(batch, 1, 1, 1, generator=generator)

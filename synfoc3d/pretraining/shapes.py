@@ -150,7 +150,7 @@ def paint(
 
 
 def distance(outlines: Outlines, n: int, points: Tensor) -> Tensor:
-    """How far points lie from the center of outline ``n``, as a share of the outline's radius in their direction.
+    """Return how far points lie from the center of outline ``n``, as a share of its radius in their direction.
 
     Args:
         outlines: of B bodies.
@@ -179,13 +179,13 @@ def distance(outlines: Outlines, n: int, points: Tensor) -> Tensor:
 
 
 def _body(batch: int, settings: ShapeSettings, generator: Generator) -> Outlines:
-    """One large outline around the center; in some images it fills or leaves the image, as in a cropped scan."""
+    """Draw one large outline around the center; in some images it fills or leaves the image, as in a cropped scan."""
     radii = _uniform(generator, *settings.body_radius, batch, 1, 1) * _uniform(generator, 0.8, 1.25, batch, 1, 2)
     return _outlines(0.1 * _normal(generator, batch, 1, 2), radii, 0.0, generator)
 
 
 def _scattered(batch: int, count: int, radius: tuple[float, float], generator: Generator) -> Outlines:
-    """Outlines anywhere in the body: radii log-uniform in ``radius``, aspect ratios up to 3."""
+    """Draw outlines anywhere in the body: radii log-uniform in ``radius``, aspect ratios up to 3."""
     low, high = (math.log(bound) for bound in radius)
     mean = torch.exp(_uniform(generator, low, high, batch, count, 1))
     aspect = torch.exp(_uniform(generator, 0, 0.55, batch, count, 1))
@@ -194,7 +194,7 @@ def _scattered(batch: int, count: int, radius: tuple[float, float], generator: G
 
 
 def _related(previous: Outlines, settings: ShapeSettings, generator: Generator) -> Outlines:
-    """One more organ per body: nested in the previous one, touching it, or free."""
+    """Draw one more organ per body: nested in the previous one, touching it, or free."""
     batch = previous.angle.shape[0]
     free = _scattered(batch, 1, settings.organ_radius, generator)
     kind = torch.rand(batch, 1, 1, generator=generator)
@@ -215,7 +215,7 @@ def _related(previous: Outlines, settings: ShapeSettings, generator: Generator) 
 
 
 def _outlines(center: Tensor, radii: Tensor, bend: float, generator: Generator) -> Outlines:
-    """Complete outlines of a given place and size with a random rotation, bend and wobble."""
+    """Complete outlines of given places and sizes by a random rotation, bend and wobble."""
     batch, count, _ = center.shape
     return Outlines(
         center=center,
@@ -228,7 +228,7 @@ def _outlines(center: Tensor, radii: Tensor, bend: float, generator: Generator) 
 
 
 def _slice_scale(batch: int, settings: ShapeSettings, generator: Generator) -> Tensor:
-    """Relative size (B, 1, 1) of the organs in this slice: mostly whole, sometimes near their end, sometimes none."""
+    """Draw the relative size (B, 1, 1) of the organs in this slice: mostly whole, some near their end, some none."""
     chance = torch.rand(batch, 1, 1, generator=generator)
     near_end = _uniform(generator, 0.4, 1, batch, 1, 1)
     scale = torch.where(chance < 0.7, torch.ones_like(near_end), near_end)
@@ -236,7 +236,7 @@ def _slice_scale(batch: int, settings: ShapeSettings, generator: Generator) -> T
 
 
 def _displacement(batch: int, size: int, spread: float, generator: Generator) -> Tensor:
-    """A smooth field (B, 2, S, S): a coarse and a fine part, together of standard deviation about ``spread``."""
+    """Draw a smooth field (B, 2, S, S): a coarse and a fine part, together of standard deviation about ``spread``."""
     coarse, fine = (
         F.interpolate(_normal(generator, batch, 2, grid, grid), (size, size), mode="bicubic", align_corners=True)
         for grid in (4, 9)
@@ -245,7 +245,7 @@ def _displacement(batch: int, size: int, spread: float, generator: Generator) ->
 
 
 def _pixel_centers(size: int) -> Tensor:
-    """(1, 2, S, S): x and y of every pixel's center."""
+    """Return x and y of every pixel's center, (1, 2, S, S)."""
     line = (torch.arange(size) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x, y])[None]

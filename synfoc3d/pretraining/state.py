@@ -84,7 +84,7 @@ class PretrainingState:
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """The average's weights in half precision, in segment-anything's names."""
+        """Return the average's weights in half precision, in segment-anything's names."""
         return {name: value.detach().half().cpu() for name, value in self.average.state_dict().items()}
 
 

@@ -32,7 +32,7 @@ def make_batch(
 
 
 def to_device(raw: Mapping[str, Any], stream: str, device: torch.device) -> tuple[Tensor, list[Tensor], Tensor]:
-    """One stream of a loader's batch on the device.
+    """Move one stream of a loader's batch to the device.
 
     Args:
         raw: the batch.

@@ -33,5 +33,5 @@ class BestEpoch:
         return True
 
     def state(self) -> dict[str, float | None]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return asdict(self)

@@ -56,7 +56,7 @@ class EpochLog:
         self._draw()
 
     def drawn_panels(self) -> list[Panel]:
-        """The panels of the picture, each with the keys that have a value; those without one are left out."""
+        """Return the panels of the picture, each with the keys that have a value; those without one are left out."""
         present = {key: None for row in self.rows for key, value in row.items() if not math.isnan(value)}
         del present["epoch"]
         named = {key for panel in self.panels for key in panel.keys}
@@ -85,7 +85,7 @@ class EpochLog:
 
 
 def epoch_means(outputs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of every key over the steps of an epoch, leaving out steps where it is NaN (nothing was known)."""
+    """Average every key over the steps of an epoch, leaving out steps where it is NaN (nothing was known)."""
     means = {}
     for key in outputs[0]:
         values = np.array([output[key] for output in outputs], dtype=np.float64)

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def weak_transforms(nnunet: ComposeTransforms, labeled: bool) -> ComposeTransforms:
-    """nnU-Net's spatial transforms and nothing else.
+    """Return nnU-Net's spatial transforms and nothing else.
 
     Args:
         nnunet: nnU-Net's own training transforms of this configuration.
@@ -58,7 +58,7 @@ def open_image(folder: Path, case: str) -> Any:  # noqa: ANN401 - blosc2's lazil
 
 
 def image_file(folder: Path, case: str) -> Path:
-    """File of a case's preprocessed image.
+    """Return the file of a case's preprocessed image.
 
     Raises:
         UserError: the case was not preprocessed.
@@ -84,7 +84,7 @@ class UnlabeledCases(nnUNetBaseDataset):
         self.identifiers = sorted(folders)
 
     def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, None]]:
-        """Image (C, D, H, W), label (1, D, H, W) for logging, no previous stage, no class locations."""
+        """Load image (C, D, H, W) and label (1, D, H, W) for logging; no previous stage, no class locations."""
         image = open_image(self.folders[identifier], identifier)
         label_file = self.hidden_labels / f"{identifier}{LABEL_ENDING}"
         if self.folders[identifier] == self.hidden_labels and label_file.is_file():
@@ -95,12 +95,12 @@ class UnlabeledCases(nnUNetBaseDataset):
 
     @staticmethod
     def save_case(*_: Any, **__: Any) -> None:  # noqa: ANN401 - the base class's abstract signature
-        """Not supported: unlabeled cases are written by the preprocessing."""
+        """Refuse: unlabeled cases are written by the preprocessing."""
         raise NotImplementedError
 
     @staticmethod
     def get_identifiers(folder: str) -> list[str]:
-        """Cases whose image lies in a folder."""
+        """Return the cases whose image lies in a folder."""
         files = [file.name for file in Path(folder).glob(f"*{IMAGE_ENDING}") if not file.name.endswith(LABEL_ENDING)]
         return sorted(name.removesuffix(IMAGE_ENDING) for name in files)
 
@@ -135,13 +135,13 @@ class PairedLoader(SlimDataLoaderBase):
         self.number = first
 
     def set_thread_id(self, thread_id: int) -> None:
-        """Called once in each worker process, before its first batch."""
+        """Take over the number of a worker process; called once in each, before its first batch."""
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)  # a forked process hangs in the first parallel region if its parent had one
         self.number += thread_id
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """``data``, ``target``, ``value_range`` and, with an unlabeled stream, the same with ``unlabeled_`` before."""
+        """Make ``data``, ``target``, ``value_range``; with an unlabeled stream, the same with ``unlabeled_`` before."""
         with random_numbers_of(*self.seed, self.number):
             batch = self.labeled.generate_train_batch()
             other = self.unlabeled.generate_train_batch() if self.unlabeled is not None else None
@@ -196,7 +196,7 @@ def start_workers(loader: PairedLoader, processes: int, pin_memory: bool) -> Any
 
 
 def case_ranges(folders: Mapping[str, Path], cache: Path) -> dict[str, np.ndarray]:
-    """Intensity range of every case from its whole preprocessed image, remembered in a file.
+    """Measure every case's intensity range on its whole preprocessed image, or read it from the file it is kept in.
 
     Args:
         folders: the folder of preprocessed images of each case.

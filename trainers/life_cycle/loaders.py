@@ -23,7 +23,7 @@ TRAINING, VALIDATION = 0, 1  # streams of batches, each with random numbers of i
 
 
 def paired_loaders(trainer: SemiSupervisedTrainer) -> tuple[Any, Any]:
-    """Batches of training and of online validation, from the trainer's epoch on."""
+    """Make the batches of training and of online validation, from the trainer's epoch on."""
     rotation, dummy_2d, initial_patch, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     scales, configuration = trainer._get_deep_supervision_scales(), trainer.configuration_manager
     masked = configuration.use_mask_for_norm
@@ -69,7 +69,7 @@ def _patches(
     *,
     foreground: float | None = None,
 ) -> nnUNetDataLoader:
-    """nnU-Net's loader; ``foreground`` is the share of patches around foreground, by default nnU-Net's."""
+    """Make nnU-Net's loader; ``foreground`` is the share of patches around foreground, by default nnU-Net's."""
     return nnUNetDataLoader(
         cases,
         trainer.batch_size,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_of(trainer: SemiSupervisedTrainer) -> dict[str, Any]:
-    """A valid nnU-Net checkpoint of a training after its current epoch, with our section.
+    """Return a valid nnU-Net checkpoint of a training after its current epoch, with our section.
 
     The frozen base of a foundation network is left out, unless no file gives it again.
     """
@@ -70,7 +70,7 @@ def restore(trainer: SemiSupervisedTrainer, checkpoint: Mapping[str, Any]) -> No
 
 
 def _frozen_keys(trainer: SemiSupervisedTrainer) -> set[str]:
-    """Entries of the method's state that belong to the frozen base, the teachers' shared copies included."""
+    """Return the entries of the method's state that belong to the frozen base, the teachers' shared copies included."""
     if trainer.foundation_identity["in_checkpoint"]:
         return set()
     frozen = {id(p) for student in trainer.students.values() for p in student.parameters() if not p.requires_grad}

@@ -100,7 +100,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.batch_size = self.settings.batch_size or self.configuration_manager.batch_size
 
     def _do_i_compile(self) -> bool:
-        """Never: teachers are copies of students, which a compiled network does not allow."""
+        """Return False: teachers are copies of students, which a compiled network does not allow."""
         return False
 
     # --- networks and optimizers ----------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return make_optimizer(student, self._optimizer_settings(student))
 
     def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
-        """Labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
+        """Compute the labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
         if self.settings.conventional.loss == "paper":
             return segmentation_loss(full_resolution(output), labeled.target)
         return self.loss(output, labeled.pyramid if self.enable_deep_supervision else labeled.pyramid[0])
@@ -179,18 +179,18 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return layout.unlabeled_folder(self.preprocessed)
 
     def split(self) -> Split:
-        """The semi-supervised split of this fold."""
+        """Return the semi-supervised split of this fold."""
         return read_splits(Path(self.preprocessed_dataset_folder_base), self.fold)
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Labeled and validation cases; without any of the latter the labeled ones are shown, as in fold all."""
+        """Return labeled and validation cases; without any of the latter the labeled ones, as nnU-Net's fold all."""
         split = self.split()
         if not split.val:
             self.print_to_log_file("The split holds no validation case: curves and validation show the training cases.")
         return list(split.labeled), list(split.val or split.labeled)
 
     def unlabeled_folders(self) -> dict[str, Path]:
-        """Where each unlabeled case of this fold was preprocessed."""
+        """Return where each unlabeled case of this fold was preprocessed."""
         if not self.method_class.uses_unlabeled:
             return {}
         in_own_folder = set(UnlabeledCases.get_identifiers(str(self.preprocessed_unlabeled)))
@@ -200,25 +200,25 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return {c: self.preprocessed_unlabeled if c in in_own_folder else self.preprocessed for c in cases}
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Batches of training and of online validation from this epoch on; labeled and unlabeled share the workers."""
+        """Make batches of training and online validation from here on; labeled and unlabeled share the workers."""
         return paired_loaders(self)
 
     def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
-        """Strong view of weak patches (B, C, [D,] H, W) with their ranges (B, C, 2), as the settings say."""
+        """Make the strong view of weak patches (B, C, [D,] H, W) with their ranges (B, C, 2), as the settings say."""
         color = is_color(self.configuration_manager.normalization_schemes)
         return strong_view(
             weak, value_range, self.settings.augmentation, image_size=self.strong_image_size(), color=color
         )
 
     def strong_image_size(self) -> int:
-        """S, the image side to which the strong view's blur refers: the foundation network's, in pixels."""
+        """Return S, the image side to which the strong view's blur refers: the foundation network's, in pixels."""
         sizes = [s.image_size for s in self.students.values() if isinstance(s, SlicewiseFoundation)]
         return sizes[0] if sizes else self.settings.foundation.image_size or max(self.configuration_manager.patch_size)
 
     # --- training -------------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """nnU-Net's start, with the resolved settings written beside the results."""
+        """Start as nnU-Net does, with the resolved settings written beside the results."""
         super().on_train_start()
         text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=self.foundation_identity)
         atomic_write_text(Path(self.output_folder) / layout.SETTINGS_FILE, text)
@@ -228,20 +228,20 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.resume_random_state = None
 
     def panels(self) -> list[Panel]:
-        """Curves of this training's picture: the loss, the method's own, validation and learning rates."""
+        """Return the curves of this training's picture: the loss, the method's own, validation and learning rates."""
         val_dice, rates = (tuple(f"{what}_{name}" for name in self.students) for what in ("val_dice", "lr"))
         validation = Panel("validation Dice", val_dice, is_share=True)
         return [Panel("loss", ("loss",)), *self.method.panels, validation, Panel("learning rate", rates)]
 
     def on_train_epoch_start(self) -> None:
-        """nnU-Net's, with every network in train mode and every learning rate at this epoch."""
+        """Start an epoch as nnU-Net does, every network in train mode and every learning rate at this epoch."""
         self.step = self.current_epoch * self.num_iterations_per_epoch
         self._set_learning_rates()
         super().on_train_epoch_start()
         self.method.train()
 
     def train_step(self, batch: dict) -> dict:
-        """One step of every student; returns plain numbers to log."""
+        """Take one step of every student; return plain numbers to log."""
         self._set_learning_rates()
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
@@ -284,7 +284,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.grad_scaler.step(optimizer)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
-        """nnU-Net's, and the means of our own values."""
+        """Log as nnU-Net does, and the means of our own values."""
         super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
         means = epoch_means(train_outputs)
         means |= {f"lr_{name}": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
@@ -295,11 +295,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # --- online validation ----------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        """Every student in evaluation mode."""
+        """Put every student into evaluation mode."""
         self.method.eval()
 
     def validation_step(self, batch: dict) -> dict:
-        """nnU-Net's for the conventional student, and the same counts for every other one, named before each key."""
+        """Do nnU-Net's step for the conventional student, and count the same for all others, named before each key."""
         image, pyramid, value_range = to_device(batch, "", self.device)
         result: dict[str, np.ndarray] = {}
         for name, student in self.students.items():
@@ -309,14 +309,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         return result
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        """The first student feeds nnU-Net's log; every student's mean foreground Dice goes to the curves."""
+        """Feed nnU-Net's log by the first student, the curves by every student's mean foreground Dice."""
         of_first = [{key: output[f"{self.first}/{key}"] for key in HITS} for output in val_outputs]
         super().on_validation_epoch_end(of_first)
         self.val_dice = {name: mean_dice(val_outputs, name) for name in self.students}
         self.curves.add(self.current_epoch, {f"val_dice_{name}": dice for name, dice in self.val_dice.items()})
 
     def on_epoch_end(self) -> None:
-        """nnU-Net's, with checkpoint_latest written by the clock, our curves, and the best epoch of every student."""
+        """End as nnU-Net does, but write checkpoint_latest by the clock; add curves and every student's best epoch."""
         due = time() - self.last_save >= 60 * self.settings.save_every_minutes
         self.save_every = 1 if due else sys.maxsize
         self.curves.write()  # before the checkpoint, so that a kill in between loses no row of the table
@@ -331,7 +331,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
-        """A valid nnU-Net checkpoint with our section: networks without frozen base, optimizers, random state."""
+        """Write a valid nnU-Net checkpoint with our section: networks without frozen base, optimizers, random state."""
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
@@ -357,7 +357,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # --- final validation -----------------------------------------------------------------------------------------
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's into ``validation/`` for the conventional student, ``validation_foundation/`` for the other."""
+        """Validate as nnU-Net into ``validation/``, and the foundation student into ``validation_foundation/``."""
         self.method.eval()
         for name, student in self.students.items():
             if isinstance(student, SlicewiseFoundation):

@@ -26,18 +26,21 @@ HITS = ("loss", "tp_hard", "fp_hard", "fn_hard")  # what nnU-Net's validation st
 
 
 def logits_on_net_grid(student: nn.Module, image: Tensor, case_range: Tensor) -> Tensor:
-    """Logits (B, K, [D,] H, W) of any student for patches (B, C, [D,] H, W) of cases with the ranges (B, C, 2)."""
+    """Compute a student's logits (B, K, [D,] H, W) for patches (B, C, [D,] H, W) of cases with ranges (B, C, 2)."""
     if isinstance(student, SlicewiseFoundation):
         return on_net_grid(student, image, resolve_range(student.intensity, case_range, image))
     return full_resolution(student(image))
 
 
 def count_hits(logits: Tensor, target: Tensor) -> dict[str, np.ndarray]:
-    """Loss (scalar), and true positives, false positives and false negatives per foreground class (C,), in voxels.
+    """Compute the loss, and count the hits and misses of every foreground class, as nnU-Net's validation step does.
 
     Args:
         logits: (B, K, [D,] H, W).
         target: (B, 1, [D,] H, W) labels.
+
+    Returns:
+        ``loss`` (scalar), and true positives, false positives and false negatives (C,), in voxels, by the keys of HITS.
     """
     logits = logits.float()
     prediction = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1)
@@ -48,7 +51,12 @@ def count_hits(logits: Tensor, target: Tensor) -> dict[str, np.ndarray]:
 
 
 def mean_dice(outputs: Sequence[Mapping[str, np.ndarray]], student: str) -> float:
-    """Mean foreground Dice of a student over the patches of an epoch; NaN where no class was seen at all."""
+    """Average a student's foreground Dice over the patches of an epoch; NaN where no class was seen at all.
+
+    Args:
+        outputs: what :func:`count_hits` returned for every student in each validation step, as ``<student>/<key>``.
+        student: name of the one to average.
+    """
     tp, fp, fn = (np.sum([output[f"{student}/{key}"] for output in outputs], axis=0) for key in HITS[1:])
     with np.errstate(invalid="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice")

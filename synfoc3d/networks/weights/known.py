@@ -48,7 +48,7 @@ class KnownNetwork:
 
 
 def _sam(architecture: str, file: str, sha256: str) -> KnownNetwork:
-    """One of the three networks of "Segment Anything" (ICCV 2023)."""
+    """Describe one of the three networks of "Segment Anything" (ICCV 2023)."""
     return KnownNetwork(
         f"sam_{architecture}", architecture, file, SAM_SOURCE, "Apache-2.0", SAM_INPUT, "sha256", sha256
     )
@@ -77,7 +77,7 @@ KNOWN: dict[str, KnownNetwork] = {
 
 
 def known_network(name: str) -> KnownNetwork:
-    """The entry of a name.
+    """Return the entry of a name.
 
     Raises:
         UserError: no foundation network is called so.
@@ -88,23 +88,23 @@ def known_network(name: str) -> KnownNetwork:
 
 
 def home_folder() -> Path:
-    """The folder of this package's files on the machine: SYNFOC3D_HOME, or ``~/.synfoc3d``."""
+    """Return the folder of this package's files on the machine: SYNFOC3D_HOME, or ``~/.synfoc3d``."""
     return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".synfoc3d").expanduser().absolute()
 
 
 def checkpoint_folder() -> Path:
-    """Where published weight files are looked for by their name."""
+    """Return where published weight files are looked for by their name."""
     return home_folder() / "checkpoints"
 
 
 def embedded_weights() -> Path | None:
-    """The weight file of the compact network that ships inside this package; None where there is none."""
+    """Find the weight file of the compact network that ships inside this package; None where there is none."""
     file = Path(str(resources.files("synfoc3d.networks.weights"))) / "compact" / KNOWN["compact"].file
     return file if file.is_file() else None
 
 
 def find_checkpoint(name: str, given: str | None) -> Path | None:
-    """The file a network's base weights come from.
+    """Find the file a network's base weights come from.
 
     Args:
         name: of a known network.
@@ -133,7 +133,7 @@ def find_checkpoint(name: str, given: str | None) -> Path | None:
 
 
 def file_hash(file: Path, algorithm: str = "sha256") -> str:
-    """Hash of a file in hexadecimal digits, read in parts; ``md5`` recognizes a published file, it secures nothing."""
+    """Hash a file, read in parts, to hexadecimal digits; ``md5`` recognizes a published file, it secures nothing."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with file.open("rb") as stream:
         while part := stream.read(CHUNK):
@@ -159,7 +159,7 @@ def hash_problem(known: KnownNetwork, file: Path, sha256: str) -> str | None:
 
 
 def network_of_file(name: str, sha256: str) -> KnownNetwork | None:
-    """The network whose published file this is, by its SHA-256 or else by its name; None for any other file."""
+    """Recognize whose published file this is, by its SHA-256 or else by its name; None for any other file."""
     by_hash = [known for known in KNOWN.values() if known.published_hash == sha256]
     by_name = [known for known in KNOWN.values() if known.file == name]
     return next(iter(by_hash + by_name), None)

@@ -49,7 +49,7 @@ def load_released_lora(network: FoundationNetwork, path: str | Path) -> None:
 
 
 def released_names(depth: int) -> dict[str, str]:
-    """Our name of each adapter matrix by its released name, for an encoder of so many blocks."""
+    """Return our name of each adapter matrix by its released name, for an encoder of so many blocks."""
     return {
         f"w_{side}_{2 * block + place:03d}": f"image_encoder.blocks.{block}.attn.qkv.{side}_{projection}.weight"
         for block in range(depth)
