@@ -169,9 +169,13 @@ def _training_facts(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     section = checkpoint[checkpoints.SECTION]
     settings, foundation = dict(section["settings"]), dict(section["foundation"])
     settings["foundation"] = dict(settings["foundation"])
-    for part in (settings["foundation"], foundation):
-        if part["checkpoint"]:
-            part["checkpoint"] = Path(part["checkpoint"]).name
+    for part, key in (
+        (settings["foundation"], "checkpoint"),
+        (settings["foundation"], "lora"),
+        (foundation, "checkpoint"),
+    ):
+        if part.get(key):  # checkpoints of 0.1 may lack lora
+            part[key] = Path(part[key]).name
     return {
         "checkpoint": name,
         "epochs_trained": checkpoint["current_epoch"],

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.config import FoundationSettings, MethodSettings, Settings, resolve
+from synfoc3d.config import RANDOM, FoundationSettings, MethodSettings, Settings, resolve
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_BEST, best_checkpoint
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import load_trainable_state
 from synfoc3d.networks.slicewise import SlicewiseFoundation
-from synfoc3d.networks.weights.known import RANDOM
 from synfoc3d.sections import DataFacts
 
 SECTION = "synfoc3d"  # our part of nnU-Net's checkpoint

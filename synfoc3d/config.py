@@ -26,7 +26,6 @@ from pydantic import (
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.yaml_files import Kind, is_yaml_file, parse_yaml, preset_texts, read_yaml
-from synfoc3d.networks.weights.known import RANDOM
 from synfoc3d.sections import (
     Channel,
     DataFacts,
@@ -41,6 +40,7 @@ from synfoc3d.sections import (
 )
 
 CONFIG_VARIABLE = "SYNFOC3D_CONFIG"
+RANDOM = "random"  # value of foundation.checkpoint that starts any network from random weights, whatever is found
 EXTENDS = "extends"  # key of a settings file that names the one it builds on
 SETTINGS_KIND = Kind("settings file", "preset", "a mapping of settings")
 

@@ -147,11 +147,14 @@ def test_facts_name_trainer_and_settings(export):
 
 def test_paths_of_this_machine_stay_here(export, altered):
     def add_path(checkpoint):
-        checkpoint["synfoc3d"]["settings"]["foundation"]["checkpoint"] = "/secret/medsam.pth"
+        checkpoint["synfoc3d"]["settings"]["foundation"] |= {
+            "checkpoint": "/secret/medsam.pth",
+            "lora": "/secret/a.pth",
+        }
         checkpoint["synfoc3d"]["foundation"]["checkpoint"] = "/secret/medsam.pth"
 
     text = (export("model", checkpoint=altered(add_path)) / "synfoc3d_export.json").read_text()
-    assert text.count('"checkpoint": "medsam.pth"') == 2 and "/secret" not in text
+    assert text.count('"checkpoint": "medsam.pth"') == 2 and '"lora": "a.pth"' in text and "/secret" not in text
 
 
 def test_list_of_training_files_stays_here(export, trained, monkeypatch):

@@ -33,3 +33,44 @@ def test_gradients_are_scaled_down_to_the_norm_each_network_by_itself(step):
 
 def test_gradients_below_the_norm_are_left_alone(step):
     assert step(gradient_norm=1e9) == step(gradient_norm=None)
+
+
+@pytest.fixture
+def scaled(project):
+    """Return a function (scaler, factor of the loss) that does one step of mean teacher and gives the trainer."""
+
+    def run(scaler, factor=1.0):
+        optimizers = {"conventional": {"name": "sgd", "lr": 0.01, "gradient_norm": 0.01}}
+        with project.active("scaler"):
+            trainer = project.trainer("nnUNetTrainerMeanTeacher", optimizers=optimizers)
+            trainer.initialize()
+            trainer.grad_scaler = scaler
+            step = trainer.method.training_step
+
+            def multiplied(batch, progress):
+                result = step(batch, progress)
+                return result._replace(loss=result.loss * factor)
+
+            trainer.method.training_step = multiplied
+            raw = next(trainer.get_dataloaders()[0])
+            trainer.on_train_epoch_start()
+            trainer.start = [p.detach().clone() for p in trainer.method.conventional.parameters()]
+            trainer.train_step(raw)
+        return trainer
+
+    return run
+
+
+def test_scaling_the_loss_changes_no_step(scaled):
+    plain, scaler = scaled(None), torch.amp.GradScaler("cpu", init_scale=1024)
+    other = scaled(scaler)
+    for first, second in zip(plain.method.parameters(), other.method.parameters(), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-8)
+    assert scaler.get_scale() == 1024
+
+
+def test_step_with_an_infinite_gradient_is_left_out_and_the_scale_halved(scaled):
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024)
+    trainer = scaled(scaler, factor=float("inf"))
+    assert all(map(torch.equal, trainer.method.conventional.parameters(), trainer.start))
+    assert scaler.get_scale() == 512 and trainer.step == 1

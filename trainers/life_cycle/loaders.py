@@ -1,8 +1,6 @@
 """The loaders of a training: nnU-Net's patches, in the streams of :mod:`synfoc3d.trainers.life_cycle.data`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -16,13 +14,11 @@ from synfoc3d.trainers.life_cycle.data import (
     weak_transforms,
 )
 
-if TYPE_CHECKING:
-    from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
-
+Trainer = Any  # the base trainer, whose module imports this one
 TRAINING, VALIDATION = 0, 1  # streams of batches, each with random numbers of its own
 
 
-def paired_loaders(trainer: SemiSupervisedTrainer) -> tuple[Any, Any]:
+def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     """Make the batches of training and of online validation, from the trainer's epoch on."""
     rotation, dummy_2d, initial_patch, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     scales, configuration = trainer._get_deep_supervision_scales(), trainer.configuration_manager
@@ -62,7 +58,7 @@ def paired_loaders(trainer: SemiSupervisedTrainer) -> tuple[Any, Any]:
 
 
 def _patches(
-    trainer: SemiSupervisedTrainer,
+    trainer: Trainer,
     cases: Any,  # noqa: ANN401 - any of nnU-Net's datasets
     size: Any,  # noqa: ANN401 - nnU-Net gives lists, tuples and arrays
     transforms: Any,  # noqa: ANN401 - nnU-Net's own type

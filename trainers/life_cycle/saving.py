@@ -1,19 +1,16 @@
 """What a training keeps in its checkpoint, and how it goes on from there."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 
-if TYPE_CHECKING:
-    from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
+Trainer = Any  # the base trainer, whose module imports this one
 
 
-def checkpoint_of(trainer: SemiSupervisedTrainer) -> dict[str, Any]:
+def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
     """Return a valid nnU-Net checkpoint of a training after its current epoch, with our section.
 
     The frozen base of a foundation network is left out, unless no file gives it again.
@@ -45,7 +42,7 @@ def checkpoint_of(trainer: SemiSupervisedTrainer) -> dict[str, Any]:
     }
 
 
-def restore(trainer: SemiSupervisedTrainer, checkpoint: Mapping[str, Any]) -> None:
+def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     """Put a training that was built with a checkpoint's settings back to where the checkpoint was written.
 
     Raises:
@@ -69,7 +66,7 @@ def restore(trainer: SemiSupervisedTrainer, checkpoint: Mapping[str, Any]) -> No
     trainer.resume_random_state = section["random"]
 
 
-def _frozen_keys(trainer: SemiSupervisedTrainer) -> set[str]:
+def _frozen_keys(trainer: Trainer) -> set[str]:
     """Return the entries of the method's state that belong to the frozen base, the teachers' shared copies included."""
     if trainer.foundation_identity["in_checkpoint"]:
         return set()

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from synfoc3d.config import RANDOM
 from synfoc3d.errors import UserError, did_you_mean
 
 HOME_VARIABLE = "SYNFOC3D_HOME"
-RANDOM = "random"
-"""Value of ``foundation.checkpoint`` that starts any network from random weights, also where a file would be found."""
 
 CHUNK = 2**20  # bytes read at a time
 SAM_SOURCE = "https://github.com/facebookresearch/segment-anything#model-checkpoints"

@@ -1,5 +1,6 @@
 """Commands as processes: the line to type, where they print, and the epochs that a training logs."""
 
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -95,3 +96,19 @@ def test_bar_of_a_process_shows_its_epochs(
     monkeypatch.chdir(tmp_path)
     assert execute(Command(("train",), tmp_path / "log.txt", epochs=6)) == 0
     assert "| 4/6 [" in capsys.readouterr().err
+
+
+def test_interruption_takes_the_process_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "synfoc3d.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "log.txt"
+
+    def interrupt(_: EpochBar) -> None:
+        if log.read_text().split()[-1].isdigit():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpochBar, "update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        execute(Command(("train",), log))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text().split()[-1]), 0)
