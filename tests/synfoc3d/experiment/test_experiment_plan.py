@@ -26,8 +26,8 @@ PLAN: dict[str, Any] = {
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"sedes": [1]}, "unknown setting 'sedes'. Did you mean 'seeds'"),
     "unknown key of a split": (
-        {"splits": [{"name": "A", "num_labeled": 2}]},
-        "splits.0: unknown setting 'num_labeled'. Did you mean 'num_labeled'",
+        {"splits": [{"name": "A", "num_labels": 2}]},
+        "splits.0: unknown setting 'num_labels'. Did you mean 'num_labeled'",
     ),
     "unknown key of a method": (
         {"methods": {"a": {"trainer": "T", "confg": "demo"}}},
