@@ -58,5 +58,5 @@ def test_failed_command_ends_the_demo_and_names_its_log(
 
 def test_demo_and_command_line_can_be_imported_alone() -> None:
     code = "import sys, synfoc3d.{}; sys.exit('synfoc3d.{}' in sys.modules)"
-    for first, second in (("demo", "cli"), ("cli", "demo")):
+    for first, second in (("commands.demo", "cli"), ("cli", "commands.demo")):
         assert subprocess.run([sys.executable, "-c", code.format(first, second)]).returncode == 0
