@@ -23,7 +23,10 @@ def _train(commands: Commands) -> None:
     parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
     parser.add_argument("--config", metavar="NAME|FILE", help="preset or YAML file of settings")
-    parser.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="single settings, over --config",
+    )  # fmt: skip
     parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
     parser.add_argument("--val", action="store_true", help="only run the final validation")
     parser.add_argument("--npz", action="store_true", help="save the conventional student's validation probabilities")
@@ -102,8 +105,11 @@ def _pretrain(commands: Commands) -> None:
         commands, "pretrain", "pre-train the compact foundation network on generated images", _run_pretrain
     )
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for weights, record and curves")
-    parser.add_argument("--config", metavar="NAME|FILE", help="YAML file of settings, default: pretrain")
-    parser.add_argument("--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--config", metavar="NAME|FILE", help="preset or YAML file of settings, default: pretrain")
+    parser.add_argument(
+        "--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
+        help="single settings, over --config",
+    )  # fmt: skip
     parser.add_argument(
         "--from", dest="start", metavar="WEIGHTS", help="start from this file, or from compact: this package's weights"
     )

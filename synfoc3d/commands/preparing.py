@@ -20,9 +20,9 @@ if TYPE_CHECKING:  # the commands' help needs neither torch nor nnU-Net
 
 
 def _demo(commands: Commands) -> None:
-    parser = command(commands, "demo", "everything below on generated data, minutes on a CPU", _run_demo)
+    parser = command(commands, "demo", "the whole pipeline on generated data, minutes on a CPU", _run_demo)
     parser.add_argument("-o", dest="folder", type=Path, default=Path("synfoc3d_demo"), help="default: ./synfoc3d_demo")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the generated data and of both trainings")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated data, the split and both trainings")
     add_device(parser)
 
 
@@ -36,7 +36,9 @@ def _import(commands: Commands) -> None:
     parser = command(commands, "import", "labeled and unlabeled scans -> an nnU-Net raw dataset", _run_import)
     parser.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="new dataset id, 1 to 999")
     parser.add_argument("-n", dest="name", required=True, help="new dataset name")
-    parser.add_argument("--labeled", type=Path, required=True, help="folder with images/ and labels/")
+    parser.add_argument(
+        "--labeled", type=Path, required=True, help="folder with images/ and labels/, or imagesTr/ and labelsTr/"
+    )
     parser.add_argument("--unlabeled", type=Path, help="folder of unlabeled images")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of classes 1, 2, ...")
@@ -83,7 +85,7 @@ def _split(commands: Commands) -> None:
     )
     parser.add_argument("--labeled-domain", metavar="X", help="take the labeled cases from this domain only")
     parser.add_argument("--folds", type=int, default=5, metavar="K", help="validation folds, default: 5")
-    parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--seed", type=int, default=12345, help="same seed, same split; default: 12345")
     parser.add_argument("--labeled-ids", metavar="FILE", help="case ids, one per line, or file.json:key")
     parser.add_argument("--unlabeled-ids", metavar="FILE", help="ids likewise; default: every other case")
     parser.add_argument("--val-ids", metavar="FILE", help="ids likewise; default: none")

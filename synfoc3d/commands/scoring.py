@@ -19,7 +19,9 @@ def _evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--per-slice", action="store_true", help="each 2D slice in pixels, as in SynFoC's tables; default: volumes, mm"
     )
-    parser.add_argument("-o", dest="output", type=Path, help="results.json (a CSV is written beside it)")
+    parser.add_argument(
+        "-o", dest="output", type=Path, help="default: results.json in the predictions; a CSV is written beside it"
+    )
     parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="worker processes")
 
 
