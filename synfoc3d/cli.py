@@ -10,8 +10,6 @@ from synfoc3d import __version__
 from synfoc3d.commands import examining, learning, preparing, scoring, segmenting
 from synfoc3d.errors import UserError
 
-DEFAULT_TRAINER = "nnUNetTrainerSynFoC"
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; exits with 0 when the job is done, 1 after a failure, 2 for wrong usage."""
