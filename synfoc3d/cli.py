@@ -2,13 +2,18 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from synfoc3d import __version__
 from synfoc3d.commands import examining, learning, preparing, scoring, segmenting
 from synfoc3d.errors import UserError
+
+TERMINATED = 128 + signal.SIGTERM  # exit status, as a shell gives it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # nnU-Net starts 8 processes where it is not told otherwise, far too many for a laptop
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
     try:
-        args.run(args)
+        with ending_on_sigterm():
+            args.run(args)
     except UserError as error:
         print(f"synfoc3d {args.command}: {error}", file=sys.stderr)
         sys.exit(1)
@@ -29,6 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print(f"synfoc3d {args.command}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as an error does, so that the processes it started end with it."""
+    if threading.current_thread() is not threading.main_thread():  # only there python takes signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:

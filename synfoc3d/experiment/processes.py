@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from synfoc3d.config import CONFIG_VARIABLE
 # when it ends.
 EPOCH = re.compile(r": Epoch (\d+|time:)")
 LOOK_EVERY = 1.0  # seconds
+PATIENCE = 20.0  # seconds until a process that was asked to end is killed
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ def execute(command: Command) -> int:
     environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE} | {**command.variables}
     line = [sys.executable, "-m", "synfoc3d", *command.arguments]
     if command.log is None:
-        return subprocess.run(line, env=environment).returncode
+        with subprocess.Popen(line, env=environment) as process:
+            return _wait(process, lambda: None)
     command.log.parent.mkdir(parents=True, exist_ok=True)
     with command.log.open("a", encoding="utf-8") as log:
         log.write(f"\n$ {command}\n")
@@ -63,7 +65,7 @@ def execute(command: Command) -> int:
                 line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
             ) as process,
         ):
-            return _wait(process, bar)
+            return _wait(process, bar.update)
 
 
 class EpochBar:
@@ -99,14 +101,17 @@ class EpochBar:
             self.bar.close()
 
 
-def _wait(process: subprocess.Popen[bytes], bar: EpochBar) -> int:
-    """Return the exit status of a process; it ends with this one."""
+def _wait(process: subprocess.Popen[bytes], look: Callable[[], None]) -> int:
+    """Return the exit status of a process, after a look every now and then; it ends with this one."""
     try:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK_EVERY)
-            bar.update()
-    except BaseException:  # also an interruption from the keyboard
+            look()
+    except BaseException:  # also an interruption from the keyboard, and SIGTERM
+        process.terminate()  # it takes its own processes along, which a kill would not
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
         process.kill()
         raise
     return process.returncode

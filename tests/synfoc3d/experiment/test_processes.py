@@ -2,6 +2,9 @@
 
 import os
 import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -110,5 +113,23 @@ def test_interruption_takes_the_process_along(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(EpochBar, "update", interrupt)
     with pytest.raises(KeyboardInterrupt):
         execute(Command(("train",), log))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text().split()[-1]), 0)
+
+
+def test_termination_takes_the_process_along(tmp_path: Path) -> None:
+    (tmp_path / "synfoc3d.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    code = (
+        "import os, sys; from pathlib import Path; from synfoc3d.cli import ending_on_sigterm; "
+        "from synfoc3d.experiment.processes import Command, execute; os.chdir(sys.argv[1])\n"
+        "with ending_on_sigterm(): execute(Command(('train',), Path('log.txt')))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    log = tmp_path / "log.txt"
+    while not (log.is_file() and log.read_text().split()[-1:] and log.read_text().split()[-1].isdigit()):
+        assert parent.poll() is None
+        time.sleep(0.1)
+    parent.terminate()
+    assert parent.wait(60) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(int(log.read_text().split()[-1]), 0)
