@@ -100,4 +100,17 @@ def _group_channels(folder: Path, ending: str) -> tuple[dict[str, list[Path]], l
             cases.setdefault(numbered[1], []).append(file)
         else:
             others.append(file)
+    for case, files in cases.items():
+        _refuse_missing_channel(case, files, ending)
     return cases, others
+
+
+def _refuse_missing_channel(case: str, files: Sequence[Path], ending: str) -> None:
+    """Refuse channels that are not numbered 0000, 0001, ...: one would be taken for another."""
+    for number, file in enumerate(files):
+        wanted = f"{case}_{number:04d}{ending}"
+        if file.name != wanted:
+            raise UserError(
+                f"Case {case!r} has {file} but no {wanted}: add that channel, or append _0000 to the name if its last "
+                "four digits are no channel."
+            )

@@ -134,6 +134,9 @@ class TrainedModel:
 
         Returns:
             (K, D, H, W) float16 on the CPU.
+
+        Raises:
+            UserError: a network gives NaN, which would become background.
         """
         networks = len(self.folds) * len(self.mode.students)
 
@@ -143,6 +146,11 @@ class TrainedModel:
         total = self._segment_fold(self.folds[0], predictor, image, shared)
         for fold in self.folds[1:]:
             total += self._segment_fold(fold, predictor, image, shared)
+        if bool(total.isnan().any()):
+            raise UserError(
+                "the network gives no numbers (NaN), as after a training whose loss was NaN: look at synfoc3d_log.csv, "
+                "and train anew with a lower learning rate"
+            )
         return total.div_(len(self.folds)) if len(self.folds) > 1 else total
 
     def _segment_fold(

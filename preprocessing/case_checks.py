@@ -138,7 +138,9 @@ def _read_finite(path: Path) -> Scan:
     """Read an image file and check its voxels."""
     scan = read_scan(path)
     if scan.values.dtype.kind == "f":
-        broken = scan.values.size - int(np.isfinite(scan.values).sum())
+        with np.errstate(over="ignore"):
+            values = scan.values.astype(np.float32, copy=False)  # as nnU-Net takes them
+        broken = values.size - int(np.isfinite(values).sum())
         if broken:
             raise UserError(f"{path} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")
     return scan

@@ -1,7 +1,9 @@
 """nnU-Net's own planning and preprocessing of the labeled cases, as far as it is not done yet."""
 
 import logging
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
@@ -15,6 +17,20 @@ from synfoc3d.preprocessing.datasets import load_json_object
 log = logging.getLogger(__name__)
 
 DEFAULT_PLANS = "nnUNetPlans"
+WORKERS_VARIABLE = "nnUNet_n_proc_DA"
+
+
+@contextmanager
+def _workers_for_the_planner() -> Iterator[None]:
+    """Let a setting of no worker processes in training not reach nnU-Net's planner, which crashes on 0."""
+    given = os.environ.get(WORKERS_VARIABLE)
+    if given == "0":
+        os.environ[WORKERS_VARIABLE] = "1"
+    try:
+        yield
+    finally:
+        if given is not None:
+            os.environ[WORKERS_VARIABLE] = given
 
 
 def plan_if_needed(
@@ -41,8 +57,9 @@ def plan_if_needed(
                 f"There are no plans {path}; make them with nnUNetv2_plan_experiment -d {dataset_id} -pl ..."
             )
         # clean=False keeps a fingerprint that is there already.
-        extract_fingerprints([dataset_id], num_processes=num_processes, clean=False, verbose=False)
-        plan_experiments([dataset_id])
+        with _workers_for_the_planner():
+            extract_fingerprints([dataset_id], num_processes=num_processes, clean=False, verbose=False)
+            plan_experiments([dataset_id])
     content = load_json_object(path)
     if fingerprint.is_file():
         planned = len(load_json_object(fingerprint).get("spacings", ()))

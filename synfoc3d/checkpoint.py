@@ -2,6 +2,7 @@
 
 import os
 import random
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,21 @@ def load(file: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_numpy_numbers()):
             # mapped, not read: what nobody looks at, such as the state of an optimizer, stays on the disk
             checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        _compare_checksums(file)
     except Exception as error:  # torch raises many types for damaged files
         reason = " ".join(str(error).split("\n")[:1]) or type(error).__name__
         raise UserError(f"{file} cannot be read as a checkpoint ({reason}): restore or train it anew.") from None
     if not isinstance(checkpoint, dict) or not {SECTION, "network_weights"} & set(checkpoint):
         raise UserError(f"{file} is no checkpoint of an nnU-Net trainer: give one with -chk.")
     return checkpoint
+
+
+def _compare_checksums(file: Path) -> None:
+    """Compare the checksums in a file of torch's, which torch itself does not look at."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _numpy_numbers() -> list[Any]:

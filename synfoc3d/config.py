@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -92,11 +93,21 @@ class FoundationSettings(Section):
     @classmethod
     def _word_or_limits(cls, given: Any, take: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - pydantic's types
         """Refuse what is neither in one sentence; pydantic would complain about each alternative by itself."""
-        with contextlib.suppress(ValidationError):
+        with contextlib.suppress(ValidationError, OverflowError):
             taken = take(given)
-            if isinstance(taken, str) or taken[0] < taken[1]:
+            if isinstance(taken, str) or _differ_in_float32(*taken):
                 return taken
         raise ValueError("Input should be 'case', 'patch' or two numbers [low, high] with low < high")
+
+
+def _differ_in_float32(low: float, high: float) -> bool:
+    """Check that two limits ascend in the format that images have.
+
+    Raises:
+        OverflowError: one is too large for it.
+    """
+    first, second = (struct.unpack("<f", struct.pack("<f", value))[0] for value in (low, high))
+    return bool(first < second)
 
 
 class ConventionalSettings(Section):

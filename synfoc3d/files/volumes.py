@@ -7,7 +7,7 @@ a suffix is the only channel of its case.
 import gzip
 import re
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,6 +203,36 @@ def read_orientation(path: Path) -> str:
         return "".join(nibabel.aff2axcodes(affine))
     except Exception as error:  # as in read_scan; an affine without three directions fails in the join
         raise _unreadable(path, error) from error
+
+
+def check_channels(files: Sequence[Path]) -> None:
+    """Check by their headers alone that the channels of a case have the same voxels at the same places.
+
+    Formats without a position in space are left to their readers.
+
+    Raises:
+        UserError: see :func:`check_same_grid`; or a file that cannot be read.
+    """
+    if len(files) > 1 and name_and_ending(files[0])[1] in (*NIFTI_ENDINGS, *SimpleITKIO.supported_file_endings):
+        first, *others = (_read_grid(file) for file in files)
+        for other in others:
+            check_same_grid(first, other)
+
+
+def _read_grid(path: Path) -> Scan:
+    """Return a scan whose voxels are not read: all are 0, in no memory."""
+    try:
+        if name_and_ending(path)[1] in NIFTI_ENDINGS:
+            image = _load_nifti(path)
+            shape, affine = image.shape, image.affine
+        else:
+            reader = SimpleITK.ImageFileReader()
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            shape, affine = reader.GetSize(), _header_affine(path)
+    except Exception as error:  # as in read_scan
+        raise _unreadable(path, error) from error
+    return Scan(path, np.broadcast_to(np.uint8(0), (1, *shape[::-1])), np.asarray(affine, dtype=np.float64))
 
 
 def label_values(scan: Scan) -> list[int]:

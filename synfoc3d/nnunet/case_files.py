@@ -23,7 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.volumes import NIFTI_ENDINGS, check_checksum
+from synfoc3d.files.volumes import NIFTI_ENDINGS, check_channels, check_checksum
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def prepare_case(files: Sequence[Path], info: ModelInfo) -> PreparedCase:
             as in training.
     """
     configuration = info.plans.get_configuration(info.configuration)
+    check_channels(files)
     image, properties, reader = _read(files, info.plans.image_reader_writer_class)
     channels = determine_num_input_channels(info.plans, configuration, info.dataset_json)
     names = ", ".join(map(str, files))

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.folders import find_dataset, nnunet_folder
+from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST
 from synfoc3d.sections import DataFacts
 
 TRAINER_VARIABLE = "nnUNet_extTrainer"
@@ -61,6 +63,8 @@ def train(
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         nnunet_folder(variable)
     name = check_preprocessed(dataset, configuration, plans)
+    if resume:
+        _check_resumable(Path(get_output_folder(name, trainer, plans, configuration, int(fold))))
     known = [file.stem for file in trainers_folder().glob("nnUNetTrainer*.py")]
     register_trainers()
     from nnunetv2.run.run_training import run_training
@@ -83,6 +87,13 @@ def train(
         if "training is not finished" in str(error):
             raise UserError("--val needs a finished training, but there is no checkpoint_final.pth.") from None
         raise
+
+
+def _check_resumable(folder: Path) -> None:
+    """Refuse to continue from nothing: nnU-Net would start anew, with the settings of today's command."""
+    names = (CHECKPOINT_FINAL, CHECKPOINT_LATEST, CHECKPOINT_BEST)
+    if not any((folder / name).is_file() for name in names):
+        raise UserError(f"--c needs a checkpoint, but {folder} holds none of {', '.join(names)}: train without --c.")
 
 
 def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:

@@ -114,3 +114,10 @@ def test_case_is_finished_when_all_its_files_are_there(tmp_path, there, probabil
     for ending in there:
         (tmp_path / f"a{ending}").touch()
     assert is_finished(Job("a", (), tmp_path / "a"), ENDING, probabilities) == finished
+
+
+@pytest.mark.parametrize(("there", "missing"), [([1, 2], 0), ([0, 2], 1), ([2], 0)])
+def test_missing_channel_is_refused(scans, tmp_path, there, missing):
+    wanted = f"a_{missing:04d}.nii.gz"
+    message = refusal(scans(*(f"a_{number:04d}.nii.gz" for number in there)), tmp_path / "masks", ENDING)
+    assert f"Case 'a' has {tmp_path / 'scans'}" in message and f"but no {wanted}: add that channel" in message

@@ -472,3 +472,15 @@ def test_step_size_is_checked(refusal, scan, step_size):
 @pytest.mark.parametrize(("option", "flag"), [("preprocessing_processes", "-npp"), ("export_processes", "-nps")])
 def test_negative_number_of_processes_is_refused(refusal, scan, option, flag):
     assert f"{flag} must be 0 or a number of processes, but is -1." in refusal(scan, choice(), **{option: -1})
+
+
+@pytest.mark.parametrize("name", ["conventional", "foundation", "ensemble"])
+def test_network_that_gives_no_numbers_is_refused(trained, scan, name):
+    with trained.active():
+        model = load_model(choice(name))
+        for network in model.folds[0].students.values():
+            with torch.no_grad():
+                next(p for p in network.parameters() if p.is_floating_point()).fill_(float("nan"))
+        image = torch.from_numpy(prepare_case([scan], model.info).image)
+        with pytest.raises(UserError, match=r"the network gives no numbers \(NaN\)"):
+            model.segment(model.predictor(torch.device("cpu")), image)

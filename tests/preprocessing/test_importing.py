@@ -204,9 +204,9 @@ class TestRefusedFiles:
         write_image(source / "unlabeled" / "u.nii.gz", shape=shape)
         refused(source, f"u.nii.gz has {len(shape)} dimensions")
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])  # the last is infinite to nnU-Net
     def test_voxels_that_are_no_numbers(self, source, write_nifti, value):
-        image = np.zeros(SHAPE, np.float32)
+        image = np.zeros(SHAPE, np.float64)
         image[1, 2, 3] = value
         write_nifti(source / "unlabeled" / "u.nii.gz", image)
         refused(source, r"u.nii.gz holds NaN or infinite values \(1 of its voxels\)")

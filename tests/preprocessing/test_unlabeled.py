@@ -14,7 +14,7 @@ import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
 from synfoc3d.errors import UserError
-from synfoc3d.preprocessing import unlabeled
+from synfoc3d.preprocessing import stock, unlabeled
 from synfoc3d.preprocessing.unlabeled import preprocess_dataset
 
 SHAPE = (24, 20, 12)
@@ -339,3 +339,14 @@ class TestOrientation:
         image, _, _ = load(preprocessed / "nnUNetPlans_2d_unlabeled", "u1")
         voxels = blob(7)[0][::-1].transpose(2, 1, 0)[None]  # z, y, x with x to the right
         np.testing.assert_allclose(image, (voxels - voxels.mean()) / voxels.std(), atol=1e-4)
+
+
+def test_planner_is_not_told_to_use_no_process(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr(stock, "extract_fingerprints", lambda *_, **__: None)
+    monkeypatch.setattr(stock, "convert_dataset_name_to_id", lambda _: 501)
+    monkeypatch.setattr(stock, "plan_experiments", lambda _: seen.append(os.environ["nnUNet_n_proc_DA"]))
+    with pytest.raises(UserError):  # nothing was planned
+        stock.plan_if_needed(tmp_path / "raw", tmp_path, "nnUNetPlans", cases=[], num_processes=1)
+    assert seen == ["1"] and os.environ["nnUNet_n_proc_DA"] == "0"

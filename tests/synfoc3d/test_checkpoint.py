@@ -319,3 +319,14 @@ def test_weights_of_a_teacher_are_found() -> None:
 
 def test_same_base_is_accepted() -> None:
     check_base({"checkpoint": "x", "sha256": "1"}, {"checkpoint": "y", "sha256": "1"})
+
+
+@pytest.mark.parametrize("position", [0.2, 0.5, 0.8])
+def test_flipped_bit_in_a_weight_is_refused(position: float, tmp_path: Path) -> None:
+    file = tmp_path / "a.pth"
+    save_atomic({"network_weights": {"a": torch.rand(5000)}, "synfoc3d": {}}, file)
+    content = bytearray(file.read_bytes())
+    content[int(position * len(content))] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pth cannot be read as a checkpoint \(the checksum of .*data/0 is wrong\)"):
+        load(file)

@@ -35,6 +35,7 @@ MISTAKES = {
         "/no/medsam.pth does not exist",
     ),
     "continue and validate": ([*TRAIN, "--c", "--val"], "--c continues a training and --val only validates"),
+    "nothing to continue": ([*TRAIN, "--c"], "--c needs a checkpoint, but"),
     "nothing to validate": ([*TRAIN, "--val"], "--val needs a finished training"),
     "nothing to predict with": ([*PREDICT], "holds no trained model"),
     "split without a count": (["split", "-d", "501", "--val-ids", "x.txt"], "need --labeled-ids"),

@@ -18,7 +18,7 @@ class Darker(MeanTeacher):
     def training_step(self, batch, progress):
         result = super().training_step(batch, progress)
         labeled, unlabeled = batch.pair()
-        return result._replace(logs=result.logs | {"darkness": (unlabeled.weak - unlabeled.strong).mean()})
+        return result._replace(logs=result.logs | {"darkness": (unlabeled.weak - unlabeled.strong).mean().item()})
 
 
 @pytest.fixture(scope="module")

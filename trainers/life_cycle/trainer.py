@@ -260,7 +260,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.grad_scaler.update()
         self.method.update_teachers(self.step)
         self.step += 1
-        values = torch.stack([loss.detach(), *(v.to(loss.device) for v in logs.values())]).float().cpu().tolist()
+        scalars = [
+            torch.as_tensor(value, dtype=torch.float32, device=loss.device) for value in (loss.detach(), *logs.values())
+        ]
+        values = torch.stack(scalars).cpu().tolist()  # one transfer
         return dict(zip(("loss", *logs), values, strict=True))
 
     def _set_learning_rates(self) -> None:

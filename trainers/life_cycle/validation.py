@@ -88,6 +88,7 @@ def validate_foundation(
     with ProcessPoolExecutor(min(default_num_processes, len(cases)), mp_context=spawn) as exports:
         written = []
         for case in tqdm(dataset.identifiers, desc=folder.name, disable=None):
+            trainer.print_to_log_file(f"predicting {case} ({folder.name})")
             data, _, _, properties = dataset.load_case(case)
             probabilities = predictor.foundation(student, torch.from_numpy(data[:])).numpy()
             source = PreparedCase(np.empty(0), properties, info.plans.image_reader_writer_class)

@@ -127,15 +127,37 @@ def test_time_series_is_refused(refusal, scan):
     assert "has 4 dimensions" in message and "one 3D file per channel" in message
 
 
-def test_channels_on_different_grids_are_refused(two_channels, tmp_path):
+@pytest.fixture
+def channels(two_channels, tmp_path):
+    """Both channels of a scan, and the model they are for."""
     for channel in ("0000", "0001"):
         shutil.copy(two_channels.root / "scans" / "unlabeled" / f"Btrain002_{channel}.nii.gz", tmp_path)
     first, second = (tmp_path / f"Btrain002_{channel}.nii.gz" for channel in ("0000", "0001"))
-    rewrite(second, lambda values: values[1:])
     plans = PlansManager(load_json(str(two_channels.preprocessed / "nnUNetPlans.json")))
     info = ModelInfo(plans, "2d", load_json(str(two_channels.preprocessed / "dataset.json")))
-    with pytest.raises(UserError, match="Not all input images have the same shape"):
+    return first, second, info
+
+
+def test_channels_of_different_shapes_are_refused(channels):
+    first, second, info = channels
+    rewrite(second, lambda values: values[1:])
+    with pytest.raises(UserError, match=rf"{second} has the shape .*, but {first} has"):
         prepare_case([first, second], info)
+
+
+def test_channel_in_another_place_is_refused(channels):
+    first, second, info = channels
+    image = nibabel.load(second)
+    moved = image.affine.copy()
+    moved[0, 3] += 10
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), moved), second)
+    with pytest.raises(UserError, match=rf"The affine of {second} places voxels up to .* away from where {first} has"):
+        prepare_case([first, second], info)
+
+
+def test_channels_in_one_place_are_taken(channels):
+    first, second, info = channels
+    assert len(prepare_case([first, second], info).image) == 2
 
 
 def test_mask_lies_on_the_scans_grid(scan, info, tmp_path):
