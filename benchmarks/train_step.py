@@ -44,6 +44,7 @@ def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]
         lambda: unet(len(size)),
         lambda: build_foundation(settings.foundation, CLASSES)[0],
         lambda output, labeled: segmentation_loss(full_resolution(output), labeled.target),
+        lambda weak, _: weak,  # the views are given
     )
     device = torch.device(args.device)
     trained = method(settings.method, build).to(device)
