@@ -105,7 +105,7 @@ class Judges:
         """Label patches (B, C, [d,] h, w); the range (C, 2) is that of their case."""
         foundation = self.foundation_teacher
         value_range = resolve_range(foundation.intensity, case_range.expand(len(patches), -1, -1), patches)
-        with autocast("float16" if self.device.type == "cuda" else "float32", self.device.type):
+        with autocast("float16" if self.device.type == "cuda" else "float32", self.device.type, keep_casts=True):
             student, teacher = self.student(patches), self.teacher(patches)
             low = foundation(to_unit(patches, value_range)).float().softmax(1)
         on_net_grid = resize_in_plane(low, in_plane_size(patches), "bilinear")

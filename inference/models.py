@@ -248,7 +248,10 @@ def _fold_networks(
     students, files = {}, {}
     for student in mode.students:
         own = checkpoints.file_of_student(student, file, checkpoint)
-        content = checkpoint if own == file else checkpoints.load(own)
+        content = checkpoint
+        if own != file:
+            content = checkpoints.load(own)
+            checkpoints.check_same_training(own, content, beside=checkpoint)
         students[student] = _network(trainer, student, info, content)
         files[student] = own
     return FoldNetworks(students, files)

@@ -147,6 +147,21 @@ def file_of_student(student: str, file: Path, checkpoint: Mapping[str, Any]) -> 
     return own if own.is_file() else file
 
 
+def check_same_training(file: Path, checkpoint: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+    """Check that a student's best epoch is of the training whose best epoch was asked for.
+
+    Args:
+        file: the student's own, named in the message.
+        checkpoint: its content.
+        beside: content of the checkpoint that was asked for.
+
+    Raises:
+        UserError: it was left by another training, or copied.
+    """
+    if section_of(checkpoint).get("training") != section_of(beside).get("training"):
+        raise UserError(f"{file} is of another training than the {CHECKPOINT_BEST} beside it: remove it.")
+
+
 def random_state() -> dict[str, Any]:
     """Return the state of python's, numpy's and torch's random numbers, as plain values and tensors."""
     state = {"python": random.getstate(), "numpy": plain(np.random.get_state()), "torch": torch.get_rng_state()}

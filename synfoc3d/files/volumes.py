@@ -197,7 +197,7 @@ def read_orientation(path: Path) -> str:
         if ending in NIFTI_ENDINGS:
             affine = _load_nifti(path).affine
         elif ending in SimpleITKIO.supported_file_endings:
-            affine = _header_affine(path)
+            _, affine = _read_header(path)
         else:
             affine = np.eye(4)
         return "".join(nibabel.aff2axcodes(affine))
@@ -226,13 +226,12 @@ def _read_grid(path: Path) -> Scan:
             image = _load_nifti(path)
             shape, affine = image.shape, image.affine
         else:
-            reader = SimpleITK.ImageFileReader()
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
-            shape, affine = reader.GetSize(), _header_affine(path)
+            shape, affine = _read_header(path)
     except Exception as error:  # as in read_scan
         raise _unreadable(path, error) from error
-    return Scan(path, np.broadcast_to(np.uint8(0), (1, *shape[::-1])), np.asarray(affine, dtype=np.float64))
+    affine = np.asarray(affine, dtype=np.float64)
+    _check_affine(path, affine)
+    return Scan(path, np.broadcast_to(np.uint8(0), (1, *shape[::-1])), affine)
 
 
 def label_values(scan: Scan) -> list[int]:
@@ -311,12 +310,17 @@ def _nifti_scan(path: Path, image: Any, as_label: bool) -> Scan:  # noqa: ANN401
             f"write one 3D file per channel or time point."
         )
     affine = np.asarray(image.affine, dtype=np.float64)
+    _check_affine(path, affine)
+    values = np.asanyarray(image.dataobj).T
+    return Scan(path, values.reshape(1, *(1,) * (3 - values.ndim), *values.shape), affine)
+
+
+def _check_affine(path: Path, affine: np.ndarray) -> None:
+    """Refuse an affine (4, 4) that is no placement in space."""
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise UserError(
             f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header."
         )
-    values = np.asanyarray(image.dataobj).T
-    return Scan(path, values.reshape(1, *(1,) * (3 - values.ndim), *values.shape), affine)
 
 
 def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
@@ -349,12 +353,12 @@ def _affine_of(properties: Mapping[str, Any]) -> np.ndarray:
     return _affine(geometry["spacing"], geometry["origin"], geometry["direction"])
 
 
-def _header_affine(path: Path) -> np.ndarray:
-    """Return the affine of a file that SimpleITK reads, without its voxels."""
+def _read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Return shape (x, y, z) and affine (4, 4) of a file that SimpleITK reads, without its voxels."""
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return _affine(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    return reader.GetSize(), _affine(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
 def _affine(spacing: tuple[float, ...], origin: tuple[float, ...], direction: tuple[float, ...]) -> np.ndarray:

@@ -256,6 +256,14 @@ def test_damaged_best_epoch_of_one_student_is_named(refusal, scan, best):
     assert "fold_0/checkpoint_best_foundation.pth cannot be read as a checkpoint (" in message
 
 
+def test_best_epoch_of_another_training_is_refused(refusal, scan, best):
+    other = checkpoints.load(best / BEST_FOUNDATION)
+    other["synfoc3d"]["training"] = "another"
+    checkpoints.save_atomic(other, best / BEST_FOUNDATION)
+    message = refusal(scan, choice("ensemble", checkpoint=BEST))
+    assert "checkpoint_best_foundation.pth is of another training than the checkpoint_best.pth beside it" in message
+
+
 def test_record_names_the_file_of_each_student(run, scan, best, tmp_path):
     run(scan, choice("ensemble", checkpoint=BEST))
     record = load_json(str(tmp_path / "masks" / "synfoc3d_predict.json"))

@@ -169,3 +169,11 @@ def test_val_runs_the_final_validation_again(trained):
         file.unlink()
     trained.command("train", "501", "2d", "0", "--val", "-device", "cpu")
     assert [json.loads(file.read_text()) for file in summaries] == before
+
+
+def test_checkpoints_of_one_training_know_each_other(trained, continued):
+    files = [*trained.results().glob("checkpoint_*.pth")], [*trained.results("continued").glob("checkpoint_*.pth")]
+    first, second = (
+        {torch.load(file, weights_only=True)["synfoc3d"]["training"] for file in of_one} for of_one in files
+    )
+    assert len(first) == len(second) == 1 and first != second

@@ -23,6 +23,7 @@ def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
         "students": {name: trainable_state(student, with_base) for name, student in trainer.students.items()},
         "method": {name: value for name, value in trainer.method.state_dict().items() if name not in frozen},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
+        "training": trainer.training_id,
         "best_epochs": {name: best.state() for name, best in trainer.best_epochs.items()},
         "random": checkpoints.random_state(),
     }
@@ -63,6 +64,7 @@ def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
         trainer.optimizers[name].load_state_dict(state)
     for name, state in section.get("best_epochs", {}).items():  # checkpoints of 0.1 have none
         trainer.best_epochs[name] = BestEpoch(**state)
+    trainer.training_id = section.get("training")
     trainer.resume_random_state = section["random"]
 
 

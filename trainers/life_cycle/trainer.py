@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -78,6 +79,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "sha256": None,
             "in_checkpoint": True,
         }
+        self.training_id: str | None = uuid4().hex  # tells the checkpoints of this training from those of another
         self.resume_random_state: Mapping[str, Any] | None = None
         self.last_save = time()
         self.apply_settings(settings)

@@ -155,6 +155,17 @@ def test_channel_in_another_place_is_refused(channels):
         prepare_case([first, second], info)
 
 
+def test_channel_without_a_place_is_refused(channels):
+    first, second, info = channels
+    image = nibabel.load(second)
+    header = image.header.copy()
+    header["srow_x"] = header["srow_y"]  # two axes in one direction
+    values = np.asarray(image.dataobj)
+    nibabel.save(nibabel.Nifti1Image(values, header.get_sform(), header), second)
+    with pytest.raises(UserError, match=rf"{second} has an affine that is no placement in space"):
+        prepare_case([first, second], info)
+
+
 def test_channels_in_one_place_are_taken(channels):
     first, second, info = channels
     assert len(prepare_case([first, second], info).image) == 2
