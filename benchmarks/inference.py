@@ -23,7 +23,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor, nn
 
-from synfoc3d.networks.foundation import ARCHITECTURES, build_sam
+from synfoc3d.networks.architectures import ARCHITECTURES
+from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.lora import merge, prepare_for_training
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.prediction import CasePredictor

@@ -47,6 +47,7 @@ SETTINGS_KIND = Kind("settings file", "preset", "a mapping of settings")
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "poly", "poly_step"]
+LoRATargets = Literal["qkv", "attention", "all"]
 
 
 class MethodSettings(Section):
@@ -57,13 +58,15 @@ class FoundationSettings(Section):
     """The SAM-family network.
 
     Attributes:
-        name: which network: ``compact`` or a ViT with the weights it is known for.
+        name: which network, with the weights it is known for.
         checkpoint: file of the base's weights; ``random`` for none; None takes the published file from the folder
             ``checkpoints`` of SYNFOC3D_HOME, and for ``compact`` the one inside this package, if it is there.
         lora: file of adapters, prompt encoder and mask decoder, as the released code of SAMed and SynFoC writes it; the
             student starts from it.
         image_size: side S of the square image the network sees, in pixels; None takes the network's default.
-        lora_rank: rank of the adapters on q and v; 0 freezes the image encoder.
+        lora_rank: rank of the adapters; 0 freezes the image encoder.
+        lora_targets: which layers of the image encoder get adapters: ``qkv`` q and v of every attention, as published;
+            ``attention`` the other linear layers of the blocks with attention, too; ``all`` also every 1x1 convolution.
         full_finetune: train every parameter, without adapters; None does so where no pre-trained weights are loaded.
         chunk: at most this many slices per call; 0 is no limit. Changes memory, not results.
         checkpointing: recompute encoder activations in the backward pass. Changes memory, not results.
@@ -72,11 +75,14 @@ class FoundationSettings(Section):
             (low, high) pair in units of the preprocessed image, low < high.
     """
 
-    name: Literal["compact", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"] = "compact"
+    name: Literal["lite_medsam", "compact", "mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"] = (
+        "compact"
+    )
     checkpoint: str | None = None
     lora: str | None = None
     image_size: Annotated[int, Field(ge=32, multiple_of=16)] | None = None
     lora_rank: Annotated[int, Field(ge=0)] = 4
+    lora_targets: LoRATargets = "qkv"
     full_finetune: bool | None = None
     chunk: Annotated[int, Field(ge=0)] = 0
     checkpointing: bool = False
@@ -153,13 +159,23 @@ class OptimizerSettings(Section):
         return self
 
 
+class FoundationOptimizerSettings(OptimizerSettings):
+    """The foundation network's optimizer.
+
+    Attributes:
+        encoder_lr: initial learning rate of what trains in the image encoder; None is ``lr``.
+    """
+
+    encoder_lr: Positive | None = None
+
+
 class Optimizers(Section):
     """One optimizer per kind of network."""
 
     conventional: OptimizerSettings = OptimizerSettings(
         name="sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True, schedule="poly"
     )
-    foundation: OptimizerSettings = OptimizerSettings(name="adamw", lr=1e-4, weight_decay=0.1)
+    foundation: FoundationOptimizerSettings = FoundationOptimizerSettings(name="adamw", lr=1e-4, weight_decay=0.1)
 
     @model_validator(mode="before")
     @classmethod

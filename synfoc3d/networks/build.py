@@ -6,7 +6,8 @@ from typing import Any
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
-from synfoc3d.networks.foundation import FoundationNetwork, build_sam, default_image_size
+from synfoc3d.networks.architectures import default_image_size
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.known import embedded_weights, find_checkpoint, hash_problem, known_network
@@ -57,12 +58,12 @@ def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[Sl
         log.info(
             "foundation network %s has no pre-trained weights: every parameter trains, without LoRA", settings.name
         )
-    prepare_for_training(network, settings.lora_rank, full)
+    prepare_for_training(network, settings.lora_rank, full, settings.lora_targets)
     if settings.lora is not None:
-        if full or not settings.lora_rank:
+        if full or not settings.lora_rank or settings.lora_targets != "qkv":
             raise UserError(
-                f"foundation.lora={settings.lora} needs a network with adapters: give its base's weights with "
-                "foundation.checkpoint, and leave foundation.full_finetune and lora_rank=0 out."
+                f"foundation.lora={settings.lora} needs a network with adapters on qkv: give its base's weights with "
+                "foundation.checkpoint, and leave foundation.full_finetune, lora_targets and lora_rank=0 out."
             )
         load_released_lora(network, settings.lora)
     slicewise = SlicewiseFoundation(

@@ -1,70 +1,20 @@
 """Build the foundation network: segment-anything's own modules, prompt-free, with one mask per class."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 
 import torch
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from synfoc3d.errors import UserError, did_you_mean
-
-PATCH_SIZE = 16
-"""Side of an image patch in pixels: one token per patch, in every SAM encoder."""
+from synfoc3d.errors import UserError
+from synfoc3d.networks.architectures import Architecture, find_architecture
 
 MASK_PROMPT_CHANNELS = 16
 """Hidden channels of SAM's branch for mask prompts; unused without prompts, but part of every SAM file."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The sizes in which the members of the SAM family differ.
-
-    Args:
-        embed_dim: channels of a token in the image encoder.
-        depth: number of encoder blocks.
-        num_heads: attention heads of an encoder block.
-        global_attn_indexes: blocks that attend to the whole image; the others attend within windows.
-        window_size: side of an attention window, in tokens.
-        decoder_width: channels of the image embedding and of the mask decoder.
-        decoder_mlp: hidden channels of the mask decoder's transformer.
-        decoder_heads: attention heads of the mask decoder's transformer.
-        default_image_size: side of the input image in pixels, where the user names none.
-    """
-
-    embed_dim: int
-    depth: int
-    num_heads: int
-    global_attn_indexes: tuple[int, ...]
-    window_size: int = 14
-    decoder_width: int = 256
-    decoder_mlp: int = 2048
-    decoder_heads: int = 8
-    default_image_size: int = 512
-
-    def __str__(self) -> str:
-        return f"{self.embed_dim} channels, {self.depth} blocks"
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    # Small enough to train from scratch on a CPU; windows of 8 tile the 16 x 16 tokens of a 256-pixel image.
-    "compact": Architecture(
-        embed_dim=192,
-        depth=6,
-        num_heads=6,
-        global_attn_indexes=(1, 3, 5),
-        window_size=8,
-        decoder_width=128,
-        decoder_mlp=512,
-        default_image_size=256,
-    ),
-    # "Segment Anything" (ICCV 2023), as in segment_anything/build_sam.py
-    "vit_b": Architecture(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11)),
-    "vit_l": Architecture(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23)),
-    "vit_h": Architecture(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31)),
-}
+SIDE_FACTOR = 16
+"""An image side must be a multiple of it: patches of a ViT, four halvings of a TinyViT."""
 
 
 class FoundationNetwork(nn.Module):
@@ -89,10 +39,11 @@ class FoundationNetwork(nn.Module):
         self.image_size = image_size
         self.num_classes = num_classes
         self.checkpointing = checkpointing
-        self.image_encoder = _build_image_encoder(architecture, image_size)
+        self.image_encoder = architecture.encoder.build(image_size, architecture.decoder_width)
+        side = self.image_encoder.embedding_side
         self.prompt_encoder = PromptEncoder(
             embed_dim=architecture.decoder_width,
-            image_embedding_size=(image_size // PATCH_SIZE, image_size // PATCH_SIZE),
+            image_embedding_size=(side, side),
             input_image_size=(image_size, image_size),
             mask_in_chans=MASK_PROMPT_CHANNELS,
         )
@@ -107,7 +58,7 @@ class FoundationNetwork(nn.Module):
             images: (N, 3, S, S) float in [0, 1]; no mean is subtracted, as MedSAM was trained without.
 
         Returns:
-            (N, K, S/4, S/4) logits.
+            (N, K, s, s) logits, s = 4 e for an embedding of side e: S/4 for most encoders, S for LiteMedSAM's.
 
         Raises:
             ValueError: the images have another shape.
@@ -132,11 +83,11 @@ class FoundationNetwork(nn.Module):
         needs as many images as prompts. Its modules and the order of its steps are the same.
 
         Args:
-            embeddings: (M, decoder_width, S/16, S/16), as from :meth:`embed`.
+            embeddings: (M, decoder_width, e, e), as from :meth:`embed`.
             sparse: (M, T, decoder_width) embedded points or boxes; None is no prompt, as in :meth:`forward`.
 
         Returns:
-            Logits (M, K, S/4, S/4), and the upscaled features (M, decoder_width/8, S/4, S/4) whose products with the
+            Logits (M, K, 4 e, 4 e), and the upscaled features (M, decoder_width/8, 4 e, 4 e) whose products with the
             mask tokens the logits are.
         """
         count = len(embeddings)
@@ -152,18 +103,11 @@ class FoundationNetwork(nn.Module):
         return torch.einsum("mkc,mchw->mkhw", torch.stack(weights, dim=1), features), features
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Encode (N, 3, S, S) images to (N, decoder_width, S/16, S/16), the blocks recomputed if so chosen."""
-        encoder = self.image_encoder
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return encoder(images)
-        tokens = encoder.patch_embed(images) + encoder.pos_embed
-        for block in encoder.blocks:
-            # No block draws random numbers, so there is no random state to keep.
-            tokens = checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
-        return encoder.neck(tokens.permute(0, 3, 1, 2))  # (N, S/16, S/16, E) -> (N, E, S/16, S/16)
+        """Encode (N, 3, S, S) images to (N, decoder_width, e, e), the blocks recomputed if so chosen."""
+        return self.image_encoder(images, recompute=self.checkpointing and torch.is_grad_enabled())
 
     def _position_encoding(self, device_type: str) -> torch.Tensor:
-        """Give the (1, decoder_width, S/16, S/16) Fourier encoding, in full precision: its phases span many turns."""
+        """Give the (1, decoder_width, e, e) Fourier encoding, in full precision: its phases span many turns."""
         full_precision = (
             torch.autocast(device_type, enabled=False)
             if torch.amp.is_autocast_available(device_type)
@@ -177,7 +121,7 @@ def build_sam(architecture: str, image_size: int, num_classes: int, checkpointin
     """Build a foundation network with random weights, drawn from torch's random state.
 
     Args:
-        architecture: a key of ``ARCHITECTURES``.
+        architecture: a key of ``ARCHITECTURES`` in :mod:`synfoc3d.networks.architectures`.
         image_size: side S of the square input image in pixels, a multiple of 16.
         num_classes: K, softmax channels including background, at least 2.
         checkpointing: recompute the encoder blocks in the backward pass to save memory.
@@ -189,48 +133,13 @@ def build_sam(architecture: str, image_size: int, num_classes: int, checkpointin
         UserError: unknown architecture, image size that is no multiple of 16, or fewer than 2 classes.
     """
     sizes = find_architecture(architecture)
-    if image_size <= 0 or image_size % PATCH_SIZE:
+    if image_size <= 0 or image_size % SIDE_FACTOR:
         raise UserError(f"The image size of the foundation network must be a multiple of 16, not {image_size}.")
     if num_classes < 2:
         raise UserError(
             f"The foundation network needs at least 2 classes (background and one more), not {num_classes}."
         )
     return FoundationNetwork(sizes, image_size, num_classes, checkpointing)
-
-
-def default_image_size(architecture: str) -> int:
-    """Return the side of the input image in pixels that suits an architecture.
-
-    Raises:
-        UserError: unknown architecture.
-    """
-    return find_architecture(architecture).default_image_size
-
-
-def find_architecture(name: str) -> Architecture:
-    """Return the sizes of the architecture of that name.
-
-    Raises:
-        UserError: unknown architecture.
-    """
-    if name not in ARCHITECTURES:
-        raise UserError(f"Unknown architecture of the foundation network: {name!r}.{did_you_mean(name, ARCHITECTURES)}")
-    return ARCHITECTURES[name]
-
-
-def _build_image_encoder(architecture: Architecture, image_size: int) -> ImageEncoderViT:
-    return ImageEncoderViT(
-        img_size=image_size,
-        patch_size=PATCH_SIZE,
-        embed_dim=architecture.embed_dim,
-        depth=architecture.depth,
-        num_heads=architecture.num_heads,
-        out_chans=architecture.decoder_width,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True,
-        window_size=architecture.window_size,
-        global_attn_indexes=architecture.global_attn_indexes,
-    )
 
 
 def _build_mask_decoder(architecture: Architecture, num_classes: int) -> MaskDecoder:

@@ -1,53 +1,49 @@
-"""Low-rank adapters (LoRA) on the q and v projections of the image encoder, and what of a network trains."""
+"""Low-rank adapters (LoRA) in the image encoder, and what of a network trains."""
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 import torch
-from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 from torch.nn import functional as F
 
+from synfoc3d.config import LoRATargets
 from synfoc3d.errors import UserError
+from synfoc3d.networks.encoders.base import Encoder, Site
 from synfoc3d.networks.foundation import FoundationNetwork
 
 
-class LoRAQKV(nn.Module):
-    """A frozen, fused qkv projection with a trainable low-rank correction of q and of v.
+class Adapter(nn.Module):
+    """A frozen layer with a trainable low-rank correction.
 
-    ``q = base_q(x) + B_q A_q x`` and ``v = base_v(x) + B_v A_v x``, scale 1, no bias, no dropout; k is left alone. B
-    starts at zero, so the adapted projection starts equal to the base ("LoRA", ICLR 2022; SynFoC, CVPR 2025).
+    The correction is B A x, scale 1, no bias, no dropout. B starts at zero, so the adapted layer starts equal to the
+    base ("LoRA", ICLR 2022).
 
     Args:
-        base: projection from d to 3 d channels, ordered q, k, v; it is frozen here.
-        rank: channels between A and B.
+        base: a linear layer or a 1x1 convolution; it is frozen here.
     """
 
     folded: torch.Tensor | None
 
-    def __init__(self, base: nn.Linear, rank: int) -> None:
+    def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
         super().__init__()
-        self.width = base.in_features
-        assert base.out_features == 3 * self.width, f"not a fused qkv projection: {base}"
         self.base = base.requires_grad_(False)
-        linear = partial(nn.Linear, bias=False, device=base.weight.device, dtype=base.weight.dtype)
-        self.a_q, self.b_q = linear(self.width, rank), linear(rank, self.width)
-        self.a_v, self.b_v = linear(self.width, rank), linear(rank, self.width)
-        for down in (self.a_q, self.a_v):
-            nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
-        for up in (self.b_q, self.b_v):
-            nn.init.zeros_(up.weight)
         self.register_buffer("folded", None, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Project tokens (..., d) to (..., 3 d); a merged layer costs one matrix product, as the base does."""
-        if self.folded is not None:
-            return F.linear(x, self.folded, self.base.bias)
-        qkv = self.base(x)
-        qkv[..., : self.width] += self.b_q(self.a_q(x))
-        qkv[..., -self.width :] += self.b_v(self.a_v(x))
-        return qkv
+        """Do what the base does, corrected; a merged layer costs one matrix product, as the base does."""
+        if self.folded is None:
+            return self.corrected(x)
+        project = F.conv2d if isinstance(self.base, nn.Conv2d) else F.linear
+        return project(x, self.folded, self.base.bias)
+
+    def corrected(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the base's output and add the correction."""
+        raise NotImplementedError
+
+    def corrected_weight(self) -> torch.Tensor:
+        """Return the weight, of the base's shape, with which one layer would do the same."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -55,34 +51,110 @@ class LoRAQKV(nn.Module):
 
         The base itself stays untouched, since teacher and student share it.
         """
-        folded = self.base.weight.clone()
-        folded[: self.width] += self.b_q.weight @ self.a_q.weight
-        folded[-self.width :] += self.b_v.weight @ self.a_v.weight
-        self.folded = folded
+        self.folded = self.corrected_weight()
 
     def unmerge(self) -> None:
         """Forget the folded weight: the layer is exactly what it was before ``merge``."""
         self.folded = None
 
 
-def inject(image_encoder: ImageEncoderViT, rank: int) -> None:
-    """Replace the qkv projection of every encoder block by a ``LoRAQKV`` around it, in place.
+class LoRAQKV(Adapter):
+    """Adapters of q and of v around a fused qkv projection; k is left alone (SynFoC, CVPR 2025).
+
+    Args:
+        base: projection from d to 3 d channels.
+        rank: channels between A and B.
+        groups: the 3 d channels are so many groups one after the other, each q, k, v of d / groups channels.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, groups: int = 1) -> None:
+        super().__init__(base)
+        width = base.in_features
+        assert base.out_features == 3 * width and width % groups == 0, f"not a fused qkv projection: {base}"
+        self.groups = groups
+        self.a_q, self.b_q = _low_rank(base, width, width, rank)
+        self.a_v, self.b_v = _low_rank(base, width, width, rank)
+
+    def corrected(self, x: torch.Tensor) -> torch.Tensor:
+        """Project tokens (..., d) to (..., 3 d)."""
+        qkv = self.base(x)
+        grouped = qkv.unflatten(-1, (self.groups, 3, -1))
+        grouped[..., 0, :] += self.b_q(self.a_q(x)).unflatten(-1, (self.groups, -1))
+        grouped[..., 2, :] += self.b_v(self.a_v(x)).unflatten(-1, (self.groups, -1))
+        return qkv
+
+    def corrected_weight(self) -> torch.Tensor:
+        """Return the (3 d, d) weight."""
+        weight = self.base.weight.clone()
+        grouped = weight.unflatten(0, (self.groups, 3, -1))
+        grouped[:, 0] += (self.b_q.weight @ self.a_q.weight).unflatten(0, (self.groups, -1))
+        grouped[:, 2] += (self.b_v.weight @ self.a_v.weight).unflatten(0, (self.groups, -1))
+        return weight
+
+
+class LoRALayer(Adapter):
+    """An adapter around any linear layer or 1x1 convolution.
+
+    Args:
+        base: the layer.
+        rank: channels between A and B.
+    """
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int) -> None:
+        super().__init__(base)
+        width_out, width_in = base.weight.shape[:2]
+        self.a, self.b = _low_rank(base, width_in, width_out, rank)
+
+    def corrected(self, x: torch.Tensor) -> torch.Tensor:
+        """Project (..., i) to (..., o), or (N, i, h, w) to (N, o, h, w)."""
+        return self.base(x) + self.b(self.a(x))
+
+    def corrected_weight(self) -> torch.Tensor:
+        """Return the (o, i) or (o, i, 1, 1) weight."""
+        product = self.b.weight.flatten(1) @ self.a.weight.flatten(1)
+        return self.base.weight + product.view_as(self.base.weight)
+
+
+def _low_rank(base: nn.Linear | nn.Conv2d, width_in: int, width_out: int, rank: int) -> tuple[nn.Module, nn.Module]:
+    """Make A and B of the base's kind, A Kaiming-uniform, B zero."""
+    kind = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
+    down: nn.Linear | nn.Conv2d
+    up: nn.Linear | nn.Conv2d
+    if isinstance(base, nn.Conv2d):
+        down, up = nn.Conv2d(width_in, rank, 1, **kind), nn.Conv2d(rank, width_out, 1, **kind)
+    else:
+        down, up = nn.Linear(width_in, rank, **kind), nn.Linear(rank, width_out, **kind)
+    nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+    nn.init.zeros_(up.weight)
+    return down, up
+
+
+def inject(image_encoder: Encoder, rank: int, targets: LoRATargets = "qkv") -> None:
+    """Put an adapter around every layer that the targets name, in place.
 
     Args:
         image_encoder: an encoder without adapters.
-        rank: channels between A and B, from 1 to the width of the encoder.
+        rank: channels between A and B, from 1 to the smallest width of an adapted layer.
+        targets: ``qkv``: q and v of every attention; ``attention``: also every other linear layer of the blocks with
+            attention; ``all``: every linear layer and 1x1 convolution.
 
     Raises:
         UserError: the rank is out of range.
     """
     assert not any(_adapters(image_encoder)), "the encoder has adapters already"
-    width = image_encoder.blocks[0].attn.qkv.in_features
-    if not 1 <= rank <= width:
+    sites = image_encoder.sites(targets)
+    smallest = min(min(site.layer.weight.shape[:2]) for site in sites)
+    if not 1 <= rank <= smallest:
         raise UserError(
-            f"The LoRA rank must lie between 1 and the encoder's width {width} (or be 0: no LoRA), not {rank}."
+            f"The LoRA rank must lie between 1 and the encoder's smallest width {smallest} (or be 0: no LoRA), "
+            f"not {rank}."
         )
-    for block in image_encoder.blocks:
-        block.attn.qkv = LoRAQKV(block.attn.qkv, rank)
+    for site in sites:
+        setattr(site.owner, site.name, _adapt(site, rank))
+
+
+def _adapt(site: Site, rank: int) -> Adapter:
+    return LoRALayer(site.layer, rank) if site.groups is None else LoRAQKV(site.layer, rank, site.groups)
 
 
 def merge(image_encoder: nn.Module) -> None:
@@ -100,13 +172,16 @@ def unmerge(image_encoder: nn.Module) -> None:
         adapter.unmerge()
 
 
-def prepare_for_training(network: FoundationNetwork, rank: int, full_finetune: bool) -> None:
+def prepare_for_training(
+    network: FoundationNetwork, rank: int, full_finetune: bool, targets: LoRATargets = "qkv"
+) -> None:
     """Choose what of a foundation network trains, in place: mask decoder and prompt encoder always do.
 
     Args:
         network: a network without adapters, its base weights loaded.
         rank: LoRA rank; 0 trains nothing of the image encoder. Not used with ``full_finetune``.
         full_finetune: train the whole image encoder, without LoRA.
+        targets: where the adapters go, see :func:`inject`.
 
     Raises:
         UserError: the rank is out of range.
@@ -116,7 +191,7 @@ def prepare_for_training(network: FoundationNetwork, rank: int, full_finetune: b
         return
     network.image_encoder.requires_grad_(False)
     if rank != 0:
-        inject(network.image_encoder, rank)
+        inject(network.image_encoder, rank, targets)
 
 
 def trainable_state(network: nn.Module, include_base: bool = False) -> dict[str, torch.Tensor]:
@@ -170,5 +245,5 @@ def load_trainable_state(network: nn.Module, state: Mapping[str, torch.Tensor], 
         tensor.copy_(state[name])
 
 
-def _adapters(module: nn.Module) -> Iterator[LoRAQKV]:
-    return (child for child in module.modules() if isinstance(child, LoRAQKV))
+def _adapters(module: nn.Module) -> Iterator[Adapter]:
+    return (child for child in module.modules() if isinstance(child, Adapter))

@@ -1,31 +1,60 @@
 """Optimizers from settings, and their learning rates."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from synfoc3d.config import OptimizerSettings
+from synfoc3d.config import FoundationOptimizerSettings, OptimizerSettings
 
 EXPONENT = 0.9  # of both polynomial schedules
 
 
+SCALE = "scale"  # entry of a group of parameters: its learning rate over that of the settings
+NO_DECAY = "attention_biases"  # of TinyViT: tables of positions, which its authors never decay
+ENCODER = "image_encoder."
+
+
 def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """Make an optimizer over a network's trainable parameters, norms and biases decayed like all others.
+    """Make an optimizer over a network's trainable parameters.
+
+    Norms and biases are decayed like all others, but not the tables of attention biases.
 
     Args:
         network: the student; frozen parameters are left out.
         settings: name and numbers.
     """
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = _groups(network, settings)
     if settings.name == "sgd":
         return torch.optim.SGD(
-            parameters,
+            groups,
             settings.lr,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
         )
     adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return adam(parameters, settings.lr, weight_decay=settings.weight_decay)
+    return adam(groups, settings.lr, weight_decay=settings.weight_decay)
+
+
+def _groups(network: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """Group parameters by learning rate and decay, in the order in which the groups first occur."""
+    encoder_lr = settings.encoder_lr if isinstance(settings, FoundationOptimizerSettings) else None
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            scale = encoder_lr / settings.lr if encoder_lr and ENCODER in name else 1.0
+            groups.setdefault((scale, name.endswith(NO_DECAY)), []).append(parameter)
+    return [
+        {"params": parameters, SCALE: scale} | ({"weight_decay": 0.0} if undecayed else {})
+        for (scale, undecayed), parameters in groups.items()
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate that :func:`learning_rate` gives, of each group of parameters by its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get(SCALE, 1.0)  # none in checkpoints of 0.1
 
 
 def learning_rate(settings: OptimizerSettings, *, step: int, steps_per_epoch: int, epochs: int) -> float:

@@ -24,7 +24,7 @@ from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
 from synfoc3d.methods.base import Builder, Labeled, Method, Panel, Progress, full_resolution
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.optimizers import learning_rate, make_optimizer
+from synfoc3d.networks.optimizers import learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.training import data_facts
@@ -274,8 +274,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             rate = learning_rate(
                 settings, step=self.step, steps_per_epoch=self.num_iterations_per_epoch, epochs=self.num_epochs
             )
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizer, rate)
 
     def _optimize(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
         if self.grad_scaler is not None:

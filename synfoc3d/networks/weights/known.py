@@ -57,6 +57,8 @@ def _sam(architecture: str, file: str, sha256: str) -> KnownNetwork:
 KNOWN: dict[str, KnownNetwork] = {
     network.name: network
     for network in (
+        KnownNetwork("lite_medsam", "lite_medsam", "lite_medsam.pth", "TODO", "Apache-2.0", "0..1"),
+        KnownNetwork("mobile_sam", "mobile_sam", "mobile_sam.pt", "TODO", "Apache-2.0", SAM_INPUT),
         KnownNetwork("compact", "compact", "compact.pth", "this package", "Apache-2.0", "0..1"),
         _sam("vit_b", "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
         _sam("vit_l", "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),

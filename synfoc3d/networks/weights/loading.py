@@ -1,15 +1,15 @@
 """Load SAM and MedSAM weight files into a foundation network of any image size."""
 
 import pickle
-import re
 import zipfile
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from synfoc3d.errors import UserError
-from synfoc3d.networks.foundation import ARCHITECTURES, FoundationNetwork
+from synfoc3d.networks.architectures import describe_encoder, names_like
+from synfoc3d.networks.encoders.base import State
+from synfoc3d.networks.foundation import FoundationNetwork
 from synfoc3d.networks.weights.known import file_hash
 
 RANDOM_PARTS = ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head")
@@ -21,19 +21,15 @@ IGNORED_KEYS = ("pixel_mean", "pixel_std")
 PARALLEL_PREFIX = "module."
 """What torch's data-parallel wrappers put before every name."""
 
-POSITION_TABLE = "image_encoder.pos_embed"
-PATCH_WEIGHT = "image_encoder.patch_embed.proj.weight"
-
-State = dict[str, torch.Tensor]
+ENCODER = "image_encoder."
 
 
 def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
-    """Copy the weights of a SAM or MedSAM file into a network that has no adapters yet.
+    """Copy the weights of a published file of the SAM family into a network that has no adapters yet.
 
-    Everything is copied by name except the class-dependent parts (mask tokens, their hypernetworks, IoU head), which
-    keep their random weights. Position tables are resized to the network's image size: the absolute one bilinearly, the
-    relative ones of the global blocks linearly, both with half-pixel centers (SynFoC, CVPR 2025, released code). The
-    whole file is checked before anything is copied.
+    Everything is copied by name, the encoder's through its own translation, except the class-dependent parts (mask
+    tokens, their hypernetworks, IoU head), which keep their random weights. The whole file is checked before anything
+    is copied.
 
     Args:
         network: what ``build_sam`` returned.
@@ -54,18 +50,6 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
     for name, weight in weights.items():
         target[name].copy_(weight)
     return file_hash(path)
-
-
-def resize_position_table(table: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize an absolute position table (1, h, w, E) to (1, size, size, E): bilinear, half-pixel centers."""
-    channels_first = table.float().permute(0, 3, 1, 2)
-    resized = F.interpolate(channels_first, size=(size, size), mode="bilinear", align_corners=False)
-    return resized.permute(0, 2, 3, 1)
-
-
-def resize_relative_table(table: torch.Tensor, length: int) -> torch.Tensor:
-    """Resize a relative position table (L, E) to (length, E): linear along the first axis, half-pixel centers."""
-    return F.interpolate(table.float().T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
 def read_state(path: Path) -> State:
@@ -121,46 +105,35 @@ def _damaged(path: Path) -> UserError:
 
 def _check_architecture(network: FoundationNetwork, state: State, path: Path) -> None:
     """Refuse weights that are visibly of another architecture, and name it."""
-    if PATCH_WEIGHT not in state or not state[PATCH_WEIGHT].ndim:
-        return  # not a SAM file at all: the missing keys and other shapes will tell
-    embed_dim = state[PATCH_WEIGHT].shape[0]
-    depth = len({match[1] for name in state if (match := re.match(r"image_encoder\.blocks\.(\d+)\.", name))})
-    wanted = network.architecture
-    if (embed_dim, depth) == (wanted.embed_dim, wanted.depth):
-        return
-    alike = [name for name, known in ARCHITECTURES.items() if (known.embed_dim, known.depth) == (embed_dim, depth)]
-    seen = alike[0] if alike else "an unknown architecture"
+    seen, wanted = describe_encoder(_encoder_entries(state)), str(network.architecture.encoder)
+    if seen is None or seen == wanted:
+        return  # None: not a SAM file at all, the missing keys and other shapes will tell
+    name = next(iter(names_like(seen)), "an unknown architecture")
     raise UserError(
-        f"{path} seems to be {seen} ({embed_dim} channels, {depth} blocks), but the network has {wanted}; "
+        f"{path} seems to be {name} ({seen}), but the network has {wanted}; "
         "choose the foundation name that belongs to the file."
     )
 
 
+def _encoder_entries(state: State) -> State:
+    return {name.removeprefix(ENCODER): value for name, value in state.items() if name.startswith(ENCODER)}
+
+
 def _fit(network: FoundationNetwork, state: State, path: Path) -> State:
     """Return the weights to copy, by name, each with the shape the network wants."""
+    translated = network.image_encoder.from_published(_encoder_entries(state))
+    state = {name: value for name, value in state.items() if not name.startswith(ENCODER)}
+    state |= {ENCODER + name: value for name, value in translated.items()}
     target = {name: tensor for name, tensor in network.state_dict().items() if not _is_random(name)}
     refuse_keys("lacks", [name for name in target if name not in state], path)
     refuse_keys("has unknown", [name for name in state if name not in target and not _is_random(name)], path)
-    relative_tables = _global_relative_tables(network)
-    fitted = {}
     for name, tensor in target.items():
-        weight = state[name]
-        if name == POSITION_TABLE or name in relative_tables:
-            weight = _resize_table(weight, tensor.shape)
-        if weight.shape != tensor.shape:
+        if state[name].shape != tensor.shape:
             raise UserError(
-                f"{path} has {name} of shape {tuple(weight.shape)}, the network needs {tuple(tensor.shape)}; "
+                f"{path} has {name} of shape {tuple(state[name].shape)}, the network needs {tuple(tensor.shape)}; "
                 "give a file of the same architecture."
             )
-        fitted[name] = weight
-    return fitted
-
-
-def _resize_table(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Resize an absolute (1, h, w, E) or relative (L, E) position table; leave one of another kind as it is."""
-    if table.ndim != len(shape) or table.shape[-1] != shape[-1]:
-        return table
-    return resize_relative_table(table, shape[0]) if len(shape) == 2 else resize_position_table(table, shape[1])
+    return {name: state[name] for name in target}
 
 
 def _is_random(name: str) -> bool:
@@ -173,9 +146,3 @@ def refuse_keys(problem: str, names: list[str], path: Path, kind: str = "a SAM o
         return
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     raise UserError(f"{path} {problem} weights: {shown}; give {kind}.")
-
-
-def _global_relative_tables(network: FoundationNetwork) -> set[str]:
-    """Name the relative position tables whose length depends on the image size."""
-    blocks = network.architecture.global_attn_indexes
-    return {f"image_encoder.blocks.{index}.attn.rel_pos_{axis}" for index in blocks for axis in "hw"}

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 from synfoc3d.errors import UserError
+from synfoc3d.networks.encoders.base import State
+from synfoc3d.networks.encoders.vit import ViTSizes
 from synfoc3d.networks.foundation import FoundationNetwork
 from synfoc3d.networks.lora import LoRAQKV, trainable_state
-from synfoc3d.networks.weights.loading import State, read_state, refuse_keys
+from synfoc3d.networks.weights.loading import read_state, refuse_keys
 
 FIRST_ADAPTER, MASK_TOKENS = "w_a_000", "mask_decoder.mask_tokens.weight"
 KIND = "a LoRA file of SAMed or SynFoC"
@@ -60,15 +62,17 @@ def released_names(depth: int) -> dict[str, str]:
 
 def _check_sizes(network: FoundationNetwork, state: State, path: Path) -> None:
     """Refuse a file of another encoder, rank or number of classes, and name what differs."""
+    sizes = network.architecture.encoder
+    if not isinstance(sizes, ViTSizes):
+        raise UserError(f"{path} adapts one of SAM's ViTs, but the network has a {sizes}; set foundation.name.")
     adapters = [block.attn.qkv for block in network.image_encoder.blocks]
     assert all(isinstance(adapter, LoRAQKV) for adapter in adapters), "inject the adapters first"
     depth = sum(bool(re.fullmatch(r"w_a_\d+", name)) for name in state) // 2
     rank, width = state[FIRST_ADAPTER].shape
     classes = len(state[MASK_TOKENS])
-    wanted = network.architecture
-    if (width, depth) != (wanted.embed_dim, wanted.depth):
+    if (width, depth) != (sizes.embed_dim, sizes.depth):
         raise UserError(
-            f"{path} adapts an encoder of {width} channels, {depth} blocks, but the network has {wanted}; choose the "
+            f"{path} adapts an encoder of {width} channels, {depth} blocks, but the network has {sizes}; choose the "
             "foundation name and checkpoint it was trained on."
         )
     if rank != adapters[0].a_q.out_features:

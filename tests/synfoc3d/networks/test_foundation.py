@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from synfoc3d.errors import UserError
-from synfoc3d.networks.foundation import FoundationNetwork, build_sam, default_image_size
+from synfoc3d.networks.architectures import default_image_size
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
 
 RANK = 4

@@ -160,7 +160,7 @@ def test_full_finetuning_has_no_adapters() -> None:
 
 @pytest.mark.parametrize("rank", [-1, 193])
 def test_rank_out_of_range_is_refused(rank: int) -> None:
-    with pytest.raises(UserError, match=f"between 1 and the encoder's width 192.*not {rank}"):
+    with pytest.raises(UserError, match=f"between 1 and the encoder's smallest width 192.*not {rank}"):
         network_with(rank)
 
 

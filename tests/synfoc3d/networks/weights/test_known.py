@@ -10,7 +10,7 @@ import pytest
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
-from synfoc3d.networks.foundation import ARCHITECTURES
+from synfoc3d.networks.architectures import ARCHITECTURES
 from synfoc3d.networks.weights.known import (
     KNOWN,
     KnownNetwork,

@@ -16,15 +16,13 @@ from segment_anything import sam_model_registry
 from segment_anything.build_sam import _build_sam
 
 from synfoc3d.errors import UserError
-from synfoc3d.networks.foundation import ARCHITECTURES, Architecture, FoundationNetwork, build_sam
-from synfoc3d.networks.weights.loading import (
-    load_checkpoint,
-    read_state,
-    resize_position_table,
-    resize_relative_table,
-)
+from synfoc3d.networks.architectures import ARCHITECTURES, Architecture
+from synfoc3d.networks.encoders.vit import ViTSizes, resize_position_table, resize_relative_table
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
+from synfoc3d.networks.weights.loading import load_checkpoint, read_state
 
-TINY = Architecture(embed_dim=24, depth=3, num_heads=2, global_attn_indexes=(1,))
+SIZES = ViTSizes(embed_dim=24, depth=3, num_heads=2, global_attn_indexes=(1,))
+TINY = Architecture(SIZES)
 RANDOM = ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head")
 State = dict[str, torch.Tensor]
 
@@ -33,7 +31,7 @@ State = dict[str, torch.Tensor]
 def sam_state() -> State:
     """Give the 1024-pixel state dict that segment-anything itself builds, with position tables that are not zero."""
     torch.manual_seed(0)
-    sam = _build_sam(TINY.embed_dim, TINY.depth, TINY.num_heads, list(TINY.global_attn_indexes))
+    sam = _build_sam(SIZES.embed_dim, SIZES.depth, SIZES.num_heads, list(SIZES.global_attn_indexes))
     state = sam.state_dict()
     for name, tensor in state.items():
         if "pos" in name:

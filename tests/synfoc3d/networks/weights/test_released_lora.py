@@ -12,11 +12,13 @@ from torch import nn
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.foundation import ARCHITECTURES, Architecture, FoundationNetwork
+from synfoc3d.networks.architectures import ARCHITECTURES, Architecture
+from synfoc3d.networks.encoders.vit import ViTSizes
+from synfoc3d.networks.foundation import FoundationNetwork
 from synfoc3d.networks.lora import merge, prepare_for_training
 from synfoc3d.networks.weights.released_lora import load_released_lora, released_names
 
-TINY = Architecture(embed_dim=24, depth=3, num_heads=2, global_attn_indexes=(1,), decoder_width=256)
+TINY = Architecture(ViTSizes(embed_dim=24, depth=3, num_heads=2, global_attn_indexes=(1,)))
 RANK, CLASSES, SIZE = 4, 3, 64
 State = dict[str, torch.Tensor]
 

@@ -1,0 +1,78 @@
+"""The members of the SAM family: their encoders and the sizes of their decoders."""
+
+from dataclasses import dataclass
+
+from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.networks.encoders.base import EncoderSizes, State
+from synfoc3d.networks.encoders.tiny_vit import TinyViTSizes
+from synfoc3d.networks.encoders.vit import ViTSizes
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One member of the SAM family.
+
+    Args:
+        encoder: kind and sizes of the image encoder.
+        decoder_width: channels of the image embedding and of the mask decoder.
+        decoder_mlp: hidden channels of the mask decoder's transformer.
+        decoder_heads: attention heads of the mask decoder's transformer.
+        default_image_size: side of the input image in pixels, where the user names none.
+    """
+
+    encoder: EncoderSizes
+    decoder_width: int = 256
+    decoder_mlp: int = 2048
+    decoder_heads: int = 8
+    default_image_size: int = 512
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "lite_medsam": Architecture(TinyViTSizes(stem_kernel=1), default_image_size=256),
+    # Small enough to train from scratch on a CPU; windows of 8 tile the 16 x 16 tokens of a 256-pixel image.
+    "compact": Architecture(
+        ViTSizes(embed_dim=192, depth=6, num_heads=6, global_attn_indexes=(1, 3, 5), window_size=8),
+        decoder_width=128,
+        decoder_mlp=512,
+        default_image_size=256,
+    ),
+    "mobile_sam": Architecture(TinyViTSizes(stem_kernel=3)),
+    # "Segment Anything" (ICCV 2023), as in segment_anything/build_sam.py
+    "vit_b": Architecture(ViTSizes(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))),
+    "vit_l": Architecture(ViTSizes(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))),
+    "vit_h": Architecture(ViTSizes(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))),
+}
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return the sizes of the architecture of that name.
+
+    Raises:
+        UserError: unknown architecture.
+    """
+    if name not in ARCHITECTURES:
+        raise UserError(f"Unknown architecture of the foundation network: {name!r}.{did_you_mean(name, ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def default_image_size(architecture: str) -> int:
+    """Return the side of the input image in pixels that suits an architecture.
+
+    Raises:
+        UserError: unknown architecture.
+    """
+    return find_architecture(architecture).default_image_size
+
+
+def describe_encoder(state: State) -> str | None:
+    """Describe the encoder whose published state this is, in the words of its sizes; None for a state of no SAM.
+
+    Args:
+        state: tensors by the file's names, without the prefix ``image_encoder.``.
+    """
+    return ViTSizes.describe(state) or TinyViTSizes.describe(state)
+
+
+def names_like(description: str) -> list[str]:
+    """Return the names of the architectures whose encoder is described so."""
+    return [name for name, known in ARCHITECTURES.items() if str(known.encoder) == description]

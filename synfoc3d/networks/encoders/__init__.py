@@ -1,0 +1,1 @@
+"""Image encoders of the SAM family behind one small interface."""
