@@ -10,8 +10,8 @@ import torch
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
-from synfoc3d.networks.build import architecture_of, build_foundation, trains_fully
 from synfoc3d.networks.architectures import ARCHITECTURES
+from synfoc3d.networks.build import architecture_of, build_foundation, trains_fully
 from synfoc3d.networks.foundation import build_sam
 
 SMALL: dict[str, Any] = {"image_size": 64}

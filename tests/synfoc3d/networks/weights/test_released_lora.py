@@ -11,8 +11,8 @@ from torch import nn
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
-from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.architectures import ARCHITECTURES, Architecture
+from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.encoders.vit import ViTSizes
 from synfoc3d.networks.foundation import FoundationNetwork
 from synfoc3d.networks.lora import merge, prepare_for_training
