@@ -64,10 +64,12 @@ class FoundationSettings(Section):
         lora: file of adapters, prompt encoder and mask decoder, as the released code of SAMed and SynFoC writes it; the
             student starts from it.
         image_size: side S of the square image the network sees, in pixels; None takes the network's default.
-        lora_rank: rank of the adapters; 0 freezes the image encoder.
+        lora_rank: rank of the adapters; 0 freezes the image encoder; None takes the network's default.
         lora_targets: which layers of the image encoder get adapters: ``qkv`` q and v of every attention, as published;
-            ``attention`` the other linear layers of the blocks with attention, too; ``all`` also every 1x1 convolution.
-        full_finetune: train every parameter, without adapters; None does so where no pre-trained weights are loaded.
+            ``attention`` the other linear layers of the blocks with attention, too; ``all`` also every 1x1 convolution;
+            None takes the network's default.
+        full_finetune: train every parameter, without adapters; None does so where no pre-trained weights are loaded, and
+            where it is the network's default and no adapters are asked for.
         chunk: at most this many slices per call; 0 is no limit. Changes memory, not results.
         checkpointing: recompute encoder activations in the backward pass. Changes memory, not results.
         channels: the three image channels shown as red, green, blue; None takes (0, 0, 0), (0, 1, 1) or (0, 1, 2).
@@ -81,8 +83,8 @@ class FoundationSettings(Section):
     checkpoint: str | None = None
     lora: str | None = None
     image_size: Annotated[int, Field(ge=32, multiple_of=16)] | None = None
-    lora_rank: Annotated[int, Field(ge=0)] = 4
-    lora_targets: LoRATargets = "qkv"
+    lora_rank: Annotated[int, Field(ge=0)] | None = None
+    lora_targets: LoRATargets | None = None
     full_finetune: bool | None = None
     chunk: Annotated[int, Field(ge=0)] = 0
     checkpointing: bool = False

@@ -2,10 +2,31 @@
 
 from dataclasses import dataclass
 
+from synfoc3d.config import LoRATargets
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.networks.encoders.base import EncoderSizes, State
 from synfoc3d.networks.encoders.tiny_vit import TinyViTSizes
 from synfoc3d.networks.encoders.vit import ViTSizes
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What of an image encoder trains.
+
+    Args:
+        full_finetune: every parameter, without adapters.
+        lora_rank: rank of the adapters; 0 for none.
+        lora_targets: where they go, see :func:`synfoc3d.networks.lora.inject`.
+    """
+
+    full_finetune: bool = False
+    lora_rank: int = 4
+    lora_targets: LoRATargets = "qkv"
+
+    def __str__(self) -> str:
+        if self.full_finetune:
+            return "every parameter"
+        return f"LoRA of rank {self.lora_rank} at {self.lora_targets}" if self.lora_rank else "nothing of the encoder"
 
 
 @dataclass(frozen=True)
@@ -18,6 +39,7 @@ class Architecture:
         decoder_mlp: hidden channels of the mask decoder's transformer.
         decoder_heads: attention heads of the mask decoder's transformer.
         default_image_size: side of the input image in pixels, where the user names none.
+        adaptation: what of the encoder trains, where the user does not say; of a ViT as published in SAMed and SynFoC.
     """
 
     encoder: EncoderSizes
@@ -25,10 +47,13 @@ class Architecture:
     decoder_mlp: int = 2048
     decoder_heads: int = 8
     default_image_size: int = 512
+    adaptation: Adaptation = Adaptation()
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "lite_medsam": Architecture(TinyViTSizes(stem_kernel=1), default_image_size=256),
+    "lite_medsam": Architecture(
+        TinyViTSizes(stem_kernel=1), default_image_size=256, adaptation=Adaptation(lora_rank=8, lora_targets="all")
+    ),
     # Small enough to train from scratch on a CPU; windows of 8 tile the 16 x 16 tokens of a 256-pixel image.
     "compact": Architecture(
         ViTSizes(embed_dim=192, depth=6, num_heads=6, global_attn_indexes=(1, 3, 5), window_size=8),
@@ -36,7 +61,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         decoder_mlp=512,
         default_image_size=256,
     ),
-    "mobile_sam": Architecture(TinyViTSizes(stem_kernel=3)),
+    "mobile_sam": Architecture(TinyViTSizes(stem_kernel=3), adaptation=Adaptation(lora_rank=8, lora_targets="all")),
     # "Segment Anything" (ICCV 2023), as in segment_anything/build_sam.py
     "vit_b": Architecture(ViTSizes(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))),
     "vit_l": Architecture(ViTSizes(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))),
@@ -53,15 +78,6 @@ def find_architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise UserError(f"Unknown architecture of the foundation network: {name!r}.{did_you_mean(name, ARCHITECTURES)}")
     return ARCHITECTURES[name]
-
-
-def default_image_size(architecture: str) -> int:
-    """Return the side of the input image in pixels that suits an architecture.
-
-    Raises:
-        UserError: unknown architecture.
-    """
-    return find_architecture(architecture).default_image_size
 
 
 def describe_encoder(state: State) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
-from synfoc3d.networks.architectures import default_image_size
+from synfoc3d.networks.architectures import Adaptation, find_architecture
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
 from synfoc3d.networks.slicewise import SlicewiseFoundation
@@ -22,15 +22,22 @@ def architecture_of(settings: FoundationSettings) -> str:
     return known_network(settings.name).architecture
 
 
-def trains_fully(settings: FoundationSettings) -> bool:
-    """Return whether every parameter trains: as set, and otherwise where the base would be random weights.
+def adaptation_of(settings: FoundationSettings) -> Adaptation:
+    """Return what of the image encoder trains: as set, and otherwise the network's default.
+
+    Without pre-trained weights everything trains, unless the settings say otherwise.
 
     Raises:
         UserError: the base's published file is not there.
     """
-    if settings.full_finetune is not None:
-        return settings.full_finetune
-    return find_checkpoint(settings.name, settings.checkpoint) is None
+    default = find_architecture(architecture_of(settings)).adaptation
+    full = settings.full_finetune
+    if full is None:
+        asks_for_adapters = settings.lora_rank is not None or settings.lora_targets is not None
+        full = default.full_finetune and not asks_for_adapters
+        full = full or find_checkpoint(settings.name, settings.checkpoint) is None
+    rank = default.lora_rank if settings.lora_rank is None else settings.lora_rank
+    return Adaptation(full, rank, settings.lora_targets or default.lora_targets)
 
 
 def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[SlicewiseFoundation, dict[str, Any]]:
@@ -50,17 +57,17 @@ def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[Sl
     """
     checkpoint = find_checkpoint(settings.name, settings.checkpoint)
     architecture = architecture_of(settings)
-    image_size = settings.image_size or default_image_size(architecture)
+    image_size = settings.image_size or find_architecture(architecture).default_image_size
     network = build_sam(architecture, image_size, num_classes, settings.checkpointing)
     sha256 = _load_base(network, settings.name, checkpoint) if checkpoint else None
-    full = trains_fully(settings)
-    if full and checkpoint is None:
+    adaptation = adaptation_of(settings)
+    if adaptation.full_finetune and checkpoint is None:
         log.info(
             "foundation network %s has no pre-trained weights: every parameter trains, without LoRA", settings.name
         )
-    prepare_for_training(network, settings.lora_rank, full, settings.lora_targets)
+    prepare_for_training(network, adaptation.lora_rank, adaptation.full_finetune, adaptation.lora_targets)
     if settings.lora is not None:
-        if full or not settings.lora_rank or settings.lora_targets != "qkv":
+        if adaptation.full_finetune or not adaptation.lora_rank or adaptation.lora_targets != "qkv":
             raise UserError(
                 f"foundation.lora={settings.lora} needs a network with adapters on qkv: give its base's weights with "
                 "foundation.checkpoint, and leave foundation.full_finetune, lora_targets and lora_rank=0 out."

@@ -16,6 +16,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.inference import pipeline
 from synfoc3d.inference.models import ModelChoice, load_model
 from synfoc3d.inference.predict import PredictOptions, predict
+from synfoc3d.networks.architectures import Adaptation
 from synfoc3d.networks.lora import LoRAQKV
 from synfoc3d.nnunet.case_files import prepare_case
 from synfoc3d.prediction_modes import MODES, PredictionMode
@@ -205,7 +206,7 @@ def test_lora_is_merged(trained, monkeypatch):
     merged = []
     monkeypatch.setattr(LoRAQKV, "merge", lambda self: merged.append(self))
     with trained.active() as patch:
-        patch.setattr("synfoc3d.networks.build.trains_fully", lambda _: False)
+        patch.setattr("synfoc3d.networks.build.adaptation_of", lambda _: Adaptation())
         patch.setattr(checkpoints, "load_trainable_state", lambda *_, **__: None)
         load_model(choice("foundation"))
     assert merged

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
-from synfoc3d.networks.architectures import ARCHITECTURES
-from synfoc3d.networks.build import architecture_of, build_foundation, trains_fully
+from synfoc3d.networks.architectures import ARCHITECTURES, Adaptation
+from synfoc3d.networks.build import adaptation_of, architecture_of, build_foundation
 from synfoc3d.networks.foundation import build_sam
 
 SMALL: dict[str, Any] = {"image_size": 64}
@@ -29,6 +30,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "architecture"),
     [
+        ("lite_medsam", "lite_medsam"),
+        ("mobile_sam", "mobile_sam"),
         ("compact", "compact"),
         ("sam_vit_b", "vit_b"),
         ("sam_vit_l", "vit_l"),
@@ -45,7 +48,34 @@ def test_architecture_of_a_name(name: Any, architecture: str) -> None:
     [("random", None, True), ("a.pth", None, False), ("random", False, False), ("a.pth", True, True)],
 )
 def test_what_trains_fully(checkpoint: str | None, full_finetune: bool | None, expected: bool) -> None:
-    assert trains_fully(FoundationSettings(checkpoint=checkpoint, full_finetune=full_finetune)) is expected
+    settings = FoundationSettings(checkpoint=checkpoint, full_finetune=full_finetune)
+    assert adaptation_of(settings).full_finetune is expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"name": "sam_vit_b"}, Adaptation(False, 4, "qkv")),
+        ({"name": "sam_vit_b", "lora_rank": 0}, Adaptation(False, 0, "qkv")),
+        ({"name": "sam_vit_b", "lora_targets": "all"}, Adaptation(False, 4, "all")),
+        ({"name": "lite_medsam"}, ARCHITECTURES["lite_medsam"].adaptation),
+        ({"name": "lite_medsam", "lora_rank": 3, "lora_targets": "qkv"}, Adaptation(False, 3, "qkv")),
+        ({"name": "lite_medsam", "full_finetune": True, "lora_rank": 3}, None),
+        ({"name": "lite_medsam", "checkpoint": "random"}, None),
+    ],
+)
+def test_what_trains_where_the_settings_leave_it_open(given: dict[str, Any], expected: Adaptation | None) -> None:
+    adaptation = adaptation_of(FoundationSettings(**{"checkpoint": "a.pth"} | given))
+    assert adaptation.full_finetune if expected is None else adaptation == expected
+
+
+def test_asking_for_adapters_overrules_full_fine_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = replace(ARCHITECTURES["lite_medsam"], adaptation=Adaptation(full_finetune=True))
+    monkeypatch.setitem(ARCHITECTURES, "lite_medsam", everything)
+    settings = FoundationSettings(name="lite_medsam", checkpoint="a.pth")
+    assert adaptation_of(settings).full_finetune
+    for adapters in ({"lora_rank": 2}, {"lora_targets": "qkv"}):
+        assert not adaptation_of(settings.model_copy(update=adapters)).full_finetune
 
 
 @pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"])

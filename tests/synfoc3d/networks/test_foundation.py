@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from synfoc3d.errors import UserError
-from synfoc3d.networks.architectures import default_image_size
+from synfoc3d.networks.architectures import find_architecture
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
 
@@ -63,7 +63,7 @@ def test_compact_is_small() -> None:
 
 @pytest.mark.parametrize(("name", "size"), [("compact", 256), ("vit_b", 512), ("vit_l", 512), ("vit_h", 512)])
 def test_default_image_size(name: str, size: int) -> None:
-    assert default_image_size(name) == size
+    assert find_architecture(name).default_image_size == size
 
 
 @pytest.mark.parametrize(("image_size", "num_classes"), [(64, 2), (96, 3), (128, 5)])
