@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 from synfoc3d import __version__
 from synfoc3d.commands import examining, learning, preparing, scoring, segmenting
@@ -37,13 +38,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+def _end(*_: object) -> NoReturn:
+    sys.exit(TERMINATED)
+
+
+def _end_as_usual_in_forked_process() -> None:
+    """Give a forked process the system's own answer to SIGTERM.
+
+    nnU-Net's pools end their forked workers by SIGTERM and wait for them. A python function that stands in for the
+    system's answer is called between two steps of the interpreter: a worker about to wait for a lock would miss it, and
+    both would wait forever.
+    """
+    if signal.getsignal(signal.SIGTERM) is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
+    os.register_at_fork(after_in_child=_end_as_usual_in_forked_process)
+
+
 @contextmanager
 def ending_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process as an error does, so that the processes it started end with it."""
     if threading.current_thread() is not threading.main_thread():  # only there python takes signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         yield
     finally:

@@ -166,3 +166,19 @@ def test_settings_of_one_command_do_not_reach_the_next(project):
         with pytest.raises(SystemExit, match="1"):
             main([*TRAIN, "--set", "epochs=3", "-p", "Other"])
         assert os.environ["SYNFOC3D_CONFIG"] == "demo"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked on this system")
+def test_forked_workers_answer_sigterm_as_the_system_does() -> None:
+    """nnU-Net ends its forked pools by SIGTERM; a worker that answers in python may miss it and wait forever."""
+    script = (
+        "import os, signal\n"
+        "from synfoc3d.cli import ending_on_sigterm\n"
+        "with ending_on_sigterm():\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        os._exit(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)\n"
+        "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), signal.getsignal(signal.SIGTERM).__name__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "_end"]
