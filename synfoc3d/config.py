@@ -68,8 +68,8 @@ class FoundationSettings(Section):
         lora_targets: which layers of the image encoder get adapters: ``qkv`` q and v of every attention, as published;
             ``attention`` the other linear layers of the blocks with attention, too; ``all`` also every 1x1 convolution;
             None takes the network's default.
-        full_finetune: train every parameter, without adapters; None does so where no pre-trained weights are loaded, and
-            where it is the network's default and no adapters are asked for.
+        full_finetune: train every parameter, without adapters; None does so where no pre-trained weights are loaded,
+            and where it is the network's default and no adapters are asked for.
         chunk: at most this many slices per call; 0 is no limit. Changes memory, not results.
         checkpointing: recompute encoder activations in the backward pass. Changes memory, not results.
         channels: the three image channels shown as red, green, blue; None takes (0, 0, 0), (0, 1, 1) or (0, 1, 2).

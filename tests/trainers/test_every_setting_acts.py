@@ -92,6 +92,7 @@ CHANGES = {
         "lora": Change("/no/lora.pth", ADAPTED, "refused"),
         "image_size": Change(48),
         "lora_rank": Change(2, ADAPTED),
+        "lora_targets": Change("all", ADAPTED),
         "full_finetune": Change(True, ADAPTED),
         "chunk": Change(1, observe="calls"),
         "checkpointing": Change(True, observe="calls"),
@@ -109,6 +110,7 @@ CHANGES = {
     | {
         "name": Change("adam", {"optimizers.foundation.lr": 0.01}),
         "schedule": Change("poly"),
+        "encoder_lr": Change(0.01),
         "momentum": Change(0.5, {"optimizers.foundation": SGD}),
         "nesterov": Change(True, {"optimizers.foundation": SGD}),
     },
