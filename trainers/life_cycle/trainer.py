@@ -33,6 +33,7 @@ from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
 from synfoc3d.trainers.life_cycle.duration import DurationLog
+from synfoc3d.trainers.life_cycle.final_validation import keep_preference, validate_modes
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
 from synfoc3d.trainers.life_cycle.validation import (
@@ -40,7 +41,6 @@ from synfoc3d.trainers.life_cycle.validation import (
     count_hits,
     logits_on_net_grid,
     mean_dice,
-    validate_foundation,
 )
 
 
@@ -367,14 +367,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # --- final validation -----------------------------------------------------------------------------------------
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net into ``validation/``, and the foundation student into ``validation_foundation/``."""
+        """Validate nnU-Net's network as nnU-Net does, then every other way to predict; keep which of them is best."""
         self.method.eval()
-        for name, student in self.students.items():
-            if isinstance(student, SlicewiseFoundation):
-                folder = Path(self.output_folder) / layout.validation_folder(name)
-                validate_foundation(self, student, self.do_split()[1], folder)
-            elif student is self.network:
-                super().perform_actual_validation(save_probabilities)
+        if any(student is self.network for student in self.students.values()):
+            super().perform_actual_validation(save_probabilities)
+        validate_modes(self)
+        keep_preference(self)
 
 
 class _NoSchedule:
