@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,13 @@ from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.nnunet.answers import answer_in, ask
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
 from synfoc3d.nnunet.training import register_trainers
 from synfoc3d.prediction_modes import PredictionMode, default_mode, find_mode
+from synfoc3d.preferred_mode import Preference, preferred_mode, read_validation_dice
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class ModelChoice:
         plans: identifier of the plans.
         checkpoint: file name in the folder of the fold; with ``checkpoint_best.pth`` each student comes from its own
             best epoch, where the training kept it.
-        model: name of a mode in :mod:`synfoc3d.prediction_modes`; None is the one in which most of the trained networks
+        model: name of a mode in :mod:`synfoc3d.prediction_modes`; None is the one that is best on the validation cases
+            of these folds' trainings, and where none of them has any, the one in which most of the trained networks
             answer: the ensemble where both were trained, else the one there is.
     """
 
@@ -89,6 +92,7 @@ class TrainedModel:
         folds: the mode's students, one entry per fold.
         mirror_axes: axes mirrored in training; None for none.
         settings: resolved settings of each fold's training; empty for a model that nnU-Net's own trainers made.
+        preference: the validation that chose the mode; None where the user named it, or no validation could tell.
     """
 
     info: ModelInfo
@@ -96,6 +100,7 @@ class TrainedModel:
     folds: tuple[FoldNetworks, ...]
     mirror_axes: tuple[int, ...] | None
     settings: tuple[dict[str, Any], ...]
+    preference: Preference | None = None
 
     @property
     def gives_probabilities(self) -> bool:
@@ -156,37 +161,8 @@ class TrainedModel:
     def _segment_fold(
         self, fold: FoldNetworks, predictor: CasePredictor, image: Tensor, on_progress: OnProgress
     ) -> Tensor:
-        answers = [_answer(fold.students[name], predictor, image, on_progress) for name in self.mode.students]
-        if self.mode.combine is None:
-            return answers[0].values
-        return _combine(answers, self.mode.combine)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What one network says about a case: (K, D, H, W) float16 probabilities or logits, on the CPU."""
-
-    values: Tensor
-    are_probabilities: bool
-
-    def probabilities(self, z: int) -> Tensor:
-        """Return (K, H, W) float32 of slice z."""
-        values = self.values[:, z].float()
-        return values if self.are_probabilities else values.softmax(0)
-
-
-def _answer(network: nn.Module, predictor: CasePredictor, image: Tensor, on_progress: OnProgress) -> _Answer:
-    if isinstance(network, SlicewiseFoundation):
-        return _Answer(predictor.foundation(network, image, on_progress), are_probabilities=True)
-    return _Answer(predictor.conventional(network, image, on_progress), are_probabilities=False)
-
-
-def _combine(answers: Sequence[_Answer], rule: Callable[[Sequence[Tensor]], Tensor]) -> Tensor:
-    """Combine answers to (K, D, H, W) float16 probabilities, which take the place of the first answer."""
-    combined = answers[0].values
-    for z in range(combined.shape[1]):  # slice by slice: a whole volume in float32 may not fit
-        combined[:, z] = rule([answer.probabilities(z) for answer in answers])
-    return combined
+        answers = {name: ask(fold.students[name], predictor, image, on_progress) for name in self.mode.students}
+        return answer_in(self.mode, answers, overwrite=True).values
 
 
 def read_info(choice: ModelChoice) -> ModelInfo:
@@ -215,7 +191,8 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     trained = [checkpoints.students_of(checkpoint) for checkpoint in found]
     if len(set(trained)) > 1:
         raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
-    mode = _resolve_mode(choice, trained[0])
+    preference = _preference(trained[0], files, found) if choice.model is None else None
+    mode = preference.mode if preference else _resolve_mode(choice, trained[0])
     folds, settings = [], []
     for file, checkpoint in zip(files, found, strict=True):
         folds.append(_fold_networks(choice.trainer, mode, info, file=file, checkpoint=checkpoint))
@@ -227,11 +204,21 @@ def load_model(choice: ModelChoice) -> TrainedModel:
         tuple(folds),
         mirror_axes=found[0].get("inference_allowed_mirroring_axes"),
         settings=tuple(settings),
+        preference=preference,
     )
 
 
+def _preference(
+    trained: frozenset[str], files: Sequence[Path], found: Sequence[Mapping[str, Any]]
+) -> Preference | None:
+    """Return the mode that the validation of these trainings prefers; of nnU-Net's own trainers there is only one."""
+    ids = [checkpoint.get(checkpoints.SECTION, {}).get("training") for checkpoint in found]
+    validated = [read_validation_dice(file.parent, training) for file, training in zip(files, ids, strict=True)]
+    return preferred_mode(trained, validated)
+
+
 def _resolve_mode(choice: ModelChoice, trained: frozenset[str]) -> PredictionMode:
-    """Return the mode asked for, or the best one there is."""
+    """Return the mode asked for, or the one in which most students answer."""
     mode = default_mode(trained) if choice.model is None else find_mode(choice.model)
     names = ", ".join(sorted(trained))
     if mode is None:

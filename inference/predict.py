@@ -99,6 +99,8 @@ def predict(
     options.check()
     started = time.time()
     model = load_model(choice)
+    if choice.model is None:
+        _tell_mode(model)
     ending = model.info.file_ending
     jobs = select_part(find_jobs(source, output, ending), options.num_parts, options.part_id)
     if not jobs:
@@ -117,6 +119,15 @@ def predict(
     if outcome.failures:
         raise cases_failed(outcome.failures, len(jobs), "segmented")
     return outcome.done
+
+
+def _tell_mode(model: TrainedModel) -> None:
+    """Log which of several networks answer where the user has named none, and why."""
+    if model.preference is not None:
+        folds = f" of {model.preference.folds} of {len(model.folds)} folds" if len(model.folds) > 1 else ""
+        log.info("On the validation cases%s %s, so it answers; --model names another.", folds, model.preference)
+    elif len(model.mode.students) > 1:
+        log.info("No validation says which network is best, so %s answers; --model names another.", model.mode.title)
 
 
 def _segment_all(model: TrainedModel, jobs: list[Job], device: torch.device, options: PredictOptions) -> Outcome:
@@ -157,12 +168,20 @@ def _record(choice: ModelChoice, model: TrainedModel, device: str, options: Pred
         "versions": {"python": platform.python_version(), **versions},
         **asdict(choice),
         "model": model.mode.name,
+        "model_chosen_by": _chooser(choice, model),
         "model_folder": str(choice.folder().resolve()),
         "checkpoints": dict(zip(folds, map(_files, model.folds), strict=True)),
         "device": device,
         **asdict(options),
         "settings": dict(zip(folds, model.settings, strict=False)),  # nnU-Net's own trainers have none
     }
+
+
+def _chooser(choice: ModelChoice, model: TrainedModel) -> str:
+    """Return who or what chose the mode."""
+    if choice.model is not None:
+        return "user"
+    return "default" if model.preference is None else "validation"
 
 
 def _files(networks: FoldNetworks) -> dict[str, dict[str, str]]:

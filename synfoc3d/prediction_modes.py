@@ -42,6 +42,11 @@ class PredictionMode:
         if self.combine is None and len(self.students) != 1:
             raise ValueError(f"The prediction mode {self.name!r} must say how its students are combined.")
 
+    @property
+    def title(self) -> str:
+        """What a sentence calls it: a network, or several together."""
+        return f"the {self.name} network" if self.combine is None else f"the {self.name}"
+
     def is_possible(self, trained: Collection[str]) -> bool:
         """Return whether all its students are among the trained ones."""
         return set(self.students) <= set(trained)
@@ -79,6 +84,11 @@ def possible_modes(trained: Collection[str]) -> list[PredictionMode]:
     return [mode for mode in MODES.values() if mode.is_possible(trained)]
 
 
+def modes_by_default(trained: Collection[str]) -> list[PredictionMode]:
+    """Return the possible modes, those with most students first, and of equals as in the table."""
+    return sorted(possible_modes(trained), key=lambda mode: -len(mode.students))
+
+
 def default_mode(trained: Collection[str]) -> PredictionMode | None:
-    """Return the mode in which most of the trained students answer; None where no mode is possible."""
-    return max(possible_modes(trained), key=lambda mode: len(mode.students), default=None)
+    """Return the mode that predicts where none is named and no validation says which is best; None if none can."""
+    return next(iter(modes_by_default(trained)), None)

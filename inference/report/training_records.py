@@ -24,11 +24,12 @@ from synfoc3d.files.layout import (
     fold_folder,
     validation_folder,
 )
+from synfoc3d.prediction_modes import MODES
 
 CHECKPOINTS = (CHECKPOINT_FINAL, CHECKPOINT_LATEST, CHECKPOINT_BEST)
 FOLD = re.compile(r"fold_(\d+|all)")
 CROSS_VALIDATION = re.compile(r"crossval_results_folds_([\d_]+)")
-VALIDATED_NETWORK = {validation_folder(name): name for name in ("conventional", "foundation")}
+VALIDATED_NETWORK = {validation_folder(name): name for name in MODES}
 # The curves of nnU-Net's own logger and settings of its own trainers, under the names that synfoc3d gives them.
 NNUNET_CURVES = {
     "train_losses": "loss",

@@ -40,7 +40,7 @@ def _predict(commands: Commands) -> None:
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder (or file, for one image)")
     add_model(parser)
     modes = "; ".join(f"{mode.name}: {mode.description}" for mode in MODES.values())
-    parser.add_argument("--model", choices=tuple(MODES), help=f"{modes}; default: all trained")
+    parser.add_argument("--model", choices=tuple(MODES), help=f"{modes}; default: the best on validation cases")
     parser.add_argument("-step_size", type=float, help="sliding window step, default: 0.5")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring at test time")
     parser.add_argument(
@@ -63,9 +63,11 @@ def _run_predict(args: argparse.Namespace) -> None:
 
     from synfoc3d.inference.predict import FAST_STEP_SIZE, PredictOptions, predict
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("synfoc3d.inference").setLevel(logging.INFO)  # which networks answer
     if args.verbose:
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("synfoc3d").setLevel(logging.DEBUG)
+        for name in ("synfoc3d", "synfoc3d.inference"):
+            logging.getLogger(name).setLevel(logging.DEBUG)
     default_step = FAST_STEP_SIZE if args.fast else PredictOptions.step_size
     options = PredictOptions(
         step_size=default_step if args.step_size is None else args.step_size,

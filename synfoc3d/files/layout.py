@@ -28,6 +28,7 @@ CHECKPOINT_FINAL, CHECKPOINT_LATEST, CHECKPOINT_BEST = (  # nnU-Net's
 SETTINGS_FILE = "synfoc3d.yaml"
 LOG_FILE = "synfoc3d_log.csv"
 CURVES_FILE = "synfoc3d_progress.png"
+VALIDATION_FILE = "synfoc3d_validation.json"
 
 # a folder of masks
 PREDICTION_FILE = "synfoc3d_predict.json"
@@ -59,6 +60,6 @@ def best_checkpoint(student: str, first: str) -> str:
     return CHECKPOINT_BEST if student == first else f"checkpoint_best_{student}.pth"
 
 
-def validation_folder(student: str) -> str:
-    """Return the name of the folder of a student's validation masks; the conventional student's is nnU-Net's."""
-    return "validation" if student == "conventional" else f"validation_{student}"
+def validation_folder(mode: str) -> str:
+    """Return the name of the folder of a prediction mode's validation masks; that of the conventional is nnU-Net's."""
+    return "validation" if mode == "conventional" else f"validation_{mode}"

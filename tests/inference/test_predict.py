@@ -20,6 +20,7 @@ from synfoc3d.networks.architectures import Adaptation
 from synfoc3d.networks.lora import LoRAQKV
 from synfoc3d.nnunet.case_files import prepare_case
 from synfoc3d.prediction_modes import MODES, PredictionMode
+from synfoc3d.preferred_mode import write_validation_dice
 
 OPTIONS = PredictOptions(
     step_size=1.0, mirroring=False, preprocessing_processes=0, export_processes=0, progress_bar=False
@@ -153,9 +154,96 @@ def test_folds_are_averaged(segment, second_fold, model):
     torch.testing.assert_close(both, (first + second) / 2, atol=5e-3, rtol=5e-3)
 
 
-def test_default_model_is_the_best_there_is(trained):
-    with trained.active():
-        assert load_model(choice(None)).mode.name == "ensemble"
+# --- the default model ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def validated(trained):
+    """Return a function that gives each mode a Dice on the validation cases of a fold; afterwards all is as before."""
+    file = trained.results() / "synfoc3d_validation.json"
+    before = file.read_text()
+
+    def write(fold=0, training=None, **dice):
+        folder = trained.results().with_name(f"fold_{fold}")
+        of_fold = checkpoints.load(folder / "checkpoint_final.pth")["synfoc3d"]["training"]
+        write_validation_dice(folder, training or of_fold, dice)
+
+    yield write
+    file.write_text(before)
+
+
+def default_model(project, **changes):
+    with project.active():
+        return load_model(choice(None, **changes))
+
+
+def test_default_model_is_the_best_on_validation_cases(trained, validated):
+    validated(conventional=0.3, foundation=0.6, ensemble=0.5)
+    model = default_model(trained)
+    assert model.mode.name == "foundation" and list(model.folds[0].students) == ["foundation"]
+    validated(conventional=0.7, foundation=0.6, ensemble=0.5)
+    assert default_model(trained).mode.name == "conventional"
+
+
+def test_default_model_without_validation_is_the_ensemble(trained, validated):
+    (trained.results() / "synfoc3d_validation.json").unlink()
+    model = default_model(trained)
+    assert model.mode.name == "ensemble" and model.preference is None
+
+
+def test_validation_of_another_training_does_not_count(trained, validated):
+    validated(training="another", conventional=0.3, foundation=0.6, ensemble=0.5)
+    assert default_model(trained).mode.name == "ensemble"
+
+
+def test_preference_of_the_last_epoch_holds_for_the_best_one(trained, validated, best):
+    validated(conventional=0.3, foundation=0.6, ensemble=0.5)
+    model = default_model(trained, checkpoint=BEST)
+    assert model.mode.name == "foundation"
+    assert model.folds[0].files == {"foundation": best / BEST_FOUNDATION}
+
+
+def test_default_model_of_folds_has_the_best_mean(trained, validated, second_fold):
+    validated(conventional=0.7, foundation=0.6, ensemble=0.5)
+    model = default_model(trained, folds=(0, 1))
+    assert model.mode.name == "conventional" and model.preference.folds == 1  # fold 1 was not validated
+    validated(1, conventional=0.1, foundation=0.6, ensemble=0.65)  # means 0.4, 0.6, 0.575
+    assert default_model(trained, folds=(0, 1)).mode.name == "foundation"
+
+
+def test_damaged_validation_is_refused(trained, validated, refusal, scan):
+    (trained.results() / "synfoc3d_validation.json").write_text("{half")
+    assert "fold_0/synfoc3d_validation.json is damaged" in refusal(scan, choice(None))
+
+
+def test_record_and_log_say_who_chose_the_model(run, scan, validated, trained, tmp_path, caplog):
+    def recorded(model):
+        caplog.clear()
+        with caplog.at_level("INFO", "synfoc3d.inference"):
+            run(scan, choice(model))
+        record = load_json(str(tmp_path / "masks" / "synfoc3d_predict.json"))
+        return record["model"], record["model_chosen_by"], [r.getMessage() for r in caplog.records]
+
+    validated(conventional=0.3, foundation=0.6, ensemble=0.5)
+    reason = (
+        "On the validation cases the foundation network is best (Dice 60.0; ensemble 50.0, conventional 30.0), so it "
+        "answers; --model names another."
+    )
+    assert recorded(None) == ("foundation", "validation", [reason])
+    assert recorded("ensemble") == ("ensemble", "user", [])
+    (trained.results() / "synfoc3d_validation.json").unlink()
+    reason = "No validation says which network is best, so the ensemble answers; --model names another."
+    assert recorded(None) == ("ensemble", "default", [reason])
+
+
+def test_command_says_which_model_it_takes(trained, validated, scan, tmp_path, caplog):
+    validated(conventional=0.3, foundation=0.6, ensemble=0.5)
+    options = "-d 501 -c 2d --disable_tta -step_size 1 -npp 0 -nps 0 -device cpu".split()
+    trained.command("predict", "-i", scan, "-o", tmp_path, *options)
+    assert "the foundation network is best (Dice 60.0; ensemble 50.0, conventional 30.0)" in caplog.text
+
+
+# --- further modes --------------------------------------------------------------------------------
 
 
 def larger(probabilities):

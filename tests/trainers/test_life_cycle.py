@@ -60,8 +60,11 @@ def continued(project):
         "synfoc3d.yaml",
         "validation/summary.json",
         "validation_foundation/summary.json",
+        "validation_ensemble/summary.json",
         "validation/Btrain001.nii.gz",
         "validation_foundation/Btrain001.nii.gz",
+        "validation_ensemble/Btrain001.nii.gz",
+        "synfoc3d_validation.json",
     ],
 )
 def test_training_leaves_file(folder, name):
@@ -163,7 +166,9 @@ def test_refusal_names_the_settings_that_differ(trained):
 
 
 def test_val_runs_the_final_validation_again(trained):
-    summaries = [trained.results() / name / "summary.json" for name in ("validation", "validation_foundation")]
+    names = ("validation", "validation_foundation", "validation_ensemble")
+    summaries = [*(trained.results() / name / "summary.json" for name in names)]
+    summaries.append(trained.results() / "synfoc3d_validation.json")
     before = [json.loads(file.read_text()) for file in summaries]
     for file in summaries:
         file.unlink()

@@ -32,6 +32,8 @@ from synfoc3d.trainers.life_cycle.batches import make_batch, to_device
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
+from synfoc3d.trainers.life_cycle.duration import DurationLog
+from synfoc3d.trainers.life_cycle.final_validation import keep_preference, validate_modes
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
 from synfoc3d.trainers.life_cycle.validation import (
@@ -39,7 +41,6 @@ from synfoc3d.trainers.life_cycle.validation import (
     count_hits,
     logits_on_net_grid,
     mean_dice,
-    validate_foundation,
 )
 
 
@@ -82,6 +83,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.training_id: str | None = uuid4().hex  # tells the checkpoints of this training from those of another
         self.resume_random_state: Mapping[str, Any] | None = None
         self.last_save = time()
+        self.duration = DurationLog(self)
         self.apply_settings(settings)
 
     # --- settings -------------------------------------------------------------------------------------------------
@@ -241,6 +243,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self._set_learning_rates()
         super().on_train_epoch_start()
         self.method.train()
+        self.duration.start_epoch()
 
     def train_step(self, batch: dict) -> dict:
         """Take one step of every student; return plain numbers to log."""
@@ -266,6 +269,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             torch.as_tensor(value, dtype=torch.float32, device=loss.device) for value in (loss.detach(), *logs.values())
         ]
         values = torch.stack(scalars).cpu().tolist()  # one transfer
+        self.duration.count_step()
         return dict(zip(("loss", *logs), values, strict=True))
 
     def _set_learning_rates(self) -> None:
@@ -331,6 +335,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().on_epoch_end()
         if due:
             self.last_save = time()
+        self.duration.end_epoch()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -361,14 +366,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # --- final validation -----------------------------------------------------------------------------------------
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate as nnU-Net into ``validation/``, and the foundation student into ``validation_foundation/``."""
+        """Validate nnU-Net's network as nnU-Net does, then every other way to predict; keep which of them is best."""
         self.method.eval()
-        for name, student in self.students.items():
-            if isinstance(student, SlicewiseFoundation):
-                folder = Path(self.output_folder) / layout.validation_folder(name)
-                validate_foundation(self, student, self.do_split()[1], folder)
-            elif student is self.network:
-                super().perform_actual_validation(save_probabilities)
+        if any(student is self.network for student in self.students.values()):
+            super().perform_actual_validation(save_probabilities)
+        validate_modes(self)
+        keep_preference(self)
 
 
 class _NoSchedule:

@@ -79,7 +79,13 @@ def test_foundation_weights_are_named(trained_fold):
 
 
 @pytest.mark.parametrize(
-    ("name", "model"), [("validation", "conventional"), ("validation_foundation", "foundation"), ("other", "other")]
+    ("name", "model"),
+    [
+        ("validation", "conventional"),
+        ("validation_foundation", "foundation"),
+        ("validation_ensemble", "ensemble"),
+        ("other", "other"),
+    ],
 )
 def test_the_name_of_the_masks_says_which_network(trained_fold, name, model):
     assert find_record([trained_fold / name]).prediction["model"] == model

@@ -1,0 +1,57 @@
+"""What trained networks say about a preprocessed case, alone and in a mode of :mod:`synfoc3d.prediction_modes`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.nnunet.prediction import CasePredictor
+from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
+from synfoc3d.prediction_modes import PredictionMode
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What networks say about a case: (K, D, H, W) float16 probabilities or logits, on the CPU."""
+
+    values: Tensor
+    are_probabilities: bool
+
+    def probabilities(self, z: int) -> Tensor:
+        """Return (K, H, W) float32 of slice z."""
+        values = self.values[:, z].float()
+        return values if self.are_probabilities else values.softmax(0)
+
+
+def ask(network: nn.Module, predictor: CasePredictor, image: Tensor, on_progress: OnProgress = no_progress) -> Answer:
+    """Segment a case with one network.
+
+    Args:
+        network: a conventional or a foundation network.
+        predictor: of the case's configuration.
+        image: (C, D, H, W) preprocessed case, on the CPU.
+        on_progress: told the share of the work that was done.
+    """
+    if isinstance(network, SlicewiseFoundation):
+        return Answer(predictor.foundation(network, image, on_progress), are_probabilities=True)
+    return Answer(predictor.conventional(network, image, on_progress), are_probabilities=False)
+
+
+@torch.inference_mode()
+def answer_in(mode: PredictionMode, answers: Mapping[str, Answer], *, overwrite: bool = False) -> Answer:
+    """Return the answer of a mode: that of its one student as it is, or what its rule makes of several.
+
+    Args:
+        mode: the mode.
+        answers: of its students, by name; there may be more.
+        overwrite: let the combined probabilities take the place of the first student's answer, which saves its memory.
+    """
+    own = [answers[student] for student in mode.students]
+    if mode.combine is None:
+        return own[0]
+    combined = own[0].values if overwrite else torch.empty_like(own[0].values)
+    for z in range(combined.shape[1]):  # slice by slice: a whole volume in float32 may not fit
+        combined[:, z] = mode.combine([answer.probabilities(z) for answer in own])
+    return Answer(combined, are_probabilities=True)
