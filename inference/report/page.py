@@ -104,6 +104,7 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         "empty": rows.empty_table(comparison.evaluations),
         "failures": comparison.failures,
         "note": comparison.note,
+        "marks": comparison.marks,
         "convention": first.policy,
         "labels": comparison.labels,
     }

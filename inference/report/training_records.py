@@ -5,7 +5,7 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ NNUNET_SETTINGS = {
     "initial_lr": ("optimizers", "conventional", "lr"),
     "weight_decay": ("optimizers", "conventional", "weight_decay"),
 }
+FOUNDATION_FACTS = {
+    "license": "license of foundation weights",
+    "trained_on": "foundation weights trained on",
+    "seen": "foundation weights saw these data",
+}
 PREDICTION_FACTS = ("model", "folds", "checkpoint", "step_size", "mirroring", "precision", "device", "seconds")
 
 # What damaged or half-written files raise when read: a report says so and goes on.
@@ -71,6 +76,7 @@ class Training:
         facts: trainer, plans, configuration, dataset and fold, as texts to show.
         settings: the resolved settings as a nested dict; {} if unknown.
         versions: of the packages it ran with.
+        foundation: name, file and SHA-256 of the weights its foundation network began with; {} if there is none.
         curves: one list per logged quantity, all as long as the list ``epoch``; NaN where nothing was known.
         notes: sentences that say what could not be found or read.
 
@@ -80,6 +86,7 @@ class Training:
     facts: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    foundation: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -102,12 +109,16 @@ class ModelRecord:
     notes: list[str] = field(default_factory=list)
 
 
-def find_record(folders: Sequence[Path]) -> ModelRecord:
+def find_record(folders: Sequence[Path], *, with_curves: bool = True) -> ModelRecord:
     """Return what the folders of a model's masks and the files around them tell.
 
     Known are the validation folders of a fold (``<Trainer>__<Plans>__<configuration>/fold_X/validation...``), nnU-Net's
     ``crossval_results_folds_...``, and folders written by ``synfoc3d predict``. Missing or damaged files never stop a
     report: `notes` says what is unknown.
+
+    Args:
+        folders: of the masks.
+        with_curves: read the curves, too; those of nnU-Net's own trainers lie in a whole checkpoint.
     """
     record = ModelRecord()
     trained: dict[Path, Training] = {}
@@ -118,6 +129,9 @@ def find_record(folders: Sequence[Path]) -> ModelRecord:
             found = _from_place(folder.resolve(), record)
         trained |= {training.folder: training for training in found}
     record.trainings = list(trained.values())
+    if with_curves:
+        for training in record.trainings:
+            _try(_read_curves, training)
     return record
 
 
@@ -148,7 +162,7 @@ def _from_prediction(path: Path, record: ModelRecord) -> list[Training]:
 
 def _named_training(folder: Path, fold: str, said: Mapping[str, Any]) -> Training:
     """Return a training that a prediction names, with what the prediction itself knows of it."""
-    training = read_training(fold_folder(folder, fold))
+    training = _read_facts(fold_folder(folder, fold))
     training.facts |= {key: str(said[key]) for key in ("dataset", "trainer", "plans", "configuration") if key in said}
     # Kept by the prediction because the training may have been deleted or moved since.
     training.settings = training.settings or said.get("settings", {}).get(fold) or {}
@@ -161,10 +175,10 @@ def _from_place(folder: Path, record: ModelRecord) -> list[Training]:
         match = CROSS_VALIDATION.fullmatch(place.name)
         if match and "__" in place.parent.name:
             record.prediction |= {"model": "conventional", "source": "cross-validation"}
-            return [read_training(fold_folder(place.parent, fold)) for fold in match[1].split("_")]
+            return [_read_facts(fold_folder(place.parent, fold)) for fold in match[1].split("_")]
     if FOLD.fullmatch(folder.parent.name) and "__" in folder.parent.parent.name:
         record.prediction |= {"model": VALIDATED_NETWORK.get(folder.name, folder.name), "source": "final validation"}
-        return [read_training(folder.parent)]
+        return [_read_facts(folder.parent)]
     record.notes.append(
         f"{folder} does not tell which training its masks come from: it is neither a validation folder of nnU-Net nor "
         f"holds {PREDICTION_FILE}."
@@ -174,6 +188,13 @@ def _from_place(folder: Path, record: ModelRecord) -> list[Training]:
 
 def read_training(folder: Path) -> Training:
     """Return what the folder of a fold (``<Trainer>__<Plans>__<configuration>/fold_X``) tells of its training."""
+    training = _read_facts(folder)
+    _try(_read_curves, training)
+    return training
+
+
+def _read_facts(folder: Path) -> Training:
+    """Return the same without the curves."""
     parts = folder.parent.name.split("__")
     names = ("trainer", "plans", "configuration") if len(parts) == 3 else ()
     facts = {"dataset": folder.parent.parent.name, **dict(zip(names, parts, strict=False))}
@@ -181,13 +202,19 @@ def read_training(folder: Path) -> Training:
     training = Training(folder, facts)
     if not folder.is_dir():
         training.notes.append(f"The training folder {folder} is not there (any more): no curves.")
-        return training
-    for read in (_read_patch_size, _read_settings, _read_curves):
-        try:
-            read(training)
-        except READ_ERRORS as error:
-            training.notes.append(f"Part of {folder} cannot be read ({_reason(error)}).")
+    for read in (_read_patch_size, _read_settings):
+        _try(read, training)
     return training
+
+
+def _try(read: Callable[[Training], None], training: Training) -> None:
+    """Read a part of a training, if its folder is there, and note what cannot be read."""
+    if not training.folder.is_dir():
+        return
+    try:
+        read(training)
+    except READ_ERRORS as error:
+        training.notes.append(f"Part of {training.folder} cannot be read ({_reason(error)}).")
 
 
 def _read_patch_size(training: Training) -> None:
@@ -216,9 +243,13 @@ def _read_own_settings(training: Training, path: Path) -> None:
     said = yaml.safe_load(path.read_text(encoding="utf-8"))
     training.settings = dict(said["settings"])
     training.versions = {name: str(version) for name, version in said.get("versions", {}).items()}
-    foundation = said.get("foundation") or {}
+    foundation = dict(said.get("foundation") or {})
+    training.foundation = foundation if foundation.get("name") else {}
     if foundation.get("checkpoint"):
         training.facts["foundation weights"] = f"{foundation['checkpoint']} (SHA-256 {foundation.get('sha256')})"
+    for key, fact in FOUNDATION_FACTS.items():
+        if foundation.get(key):
+            training.facts[fact] = str(foundation[key])
 
 
 def _read_nnunet_settings(training: Training, path: Path) -> None:

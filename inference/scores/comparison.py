@@ -29,6 +29,7 @@ from synfoc3d.inference.scores.statistics import (
     resampled_means,
     signed_rank_p,
 )
+from synfoc3d.inference.seen import seen_marks
 from synfoc3d.metrics import METRICS, PER_SLICE
 
 SIGNIFICANT = 0.05  # level of a corrected p value below which a difference is called one
@@ -107,6 +108,7 @@ class Comparison:
         tests: for each domain, class and metric, and each model but the baseline.
         note: how intervals were made, what was tested and corrected, or why not.
         failures: why each case that is left out is, by case.
+        marks: sentences about figures that may not be of unseen data, see `seen_marks`.
 
     """
 
@@ -118,6 +120,7 @@ class Comparison:
     tests: tuple[PairedTest, ...]
     note: str
     failures: dict[str, str]
+    marks: tuple[str, ...] = ()
 
 
 def compare(
@@ -184,6 +187,7 @@ def compare(
         tests=tests,
         note=_note(evaluations, baseline, tests),
         failures=failures,
+        marks=seen_marks(predictions, labels, next(iter(evaluations.values())).domains),
     )
 
 

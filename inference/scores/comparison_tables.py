@@ -72,6 +72,7 @@ def terminal(comparison: Comparison) -> str:
     if view.challengers:
         parts.append(_terminal_tests(view))
     parts.append(textwrap.fill(" ".join([*_terminal_legend(view), comparison.note]), WIDTH))
+    parts += [textwrap.fill(mark, WIDTH) for mark in comparison.marks]
     if comparison.failures:
         count = len(comparison.failures)
         parts.append(f"{count} {'case is' if count == 1 else 'cases are'} not part of the comparison.")
@@ -144,6 +145,7 @@ def markdown(comparison: Comparison) -> str:
         _markdown_folders(comparison),
         f"## Summary: {_markdown_text(view.headline)}, {ALL_CASES}",
         _markdown_summary(view),
+        *(f"**{_markdown_text(mark)}**" for mark in comparison.marks),
         "Mean ± standard deviation (interval of the mean); the best in bold. "
         + _markdown_text(f"{view.star} {comparison.note}".strip()),
         view.evaluation.policy,
@@ -222,12 +224,12 @@ def latex(comparison: Comparison) -> str:
     """Return one table per metric in LaTeX (package booktabs): domains and models as rows, classes as columns."""
     view = table_view(comparison)
     note = textwrap.wrap(comparison.note, WIDTH, initial_indent="% ", subsequent_indent="% ")
-    tables = [_latex_table(view, metric) for metric in METRICS.values()]
+    tables = [_latex_table(view, metric, comparison.marks) for metric in METRICS.values()]
     return "\n".join([r"% In the preamble: \usepackage{booktabs}", *note, "", *tables])
 
 
-def _latex_table(view: TableView, metric: Metric) -> str:
-    """Return one metric as a LaTeX table: mean (standard deviation)."""
+def _latex_table(view: TableView, metric: Metric, marks: Sequence[str]) -> str:
+    """Return one metric as a LaTeX table: mean (standard deviation); the marks end its caption."""
     header, first, *others = _grid(
         view, metric, models=view.models, domains=view.domains, escape=_latex_text, text=_latex_mean
     )
@@ -237,11 +239,12 @@ def _latex_table(view: TableView, metric: Metric) -> str:
     caption = (
         f"{metric.heading(view.unit)}, mean (standard deviation) of {view.overview}; the best in bold. {view.star}"
     )
+    caption = " ".join([caption.strip(), *marks])
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            f"\\caption{{{_latex_text(caption.strip())}}}",
+            f"\\caption{{{_latex_text(caption)}}}",
             f"\\label{{tab:{metric.key}}}",
             draw(rows, left=2, form=LATEX),
             r"\end{table}",

@@ -7,12 +7,15 @@ from pathlib import Path
 from synfoc3d.doctor.findings import Finding
 from synfoc3d.networks.weights.known import (
     HOME_VARIABLE,
+    KNOWN,
+    KnownNetwork,
     checkpoint_folder,
-    embedded_weights,
     file_hash,
     hash_problem,
     home_folder,
+    how_to_get,
     network_of_file,
+    shipped_file,
 )
 
 ENDINGS = (".pth", ".pt")
@@ -20,25 +23,33 @@ ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # torch's format since 1.6, an
 
 
 def check_weights() -> list[Finding]:
-    """Look at the embedded weights and at those in the folder ``checkpoints`` of SYNFOC3D_HOME or ``~/.synfoc3d``."""
+    """Look at weights in packages and in the folder ``checkpoints`` of SYNFOC3D_HOME or ``~/.synfoc3d``."""
+    shipped = [check_shipped_weights(known) for known in KNOWN.values() if known.shipment]
     value, home = os.environ.get(HOME_VARIABLE), home_folder()
     if value and not home.is_dir():
         mend = f"Run: mkdir -p {checkpoint_folder()}, or unset {HOME_VARIABLE}"
-        return [check_embedded_weights(), Finding(HOME_VARIABLE, "error", f"{value} is no folder", mend)]
-    return [check_embedded_weights(), *check_weight_folder(checkpoint_folder())]
+        return [*shipped, Finding(HOME_VARIABLE, "error", f"{value} is no folder", mend)]
+    return [*shipped, *check_weight_folder(checkpoint_folder())]
 
 
-def check_embedded_weights() -> Finding:
-    """Look at the compact network's weights inside this package; an installation without them works, too."""
-    file = embedded_weights()
-    return check_weight_file(file) if file else Finding("compact", "ok", "no weights in this package: starts random")
+def check_shipped_weights(known: KnownNetwork) -> Finding:
+    """Look at the weights that a package brings; the compact network works without them, others need their file."""
+    file = shipped_file(known)
+    if file:
+        return check_weight_file(file)
+    if known.architecture == "compact":
+        return Finding(known.name, "ok", "no weights in this package: starts random")
+    if (checkpoint_folder() / known.file).is_file():
+        return Finding(known.name, "ok", f"{known.file} is not taken from a package, but from {checkpoint_folder()}")
+    get = how_to_get(known)
+    return Finding(known.name, "warning", "its weights are missing", f"{get[0].upper()}{get[1:]}.")
 
 
 def check_weight_folder(folder: Path) -> list[Finding]:
     """Look at every weight file of a folder, sorted by name."""
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     found = [check_weight_file(file) for file in files if file.suffix in ENDINGS]
-    return found or [Finding("weights", "ok", f"none in {folder}; only SAM and MedSAM need files")]
+    return found or [Finding("weights", "ok", f"none in {folder}; SAM and MedSAM need files there")]
 
 
 def check_weight_file(file: Path) -> Finding:
@@ -50,6 +61,8 @@ def check_weight_file(file: Path) -> Finding:
     except OSError as error:
         return Finding(file.name, "error", f"{file} cannot be read ({error.strerror})", "Change its permissions.")
     details = {"path": str(file), "bytes": size, "sha256": digest, "network": known.name if known else None}
+    if known:
+        details |= {"license": known.license, "trained_on": known.trained_on.text}
     text = f"{size / 1e6:.1f} MB, SHA-256 {digest}"
     if problem:
         source = f" from {known.source}" if known else " from its authors"
@@ -57,7 +70,9 @@ def check_weight_file(file: Path) -> Finding:
     if known and changed:
         mend = f"Get it again from {known.source}, unless it was saved anew on purpose."
         return Finding(file.name, "warning", f"{file} {changed}", mend, details)
-    return Finding(file.name, "ok", f"{known.name}, {text}" if known else text, details=details)
+    if known:
+        text = f"{known.name}, {text}; license {known.license}; trained on {known.trained_on.text}"
+    return Finding(file.name, "ok", text, details=details)
 
 
 def torch_file_problem(file: Path) -> str | None:

@@ -16,7 +16,7 @@ from synfoc3d.experiment.folds import resolve_data, write_data
 from synfoc3d.experiment.plan import Plan, read_plan
 from synfoc3d.experiment.processes import Command, execute
 from synfoc3d.experiment.runs import Experiment, Run
-from synfoc3d.experiment.summary import read_scores, write_summary
+from synfoc3d.experiment.summary import Key, Scores, read_scores, write_summary
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import find_dataset
 
@@ -97,13 +97,22 @@ def write_report(experiment: Experiment, run: Execute = execute) -> str:
     comparisons = experiment.comparisons()
     failures = _run_each({name: [command] for name, command in comparisons.items()}, run, unit="comparison")
     pages = [page for name in comparisons for page in sorted((folder / name).glob("*.html"))]
-    text = write_summary(experiment.plan, scores, folder, pages)
+    text = write_summary(experiment.plan, scores, folder, pages, marks=_marks(experiment, scores))
     if failures:
         raise _failed("comparisons", failures, len(comparisons))
     missing = experiment.unfinished()
     if missing:
         text += "\n".join(["\nWithout these runs, which are not finished:", *(f"- {name}" for name in missing), ""])
     return f"{text}\nWritten to {folder}"
+
+
+def _marks(experiment: Experiment, scores: Mapping[Key, Scores]) -> tuple[str, ...]:
+    """Say of which finished rows a foundation network may have seen the test data in its own training."""
+    from synfoc3d.inference.seen import seen_marks
+
+    predictions = experiment.finished_masks()
+    labels = next(iter(experiment.data.test.values())).labels  # of any split: all test sets are of one dataset
+    return seen_marks(predictions, labels, {domain for one in scores.values() for domain in one.domains})
 
 
 def _part(experiment: Experiment, num_parts: int, part_id: int) -> list[Run]:

@@ -113,6 +113,15 @@ class Experiment:
                     files[row, run.split, run.seed] = self.evaluation(run, row)
         return files
 
+    def finished_masks(self) -> dict[str, list[Path]]:
+        """Return the folders of masks of all finished runs, by row."""
+        masks: dict[str, list[Path]] = {}
+        for run in self.runs:
+            for row in self.rows(run):
+                if self.finished(run, row):
+                    masks.setdefault(row, []).append(self.predictions(run, row))
+        return masks
+
     def comparisons(self, *, all_models: bool = False) -> dict[str, Command]:
         """Return one comparison per split and seed, of the finished models or of all, by the name of its folder."""
         commands = {}

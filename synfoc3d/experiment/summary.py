@@ -107,7 +107,14 @@ def summarize(plan: Plan, scores: Mapping[Key, Scores]) -> list[Cell]:
     return cells
 
 
-def write_summary(plan: Plan, scores: Mapping[Key, Scores], folder: Path, reports: Sequence[Path] = ()) -> str:
+def write_summary(
+    plan: Plan,
+    scores: Mapping[Key, Scores],
+    folder: Path,
+    reports: Sequence[Path] = (),
+    *,
+    marks: Sequence[str] = (),
+) -> str:
     """Write ``summary.csv`` (every figure) and ``summary.md`` (a table per metric) and return the latter's text.
 
     Args:
@@ -115,10 +122,11 @@ def write_summary(plan: Plan, scores: Mapping[Key, Scores], folder: Path, report
         scores: of each row, split and seed that is finished.
         folder: where to write; exists.
         reports: files below the folder to link to.
+        marks: sentences about figures that may not be of unseen data.
     """
     cells = summarize(plan, scores)
     unit = ", ".join(sorted({scores_of.unit for scores_of in scores.values()}))
-    parts = ["# Results", _explanation(plan)]
+    parts = ["# Results", _explanation(plan), *(f"**{mark}**" for mark in marks)]
     for key, metric in METRICS.items():
         parts += [f"## {metric.title} ({metric.shown_unit(unit)})", _table(plan, cells, key)]
     by_domain = _domain_table(plan, cells)

@@ -4,10 +4,12 @@ For each key there is another value than the tests' own, together with what it n
 shows: in the numbers of two tiny steps, unless said otherwise. A new setting fails until it is entered here.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 
 from synfoc3d import config
 from synfoc3d.errors import UserError
@@ -98,6 +100,7 @@ CHANGES = {
         "checkpointing": Change(True, observe="calls"),
         "channels": Change([1, 0, 0], observe="two channels"),
         "intensity": Change("patch"),
+        "seen": Change(True, observe="recorded"),
     },
     (SYNFOC, "conventional"): {"loss": Change("paper"), "deep_supervision": Change(False, observe="outputs")},
     (SYNFOC, "optimizers.conventional"): OPTIMIZER
@@ -265,9 +268,16 @@ def seen(project, trainer, configuration, tree):
     return slices
 
 
+def recorded(project, trainer, configuration, tree):
+    """What the record of a training says of its foundation weights."""
+    made = project.train("settings", trainer, configuration, **tree)
+    return yaml.safe_load((Path(made.output_folder) / "synfoc3d.yaml").read_text())["foundation"]
+
+
 OBSERVATIONS = {
     "numbers": numbers,
     "two channels": numbers,
+    "recorded": recorded,
     "saved": saved,
     "built": built,
     "refused": refused,

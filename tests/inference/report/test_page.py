@@ -176,6 +176,13 @@ def test_the_page_loads_nothing(page, file):
     assert not re.search(r"https?://|//cdn|@import|url\((?!#)", file.read_text(encoding="utf-8"))
 
 
+def test_marks_stand_below_every_table_of_figures(comparison, write, page):
+    mark = "The foundation network lite_medsam was trained on BUSI: its figures here (SynFoC) are not of unseen data."
+    tables = len(estimate_tables(table_view(comparison))) + 1  # and the one of the summary
+    assert write(replace(comparison, marks=(mark,))).text.count(mark) == tables
+    assert ("class", "mark") not in [item for _, attrs in page.elements for item in attrs.items()]
+
+
 def test_every_link_within_the_page_leads_somewhere(page):
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     targets = {attrs["href"][1:] for tag, attrs in page.elements if tag in ("a", "use")}

@@ -78,6 +78,29 @@ def test_foundation_weights_are_named(trained_fold):
     assert read_training(trained_fold).facts["foundation weights"] == "medsam.pth (SHA-256 ab12)"
 
 
+def test_what_foundation_weights_were_trained_on_is_told(trained_fold):
+    foundation = {"name": "a", "license": "MIT", "trained_on": "cats", "seen": "no"}
+    (trained_fold / "synfoc3d.yaml").write_text(yaml.safe_dump({"settings": {}, "foundation": foundation}))
+    training = read_training(trained_fold)
+    assert training.foundation == foundation
+    assert {
+        "license of foundation weights": "MIT",
+        "foundation weights trained on": "cats",
+        "foundation weights saw these data": "no",
+    }.items() <= training.facts.items()
+
+
+def test_a_training_without_foundation_network_has_no_weights(trained_fold):
+    (trained_fold / "synfoc3d.yaml").write_text(yaml.safe_dump({"settings": {}, "foundation": {"name": None}}))
+    assert read_training(trained_fold).foundation == {}
+
+
+def test_curves_can_be_left_out(fold):
+    save_checkpoint(fold)
+    curves = [find_record([fold / "validation"], with_curves=whole).trainings[0].curves for whole in (True, False)]
+    assert curves[0] and curves[1] == {}
+
+
 @pytest.mark.parametrize(
     ("name", "model"),
     [

@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -69,6 +70,18 @@ def find(items, **wanted):
 
 BASE = [0.50, 0.62, 0.71, 0.55, 0.80, 0.66, 0.43, 0.59]
 BETTER = [0.58, 0.60, 0.80, 0.61, 0.85, 0.70, 0.60, 0.62]
+
+
+def test_figures_of_data_that_a_foundation_network_saw_are_marked(compare_dice, tmp_path):
+    told = {"model": "foundation", "model_folder": "/gone/A__B__2d", "folds": [0], "dataset": "Dataset524_BUSI"}
+    told["settings"] = {"0": {"foundation": {"name": "lite_medsam"}}}
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "synfoc3d_predict.json").write_text(json.dumps(told))
+    result = compare_dice({"old": one_class(*BASE), "new": one_class(*BETTER)})
+    assert result.marks == (
+        "The foundation network lite_medsam was trained on BUSI: its figures here (new) are not of unseen data.",
+    )
+    assert compare_dice({"old": one_class(*BASE)}).marks == ()
 
 
 # ---- estimates

