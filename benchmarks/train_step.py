@@ -38,7 +38,7 @@ def unet(dimensions: int, stages: int = 5) -> nn.Module:
 
 def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]:
     size = args.patch if args.patch[0] > 1 else args.patch[1:]
-    settings = resolve({"foundation": {"image_size": args.image_size}}, method.Settings)
+    settings = resolve({"foundation": {"name": "compact", "image_size": args.image_size}}, method.Settings)
     build = Builder(
         CLASSES,
         lambda: unet(len(size)),

@@ -27,7 +27,7 @@ SETTINGS = {
     "batch_size": 2,
     "precision": "float32",
     "save_every_minutes": 0,
-    "foundation": {"image_size": 32, "checkpoint": "random"},
+    "foundation": {"name": "compact", "image_size": 32, "checkpoint": "random"},
 }
 SPLIT = {"labeled": ["Atrain001", "Atrain002"], "hidden": ["Atrain003", "Atrain004"], "val": ["Btrain001"]}
 UNLABELED_SCANS = ["Btrain002", "Btrain003"]

@@ -130,7 +130,7 @@ def _run_pretrain(args: argparse.Namespace) -> None:
     weights = pretrain(
         args.output, tree, device=device(args.device), start=start, minutes=args.minutes, resume=args.resume
     )
-    print(f"Written to {weights}\nUse it with --set foundation.checkpoint={weights}")
+    print(f"Written to {weights}\nUse it with --set foundation.name=compact foundation.checkpoint={weights}")
 
 
 def _trainers(commands: Commands) -> None:

@@ -32,6 +32,8 @@ from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.lora import trainable_state
 
+COMPACT: dict[str, Any] = {"name": "compact", "image_size": 64}
+
 
 @pytest.mark.parametrize(
     ("value", "expected"),
@@ -207,10 +209,10 @@ def test_entry_of_another_shape_is_refused() -> None:
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> FoundationSettings:
     """Foundation networks with and without a file of base weights."""
     if request.param in ("random", "frozen random"):
-        return FoundationSettings(image_size=64, full_finetune=False if "frozen" in request.param else None)
+        return FoundationSettings(**COMPACT, full_finetune=False if "frozen" in request.param else None)
     file = tmp_path / "base.pth"
     torch.save(build_sam("compact", 64, 2).state_dict(), file)
-    return FoundationSettings(image_size=64, checkpoint=str(file), full_finetune=request.param == "fully trained")
+    return FoundationSettings(**COMPACT, checkpoint=str(file), full_finetune=request.param == "fully trained")
 
 
 def trained(settings: FoundationSettings, file: Path) -> torch.Tensor:
@@ -243,7 +245,7 @@ def test_rebuilt_network_gives_the_same_logits(settings: FoundationSettings, tmp
 def adapted(tmp_path: Path) -> Path:
     """Folder with base.pth and a.pth, a training on top of it."""
     torch.save(build_sam("compact", 64, 2).state_dict(), tmp_path / "base.pth")
-    trained(FoundationSettings(image_size=64, checkpoint=str(tmp_path / "base.pth")), tmp_path / "a.pth")
+    trained(FoundationSettings(**COMPACT, checkpoint=str(tmp_path / "base.pth")), tmp_path / "a.pth")
     return tmp_path
 
 
@@ -275,7 +277,7 @@ def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_embedded_base_may_change_with_the_package(
     embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str
 ) -> None:
-    expected = trained(FoundationSettings(image_size=64), tmp_path / "a.pth")
+    expected = trained(FoundationSettings(**COMPACT), tmp_path / "a.pth")
     if now == "others":
         torch.save(build_sam("compact", 64, 2).state_dict(), embedded)
     if now == "none":
@@ -284,7 +286,7 @@ def test_embedded_base_may_change_with_the_package(
 
 
 def test_random_base_stays_so_when_weights_are_embedded_later(embedded: Path, tmp_path: Path) -> None:
-    expected = trained(FoundationSettings(image_size=64, checkpoint="random"), tmp_path / "a.pth")
+    expected = trained(FoundationSettings(**COMPACT, checkpoint="random"), tmp_path / "a.pth")
     checkpoint = load(tmp_path / "a.pth")
     part = checkpoint["synfoc3d"]
     part["settings"]["foundation"]["checkpoint"] = None  # as trainings before wrote it

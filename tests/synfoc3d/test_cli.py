@@ -15,7 +15,10 @@ MISTAKES = {
     "wrong configuration": (["train", "501", "3d_fulres", "0", "-device", "cpu"], "Did you mean '3d_fullres'?"),
     "unknown plans": ([*TRAIN, "-p", "Other"], "Other.json does not exist"),
     "fold is no number": (["train", "501", "2d", "all", "-device", "cpu"], "but is 'all'"),
-    "fold without a split": (["train", "501", "2d", "3", "-device", "cpu"], "has no fold 3; its folds are: 0."),
+    "fold without a split": (
+        ["train", "501", "2d", "3", "-device", "cpu", "--set", "foundation.name=compact"],
+        "has no fold 3; its folds are: 0.",
+    ),
     "unknown trainer": ([*TRAIN, "-tr", "nnUNetTrainerSynFok"], "Did you mean 'nnUNetTrainerSynFoC'?"),
     "unknown preset": ([*TRAIN, "--config", "dem"], "There is no preset 'dem'. Did you mean 'demo'?"),
     "missing settings file": ([*TRAIN, "--config", "my.yaml"], "my.yaml does not exist"),

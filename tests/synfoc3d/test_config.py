@@ -33,8 +33,15 @@ def fits(preset: str) -> list[type[MethodSettings]]:
 def test_published_defaults() -> None:
     settings = resolve({}, SynFoCSettings)
     assert settings.epochs * settings.iterations_per_epoch == 60_000
-    assert (settings.seed, settings.foundation.lora_rank) == (1337, 4)
+    assert settings.seed == 1337
     assert settings.method == SynFoCSettings(tau=0.95, ema_decay=0.99, ensemble="smc", consistency="cdcr")
+
+
+def test_default_foundation_network_brings_its_own_adapters() -> None:
+    foundation = resolve({}, SynFoCSettings).foundation
+    assert foundation.name == "lite_medsam"
+    assert (foundation.checkpoint, foundation.image_size) == (None, None)
+    assert (foundation.lora_rank, foundation.lora_targets, foundation.full_finetune) == (None, None, None)
 
 
 def test_given_values_replace_defaults_one_by_one() -> None:

@@ -103,8 +103,8 @@ def test_every_preset_is_named():
 def test_both_default_optimizers_are_tabulated():
     rows = table(section(REFERENCE / "settings.md", "## `optimizers.conventional`, `optimizers.foundation`"))
     for column, default in enumerate((config.Optimizers().conventional, config.Optimizers().foundation), 1):
-        documented = {name: config._number_or_text("", cells[column].strip("`")) for name, cells in rows.items()}
-        assert documented == default.model_dump()
+        given = {name: cells[column].strip("`") for name, cells in rows.items() if cells[column] != "no such key"}
+        assert {name: config._number_or_text("", text) for name, text in given.items()} == default.model_dump()
 
 
 def test_every_metric_has_its_row_and_direction():

@@ -29,7 +29,7 @@ def batch_of(project, tmp_path):
         preset = read_partial("fundus")
         with place.active():
             trainer = place.trainer(
-                foundation={"checkpoint": "random", "intensity": preset["foundation"]["intensity"]},
+                foundation={"name": "compact", "checkpoint": "random", "intensity": preset["foundation"]["intensity"]},
                 augmentation=preset["augmentation"] | augmentation,
             )
         trainer.students = {}

@@ -154,7 +154,8 @@ def base_file(tmp_path_factory):
 
 def tree_of(assignments, base_file):
     """Nested settings from dotted keys."""
-    tree = {"epochs": 2, "iterations_per_epoch": 1, "foundation": {"image_size": 32, "checkpoint": "random"}}
+    foundation = {"name": "compact", "image_size": 32, "checkpoint": "random"}
+    tree = {"epochs": 2, "iterations_per_epoch": 1, "foundation": foundation}
     for key, value in assignments.items():
         *sections, leaf = key.split(".")
         node = tree

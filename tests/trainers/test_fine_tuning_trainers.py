@@ -30,7 +30,7 @@ def fine_tuned(project, base_file):
 
     def train(name):
         if name not in done:
-            file = project.settings(foundation={"image_size": 32, "checkpoint": str(base_file)})
+            file = project.settings(foundation={"name": "compact", "image_size": 32, "checkpoint": str(base_file)})
             project.command("train", "501", "2d", "0", "-tr", name, "--config", file, "-device", "cpu", results="tuned")
             done[name] = project.results("tuned", name)
         return done[name]
@@ -131,4 +131,4 @@ def test_continued_training_goes_on_with_the_warm_up(project, quick):
 
 def test_full_trainer_refuses_to_freeze(project):
     with project.active(), pytest.raises(UserError, match="trains every parameter, but foundation.full_finetune is"):
-        project.trainer(FULL, foundation={"image_size": 32, "full_finetune": False})
+        project.trainer(FULL, foundation={"name": "compact", "image_size": 32, "full_finetune": False})

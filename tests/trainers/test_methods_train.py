@@ -158,7 +158,7 @@ def test_settings_that_the_dataset_cannot_have_are_refused_before_anything_is_wr
 
 def test_settings_may_name_all_labels_and_channels_of_the_dataset(two_channels):
     labels = json.loads((two_channels.preprocessed / "dataset.json").read_text())["labels"].values()
-    foundation = {"image_size": 32, "checkpoint": "random", "channels": [0, 1, 1]}
+    foundation = {"name": "compact", "image_size": 32, "checkpoint": "random", "channels": [0, 1, 1]}
     with two_channels.active("right_settings"):
         trainer = two_channels.trainer(method={"structures": [[max(labels)]]}, foundation=foundation)
     assert trainer.settings.method.structures == ((max(labels),),)

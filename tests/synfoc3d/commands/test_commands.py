@@ -164,7 +164,9 @@ def test_pretrain_is_continued_with_its_own_settings(tmp_path, capsys):
     tiny = ["image_size=32", "batch_size=2", "validation_batches=1", "warmup_steps=1", "precision=float32"]
     arguments = ["pretrain", "-o", str(tmp_path / "run"), "-device", "cpu"]
     main([*arguments, "--set", "steps=2", "validate_every=2", *tiny])
-    assert (tmp_path / "run" / "compact.pth").is_file() and "foundation.checkpoint=" in capsys.readouterr().out
+    weights = tmp_path / "run" / "compact.pth"
+    assert weights.is_file()
+    assert f"--set foundation.name=compact foundation.checkpoint={weights}\n" in capsys.readouterr().out
     main([*arguments, "--c", "--set", "steps=4"])
     steps = [row.split(",")[0] for row in (tmp_path / "run" / "curves.csv").read_text().split()[1:]]
     assert steps == ["0", "2", "4"]

@@ -15,7 +15,7 @@ from synfoc3d.networks.architectures import ARCHITECTURES, Adaptation
 from synfoc3d.networks.build import adaptation_of, architecture_of, build_foundation
 from synfoc3d.networks.foundation import build_sam
 
-SMALL: dict[str, Any] = {"image_size": 64}
+SMALL: dict[str, Any] = {"name": "compact", "image_size": 64}
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_settings_arrive() -> None:
 
 
 def test_default_image_size_is_the_architectures() -> None:
-    assert build_foundation(FoundationSettings(), 2)[0].image_size == 256
+    assert build_foundation(FoundationSettings(name="compact"), 2)[0].image_size == 256
 
 
 def test_random_network_trains_fully() -> None:
@@ -150,7 +150,7 @@ def test_published_file_is_taken_from_the_folder(
     monkeypatch.setenv("SYNFOC3D_HOME", str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     file = shutil.copy(weights, tmp_path / "checkpoints" / "medsam_vit_b.pth")
-    _, identity = build_foundation(FoundationSettings(name="medsam_vit_b", **SMALL), 2)
+    _, identity = build_foundation(FoundationSettings(**SMALL | {"name": "medsam_vit_b"}), 2)
     assert identity["checkpoint"] == str(file)
 
 
@@ -158,7 +158,7 @@ def test_published_file_is_taken_from_the_folder(
 def test_file_that_is_not_the_published_one_is_used_with_a_warning(
     weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, identity = build_foundation(FoundationSettings(name="sam_vit_b", checkpoint=str(weights), **SMALL), 2)
+    _, identity = build_foundation(FoundationSettings(**SMALL | {"name": "sam_vit_b", "checkpoint": str(weights)}), 2)
     (warning,) = caplog.messages
     assert warning.startswith(f"{weights} is not sam_vit_b_01ec64.pth as published: its sha256 is {identity['sha256']}")
 

@@ -34,7 +34,7 @@ def predictor(configuration, **options):
 @pytest.fixture(scope="module")
 def foundation():
     torch.manual_seed(0)
-    return build_foundation(FoundationSettings(image_size=32), 3)[0].eval()
+    return build_foundation(FoundationSettings(name="compact", image_size=32), 3)[0].eval()
 
 
 @pytest.fixture(scope="module")

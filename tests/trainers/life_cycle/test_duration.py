@@ -13,6 +13,8 @@ from synfoc3d.trainers.life_cycle.duration import (
     shortening_settings,
 )
 
+COMPACT = {"foundation": {"name": "compact"}}
+
 
 class Clock:
     """Goes on by the given seconds at each look; stops where they end."""
@@ -98,8 +100,13 @@ def test_estimate_with_validation():
     [
         (None, {}, ["fewer epochs", "fewer iterations_per_epoch"]),
         (None, {"epochs": 1}, ["fewer iterations_per_epoch"]),
-        (128, {"iterations_per_epoch": 1}, ["fewer epochs"]),
-        (256, {}, ["foundation.image_size=128", "fewer epochs", "fewer iterations_per_epoch"]),
+        (128, COMPACT | {"iterations_per_epoch": 1}, ["fewer epochs"]),
+        (256, COMPACT, ["foundation.image_size=128", "fewer epochs", "fewer iterations_per_epoch"]),
+        (
+            256,
+            {},
+            ["foundation.image_size=128", "foundation.name=compact", "fewer epochs", "fewer iterations_per_epoch"],
+        ),
         (
             512,
             {"foundation": {"name": "medsam_vit_b"}, "epochs": 1},
@@ -167,7 +174,8 @@ def test_trainer_writes_both_lines_into_its_log(project):
         from synfoc3d.trainers.life_cycle.curves import EpochLog
 
         patch.setattr(EpochLog, "_draw", lambda *_: None)
-        changes = {"epochs": 2, "iterations_per_epoch": 7, "foundation": {"image_size": 160, "checkpoint": "random"}}
+        foundation = {"name": "compact", "image_size": 160, "checkpoint": "random"}
+        changes = {"epochs": 2, "iterations_per_epoch": 7, "foundation": foundation}
         trainer = project.trainer("nnUNetTrainerSAMed", **changes)
         trainer.disable_checkpointing = True
         trainer.duration = DurationLog(trainer, Clock(0, 900, *[360] * 6, 180))

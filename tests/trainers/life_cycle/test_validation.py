@@ -22,7 +22,7 @@ def test_validation_shows_the_foundation_network_the_range_it_was_trained_with(r
     setting, expected_range = RULES[rule]
     seen = []
     with project.active("validation_range"):
-        foundation = {"image_size": 32, "checkpoint": "random", "intensity": setting}
+        foundation = {"name": "compact", "image_size": 32, "checkpoint": "random", "intensity": setting}
         trainer = project.trainer(foundation=foundation)
         trainer.initialize()
         raw = next(trainer.get_dataloaders()[1])

@@ -184,7 +184,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Settings of the tiny network in place of the compact one, with a file of its base."""
     monkeypatch.setitem(ARCHITECTURES, "compact", TINY)
     torch.save(base().state_dict(), tmp_path / "base.pth")
-    return {"image_size": SIZE, "checkpoint": str(tmp_path / "base.pth")}
+    return {"name": "compact", "image_size": SIZE, "checkpoint": str(tmp_path / "base.pth")}
 
 
 def test_setting_starts_the_student_from_the_file(tiny: dict[str, Any], images: torch.Tensor, tmp_path: Path) -> None:
