@@ -20,6 +20,7 @@ CORE = (
     "losses",
     "methods",
     "networks",
+    "networks.encoders",
     "networks.weights",
     "nnunet",
     "pretraining",

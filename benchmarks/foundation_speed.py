@@ -5,7 +5,8 @@
 A run is network:image side. "plain" is LiteMedSAM as timm's modules come: norms not folded, contiguous memory, float32,
 attention written out, and everything differentiated; what it is compared with in the documentation. All others train
 what is the network's default, in the precision that "auto" means on the device. Weights are random; the tiny numbers
-that they lead to, which a CPU is slow in, count as zero. Every run has a process of its own, which reports its peak memory: of the GPU, or of the process on a CPU.
+that they lead to, which a CPU is slow in, count as zero. Every run has a process of its own, which reports its peak
+memory: of the GPU, or of the process on a CPU.
 """
 
 import argparse

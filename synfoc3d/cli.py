@@ -15,6 +15,7 @@ from synfoc3d.commands import examining, learning, preparing, scoring, segmentin
 from synfoc3d.errors import UserError
 
 TERMINATED = 128 + signal.SIGTERM  # exit status, as a shell gives it
+PATIENCE = 20  # seconds from SIGTERM to the end of a process that cannot end in order
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _end(*_: object) -> NoReturn:
+    """End in order, or at any rate after a while.
+
+    Where all processes of a group got the signal, as from a cluster's scheduler, a worker may have died with a lock in
+    its hands, and the pool it belonged to would wait for that lock.
+    """
+    if hasattr(signal, "alarm"):
+        signal.alarm(PATIENCE)
     sys.exit(TERMINATED)
 
 

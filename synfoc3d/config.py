@@ -180,7 +180,9 @@ class Optimizers(Section):
     conventional: OptimizerSettings = OptimizerSettings(
         name="sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True, schedule="poly"
     )
-    foundation: FoundationOptimizerSettings = FoundationOptimizerSettings(name="adamw", lr=1e-4, weight_decay=0.1)
+    foundation: FoundationOptimizerSettings = FoundationOptimizerSettings(
+        name="adamw", lr=1e-3, weight_decay=0.1, schedule="poly"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,7 @@
 """The command line: what it answers, and that every mistake ends in one sentence."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -185,3 +186,19 @@ def test_forked_workers_answer_sigterm_as_the_system_does() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "_end"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "alarm"), reason="no alarms on this system")
+def test_sigterm_ends_a_process_that_cannot_end_in_order() -> None:
+    script = (
+        "import os, signal, threading\n"
+        "from synfoc3d import cli\n"
+        "cli.PATIENCE = 1\n"
+        "with cli.ending_on_sigterm():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally:\n"
+        "        threading.Event().wait(60)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], timeout=50)
+    assert done.returncode == -signal.SIGALRM
