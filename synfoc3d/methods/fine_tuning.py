@@ -18,7 +18,7 @@ class FineTuningSettings(MethodSettings):
 
     Attributes:
         dice_weight: share of the Dice loss; the rest is cross-entropy.
-        window: the network sees only so many adjacent slices of each patch, drawn anew each step; 0 is all.
+        window: the network sees only so many slices of each patch, spread over it and drawn anew each step; 0 is all.
     """
 
     dice_weight: Annotated[float, Field(ge=0, le=1)] = 0.8

@@ -27,7 +27,7 @@ class MixingSettings(MethodSettings):
         ema_decay: highest decay of the teachers' moving average.
         lambda_form: ramp of the unsupervised weight.
         box: shape of the pasted box in 3D.
-        window: with gradient, a foundation student sees only so many adjacent slices of a patch; 0 is all.
+        window: with gradient, a foundation student sees only so many slices of a patch, spread over it; 0 is all.
         teacher_scope: slices the foundation teacher sees.
         mask_background: weigh the background channel of the Dice loss too (supplementary Eq. 2).
         bidirectional: also train on the mirrored sample, unlabeled inside the box.

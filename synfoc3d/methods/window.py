@@ -1,4 +1,4 @@
-"""A run of adjacent slices per sample, to which a foundation network's work can be limited."""
+"""Some slices of each sample, to which a foundation network's work can be limited."""
 
 from __future__ import annotations
 
@@ -9,34 +9,37 @@ from torch import Tensor
 
 
 class Window(NamedTuple):
-    """``size`` adjacent slices from ``starts[b]`` on in sample b; no starts stands for all slices."""
+    """The slices ``indices[b]``, ascending and as many in every sample b; none stands for all slices."""
 
-    starts: tuple[int, ...] = ()
-    size: int = 0
+    indices: tuple[tuple[int, ...], ...] = ()
 
     def cut(self, x: Tensor) -> Tensor:
-        """Keep the window's slices: (B, [C,] D, H, W) -> (B, [C,] size, H, W); all slices without starts."""
-        if not self.starts:
+        """Keep the window's slices: (B, [C,] D, H, W) -> (B, [C,] size, H, W); all slices without indices."""
+        if not self.indices:
             return x
         axis = x.ndim - 4  # of one sample
-        return torch.stack([sample.narrow(axis, z, self.size) for sample, z in zip(x, self.starts, strict=True)])
+        return torch.stack([sample.index_select(axis, at) for sample, at in zip(x, self._places(x), strict=True)])
 
     def within(self, cut: Window) -> Window:
         """Return this window of a tensor of which ``cut``, this window itself or all slices, was kept already."""
-        return Window() if cut.starts else self
+        return Window() if cut.indices else self
 
     def put(self, x: Tensor, part: Tensor) -> Tensor:
         """Return a copy of x (B, C, D, H, W) whose window holds ``part`` (B, C, size, H, W); inverse of :meth:`cut`."""
-        if not self.starts:
+        if not self.indices:
             return part
-        result = x.clone()
-        for sample, z, values in zip(result, self.starts, part, strict=True):
-            sample.narrow(1, z, self.size).copy_(values)
-        return result
+        samples = zip(x, self._places(x), part, strict=True)
+        return torch.stack([sample.index_copy(1, at, values) for sample, at, values in samples])
+
+    def _places(self, x: Tensor) -> Tensor:
+        return torch.tensor(self.indices, device=x.device)
 
 
 def draw_window(batch: int, slices: int, size: int) -> Window:
-    """Draw one start per sample, uniform over 0 .. slices - size.
+    """Draw slices spread over each sample: one of each of ``size`` equal parts of the patch, uniform within its part.
+
+    The foundation network looks at every slice by itself, and neighbors look alike: spread slices tell it more than
+    adjacent ones, at the same cost.
 
     Args:
         batch: number of samples.
@@ -45,4 +48,6 @@ def draw_window(batch: int, slices: int, size: int) -> Window:
     """
     if size == 0 or size >= slices:
         return Window()
-    return Window(tuple(torch.randint(slices - size + 1, (batch,)).tolist()), size)
+    ends = [part * slices // size for part in range(size + 1)]
+    drawn = [torch.randint(low, high, (batch,)).tolist() for low, high in zip(ends, ends[1:], strict=False)]
+    return Window(tuple(zip(*drawn, strict=True)))

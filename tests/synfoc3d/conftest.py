@@ -177,7 +177,9 @@ def use_box(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tensor], None]:
 @pytest.fixture
 def use_window(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[int, ...], int], None]:
     """A function that makes SynFoC use the window of the given starts and size."""
-    return lambda starts, size: monkeypatch.setattr(synfoc_module, "draw_window", lambda *_: Window(starts, size))
+    return lambda starts, size: monkeypatch.setattr(
+        synfoc_module, "draw_window", lambda *_: Window(tuple(tuple(range(z, z + size)) for z in starts))
+    )
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ def test_every_combination_trains(
 def test_window_of_the_teacher_does_not_change_the_target_of_its_slices(
     make_base: Callable, make_batch: Callable
 ) -> None:
-    case, window = (3, 2, 1), Window((0, 1), 2)
+    case, window = (3, 2, 1), Window(((0, 1), (1, 2)))
     batch = make_batch(case)
     with torch.no_grad():
         cut, whole = (

@@ -138,7 +138,7 @@ def test_slices_that_the_foundation_teacher_did_not_see_get_the_conventional_opi
     case_3d: Any, make_synfoc: Callable, make_batch: Callable, soft: Callable, opinions: Callable
 ) -> None:
     method, batch = make_synfoc(case_3d, window=2, teacher_scope="window", ensemble="constant"), make_batch(case_3d)
-    p_e = soft(method, batch, Window((0, 1), 2))["conventional"]
+    p_e = soft(method, batch, Window(((0, 1), (1, 2))))["conventional"]
     p_n, p_f = opinions(method, batch)
     torch.testing.assert_close(p_e[0, :, 2], p_n[0, :, 2])
     torch.testing.assert_close(p_e[1, :, 0], p_n[1, :, 0])
@@ -153,7 +153,7 @@ def test_targets_in_a_window(
 ) -> None:
     case = (3, 4, 1)
     method = make_synfoc(case, window=2, teacher_scope=teacher_scope, ensemble=ensemble, smc_scope=scope)
-    p = soft(method, make_batch(case), Window((0, 1), 2))
+    p = soft(method, make_batch(case), Window(((0, 1), (1, 2))))
     assert p["conventional"].shape == (2, 4, 3, 12, 20)
     assert p["foundation"].shape == (2, 4, 2, 16, 16)
     assert method.training_step(make_batch(case), MIDDLE).loss.isfinite()
@@ -166,7 +166,7 @@ def test_mutual_confidence_of_a_windowed_teacher_is_that_of_the_window(
     cut = with_unlabeled(batch, **{n: getattr(batch.unlabeled, n)[..., 1:, :, :] for n in ("weak", "strong", "hidden")})
     method.conventional = method.conventional_teacher = _Pointwise(method.conventional_teacher)
     with torch.no_grad():
-        windowed = method.soft_targets(batch.unlabeled, Window((1,), 2), MIDDLE)[1]["mutual_confidence"]
+        windowed = method.soft_targets(batch.unlabeled, Window(((1, 2),)), MIDDLE)[1]["mutual_confidence"]
         alone = method.soft_targets(cut.unlabeled, Window(), MIDDLE)[1]["mutual_confidence"]
     torch.testing.assert_close(windowed, alone)
 

@@ -1,4 +1,4 @@
-"""Runs of adjacent slices."""
+"""Some slices of each sample, spread over it."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from synfoc3d.methods.window import Window, draw_window
 @pytest.mark.parametrize("lead", [(), (2,)])
 def test_cut_takes_each_samples_own_slices(lead: tuple[int, ...]) -> None:
     x = torch.rand(2, *lead, 5, 3, 4)
-    part = Window((1, 3), 2).cut(x)
-    assert torch.equal(part[0], x[0, ..., 1:3, :, :]) and torch.equal(part[1], x[1, ..., 3:5, :, :])
+    part = Window(((1, 2), (0, 4))).cut(x)
+    assert torch.equal(part[0], x[0, ..., 1:3, :, :]) and torch.equal(part[1], x[1, ..., [0, 4], :, :])
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 4, 5), (2, 3, 4, 5), (2, 1, 3, 4, 5)])
@@ -21,15 +21,15 @@ def test_no_window_is_everything(shape: tuple[int, ...]) -> None:
 
 def test_put_is_the_inverse_of_cut() -> None:
     x, part = torch.rand(2, 3, 5, 3, 4), torch.rand(2, 3, 2, 3, 4)
-    window = Window((0, 2), 2)
+    window = Window(((0, 1), (0, 3)))
     whole = window.put(x, part)
     assert torch.equal(window.cut(whole), part)
-    assert torch.equal(whole[0, :, 2:], x[0, :, 2:]) and torch.equal(whole[1, :, :2], x[1, :, :2])
+    assert torch.equal(whole[0, :, 2:], x[0, :, 2:]) and torch.equal(whole[1, :, [1, 2, 4]], x[1, :, [1, 2, 4]])
 
 
 def test_put_leaves_its_argument_alone() -> None:
     x = torch.zeros(1, 1, 3, 2, 2)
-    Window((1,), 1).put(x, torch.ones(1, 1, 1, 2, 2))
+    Window(((1,),)).put(x, torch.ones(1, 1, 1, 2, 2))
     assert not x.any()
 
 
@@ -43,13 +43,14 @@ def test_window_of_all_slices_is_none(slices: int, size: int) -> None:
     assert draw_window(2, slices, size) == Window()
 
 
-def test_starts_cover_all_places_and_no_others() -> None:
+def test_one_slice_of_each_part_and_every_slice_in_turn() -> None:
     torch.manual_seed(0)
-    drawn = [draw_window(3, 6, 4) for _ in range(60)]
-    assert {start for window in drawn for start in window.starts} == {0, 1, 2}
-    assert all(window.size == 4 and len(window.starts) == 3 for window in drawn)
+    parts = ({0, 1}, {2, 3}, {4, 5, 6})  # of seven slices, as equal as can be
+    drawn = [indices for _ in range(60) for indices in draw_window(3, 7, 3).indices]
+    assert all(index in part for indices in drawn for index, part in zip(indices, parts, strict=True))
+    assert {index for indices in drawn for index in indices} == set(range(7))
 
 
 def test_samples_have_windows_of_their_own() -> None:
     torch.manual_seed(0)
-    assert len(set(draw_window(8, 100, 4).starts)) > 1
+    assert len(set(draw_window(8, 100, 4).indices)) > 1
