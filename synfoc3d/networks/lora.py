@@ -1,7 +1,8 @@
 """Low-rank adapters (LoRA) in the image encoder, and what of a network trains."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from synfoc3d.config import LoRATargets
 from synfoc3d.errors import UserError
 from synfoc3d.networks.encoders.base import Encoder, Site
 from synfoc3d.networks.foundation import FoundationNetwork
+
+Projection = nn.Linear | nn.Conv2d
 
 
 class Adapter(nn.Module):
@@ -25,7 +28,7 @@ class Adapter(nn.Module):
 
     folded: torch.Tensor | None
 
-    def __init__(self, base: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, base: Projection) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.register_buffer("folded", None, persistent=False)
@@ -100,7 +103,7 @@ class LoRALayer(Adapter):
         rank: channels between A and B.
     """
 
-    def __init__(self, base: nn.Linear | nn.Conv2d, rank: int) -> None:
+    def __init__(self, base: Projection, rank: int) -> None:
         super().__init__(base)
         width_out, width_in = base.weight.shape[:2]
         self.a, self.b = _low_rank(base, width_in, width_out, rank)
@@ -115,15 +118,13 @@ class LoRALayer(Adapter):
         return self.base.weight + product.view_as(self.base.weight)
 
 
-def _low_rank(base: nn.Linear | nn.Conv2d, width_in: int, width_out: int, rank: int) -> tuple[nn.Module, nn.Module]:
+def _low_rank(base: Projection, width_in: int, width_out: int, rank: int) -> tuple[Projection, Projection]:
     """Make A and B of the base's kind, A Kaiming-uniform, B zero."""
-    kind = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
-    down: nn.Linear | nn.Conv2d
-    up: nn.Linear | nn.Conv2d
+    kind: Callable[..., Projection] = nn.Linear
     if isinstance(base, nn.Conv2d):
-        down, up = nn.Conv2d(width_in, rank, 1, **kind), nn.Conv2d(rank, width_out, 1, **kind)
-    else:
-        down, up = nn.Linear(width_in, rank, **kind), nn.Linear(rank, width_out, **kind)
+        kind = partial(nn.Conv2d, kernel_size=1)
+    like_base = partial(kind, bias=False, device=base.weight.device, dtype=base.weight.dtype)
+    down, up = like_base(width_in, rank), like_base(rank, width_out)
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
     nn.init.zeros_(up.weight)
     return down, up
@@ -154,7 +155,11 @@ def inject(image_encoder: Encoder, rank: int, targets: LoRATargets = "qkv") -> N
 
 
 def _adapt(site: Site, rank: int) -> Adapter:
-    return LoRALayer(site.layer, rank) if site.groups is None else LoRAQKV(site.layer, rank, site.groups)
+    layer = site.layer
+    if site.groups is None:
+        return LoRALayer(layer, rank)
+    assert isinstance(layer, nn.Linear), f"a fused projection is linear, not {layer}"
+    return LoRAQKV(layer, rank, site.groups)
 
 
 def merge(image_encoder: nn.Module) -> None:

@@ -31,9 +31,11 @@ class Site:
     groups: int | None = None
 
     @property
-    def layer(self) -> nn.Module:
+    def layer(self) -> nn.Linear | nn.Conv2d:
         """The layer as it is now."""
-        return getattr(self.owner, self.name)
+        layer = getattr(self.owner, self.name)
+        assert isinstance(layer, nn.Linear | nn.Conv2d), f"no adapter goes to {layer}"
+        return layer
 
 
 class Encoder(nn.Module):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from segment_anything.modeling.common import LayerNorm2d
@@ -75,6 +76,9 @@ class TinyViTEncoder(Encoder):
         image_size: side S of the square image in pixels.
         channels: of the embedding.
     """
+
+    patch_embed: Any  # timm's modules, which declare no types
+    stages: Any
 
     def __init__(self, sizes: TinyViTSizes, image_size: int, channels: int) -> None:
         super().__init__()
@@ -192,6 +196,8 @@ class _Attention(Attention):
     In evaluation mode timm keeps the biases it once looked up, also where their parameters have changed in place since,
     as a teacher's do in every step.
     """
+
+    attention_bias_idxs: torch.Tensor
 
     def get_attention_biases(self, device: torch.device) -> torch.Tensor:
         return self.attention_biases[:, self.attention_bias_idxs]

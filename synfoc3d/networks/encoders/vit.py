@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from segment_anything.modeling import ImageEncoderViT
@@ -61,6 +62,10 @@ class ViTEncoder(Encoder, ImageEncoderViT):
         image_size: side S of the square image in pixels, a multiple of 16.
         channels: of the embedding.
     """
+
+    blocks: Any  # segment-anything declares no types
+    neck: nn.Sequential
+    patch_embed: nn.Module
 
     def __init__(self, sizes: ViTSizes, image_size: int, channels: int) -> None:
         super().__init__(

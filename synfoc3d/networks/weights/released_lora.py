@@ -35,7 +35,7 @@ def load_released_lora(network: FoundationNetwork, path: str | Path) -> None:
     if any(name not in state or state[name].ndim != 2 for name in (FIRST_ADAPTER, MASK_TOKENS)):
         raise UserError(f"{path} is not {KIND} (no matrices {FIRST_ADAPTER}, {MASK_TOKENS}); check foundation.lora.")
     _check_sizes(network, state, path)
-    released = released_names(len(network.image_encoder.blocks))
+    released = released_names(len(network.image_encoder.sites("qkv")))
     state = {released.get(name, name): weight for name, weight in state.items()}
     target = trainable_state(network)
     refuse_keys("lacks", [name for name in target if name not in state], path, KIND)
@@ -65,8 +65,8 @@ def _check_sizes(network: FoundationNetwork, state: State, path: Path) -> None:
     sizes = network.architecture.encoder
     if not isinstance(sizes, ViTSizes):
         raise UserError(f"{path} adapts one of SAM's ViTs, but the network has a {sizes}; set foundation.name.")
-    adapters = [block.attn.qkv for block in network.image_encoder.blocks]
-    assert all(isinstance(adapter, LoRAQKV) for adapter in adapters), "inject the adapters first"
+    adapters = [module for module in network.image_encoder.modules() if isinstance(module, LoRAQKV)]
+    assert len(adapters) == sizes.depth, "inject the adapters first"
     depth = sum(bool(re.fullmatch(r"w_a_\d+", name)) for name in state) // 2
     rank, width = state[FIRST_ADAPTER].shape
     classes = len(state[MASK_TOKENS])
