@@ -21,7 +21,7 @@ from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.slicewise import SlicewiseFoundation
-from synfoc3d.nnunet.answers import answer_in, ask
+from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
@@ -151,11 +151,7 @@ class TrainedModel:
         total = self._segment_fold(self.folds[0], predictor, image, shared)
         for fold in self.folds[1:]:
             total += self._segment_fold(fold, predictor, image, shared)
-        if bool(total.isnan().any()):
-            raise UserError(
-                "the network gives no numbers (NaN), as after a training whose loss was NaN: look at synfoc3d_log.csv, "
-                "and train anew with a lower learning rate"
-            )
+        refuse_nan(total)
         return total.div_(len(self.folds)) if len(self.folds) > 1 else total
 
     def _segment_fold(

@@ -230,12 +230,14 @@ def rebuild_foundation(
     part = section_of(checkpoint)
     settings = FoundationSettings.model_validate(part["settings"]["foundation"])
     changes: dict[str, Any] = {"lora": None}  # where the training started from; it has gone on since
-    if base_in_checkpoint(part["foundation"]):
+    holds_everything = base_in_checkpoint(part["foundation"]) or settings.full_finetune is True
+    if holds_everything:
         adapted = any(".attn.qkv.a_q." in key for key in state)
         changes |= {"checkpoint": RANDOM, "full_finetune": not adapted}  # no file needed: all of it is overwritten
     network, identity = build_foundation(settings.model_copy(update=changes), num_classes)
-    check_base(identity, part["foundation"])
-    load_trainable_state(network, state, include_base=base_in_checkpoint(part["foundation"]))
+    if not holds_everything:
+        check_base(identity, part["foundation"])
+    load_trainable_state(network, state, include_base=holds_everything)
     return network.eval()
 
 

@@ -117,7 +117,9 @@ def read_validation_dice(fold: Path, training: str | None) -> dict[str, float]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         of_training, dice = content["training"], {str(k): float(v) for k, v in content["foreground_dice"].items()}
+        if not all(map(math.isfinite, dice.values())):
+            raise ValueError("a Dice is no number")
     except (ValueError, KeyError, TypeError, AttributeError):
         advice = "name a network with --model, or remove the file."
         raise UserError(f"{file} is damaged, so it is unknown which network is best: {advice}") from None
-    return dice if of_training == training else {}
+    return dice if training is not None and of_training == training else {}

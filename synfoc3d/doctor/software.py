@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from synfoc3d.doctor.findings import Finding
+from synfoc3d.networks.weights.known import KNOWN
 
 PROJECT = "synfoc3d"
 
@@ -31,12 +32,17 @@ class Build:
 
 
 def check_software() -> list[Finding]:
-    """Look at Python, at every package this project requires, and at whether torch and torchvision fit."""
+    """Look at Python, at the packages this project requires, and at whether torch and torchvision fit.
+
+    Packages of which only a weight file is read are left to the look at weights: another place may have the file.
+    """
     required_python, requirements = _own_metadata()
     if required_python is None:
         mend = "Install it with: pip install . (in its folder)."
         return [check_python(platform.python_version(), ">=3.10"), Finding(PROJECT, "error", "is not installed", mend)]
-    findings = [check_python(platform.python_version(), required_python), *check_packages(requirements, version_of)]
+    for_weights = {Requirement(known.shipment.requirement).name for known in KNOWN.values() if known.shipment}
+    run = [one for one in map(Requirement, requirements) if one.name not in for_weights]
+    findings = [check_python(platform.python_version(), required_python), *check_packages(map(str, run), version_of)]
     torch, torchvision = installed_build("torch"), installed_build("torchvision")
     if torch and torchvision:
         findings.append(check_pair(torch, torchvision, metadata.requires("torchvision") or ()))

@@ -7,6 +7,7 @@ from typing import Any
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.architectures import Adaptation, find_architecture
+from synfoc3d.networks.encoders.vit import ViTSizes
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
 from synfoc3d.networks.slicewise import SlicewiseFoundation
@@ -67,6 +68,11 @@ def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[Sl
         )
     prepare_for_training(network, adaptation.lora_rank, adaptation.full_finetune, adaptation.lora_targets)
     if settings.lora is not None:
+        if not isinstance(network.architecture.encoder, ViTSizes):
+            raise UserError(
+                f"foundation.lora={settings.lora} adapts one of SAM's ViTs, but foundation.name is {settings.name}: "
+                "set it to the network the file was trained on, such as sam_vit_b."
+            )
         if adaptation.full_finetune or not adaptation.lora_rank or adaptation.lora_targets != "qkv":
             raise UserError(
                 f"foundation.lora={settings.lora} needs a network with adapters on qkv: give its base's weights with "

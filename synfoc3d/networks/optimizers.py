@@ -57,6 +57,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group.get(SCALE, 1.0)  # none in checkpoints of 0.1
 
 
+def current_learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate that was last set, which the groups scale."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get(SCALE, 1.0)
+
+
 def learning_rate(settings: OptimizerSettings, *, step: int, steps_per_epoch: int, epochs: int) -> float:
     """Return the learning rate of a step.
 

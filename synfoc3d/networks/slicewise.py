@@ -118,7 +118,7 @@ class SlicewiseFoundation(nn.Module):
             images: (B, C, [D,] H, W) in [0, 1].
 
         Returns:
-            Logits (B, K, [D,] s, s) on the low-resolution grid, s = S / 4.
+            Logits (B, K, [D,] s, s) on the low-resolution grid, whose side the network decides.
         """
         slices = self.to_slices(images)
         pieces = slices.split(self.chunk) if self.chunk else (slices,)

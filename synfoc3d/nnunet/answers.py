@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from synfoc3d.errors import UserError
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
@@ -23,6 +24,19 @@ class Answer:
         """Return (K, H, W) float32 of slice z."""
         values = self.values[:, z].float()
         return values if self.are_probabilities else values.softmax(0)
+
+
+def refuse_nan(values: Tensor) -> None:
+    """Refuse logits or probabilities that are no numbers, whose mask would be background.
+
+    Raises:
+        UserError: any is NaN.
+    """
+    if bool(values.isnan().any()):
+        raise UserError(
+            "the network gives no numbers (NaN), as after a training whose loss was NaN: look at synfoc3d_log.csv, "
+            "and train anew with a lower learning rate"
+        )
 
 
 def ask(network: nn.Module, predictor: CasePredictor, image: Tensor, on_progress: OnProgress = no_progress) -> Answer:

@@ -263,6 +263,15 @@ def test_missing_base_is_refused(adapted: Path) -> None:
         rebuild_foundation(load(adapted / "a.pth"), 3)
 
 
+def test_training_of_every_parameter_needs_no_base(tmp_path: Path) -> None:
+    base = tmp_path / "base.pth"
+    torch.save(build_sam("compact", 64, 2).state_dict(), base)
+    settings = FoundationSettings(**COMPACT, checkpoint=str(base), full_finetune=True)
+    expected = trained(settings, tmp_path / "a.pth")
+    base.unlink()
+    torch.testing.assert_close(rebuild_foundation(load(tmp_path / "a.pth"), 3)(picture()), expected)
+
+
 @pytest.fixture
 def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file embedded.pth, as if it lay inside the package, and a.pth, a training on top of it."""

@@ -108,9 +108,14 @@ def test_figures_are_those_of_their_training(tmp_path: Path) -> None:
     write_validation_dice(tmp_path, "this", figures(0.1, 0.2, 0.3))
     assert read_validation_dice(tmp_path, "this") == figures(0.1, 0.2, 0.3)
     assert read_validation_dice(tmp_path, "other") == read_validation_dice(tmp_path, None) == {}
+    (tmp_path / "synfoc3d_validation.json").write_text('{"training": null, "foreground_dice": {"ensemble": 0.5}}')
+    assert read_validation_dice(tmp_path, None) == {}  # of no training, as the checkpoint's is not known
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"training": "this", "foreground_dice": {"ensemble": "high"}}'])
+NAN = '{"training": "this", "foreground_dice": {"ensemble": NaN}}'
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"training": "this", "foreground_dice": {"ensemble": "high"}}', NAN])
 def test_damaged_figures_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "synfoc3d_validation.json").write_text(text)
     with pytest.raises(UserError, match=r"synfoc3d_validation\.json is damaged.*name a network with --model"):

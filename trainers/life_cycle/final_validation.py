@@ -18,7 +18,7 @@ from tqdm import tqdm
 from synfoc3d.files.layout import REFERENCES, SUMMARY_FILE, validation_folder
 from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.slicewise import SlicewiseFoundation
-from synfoc3d.nnunet.answers import answer_in, ask
+from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, write_case
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.prediction_modes import PredictionMode, possible_modes
@@ -95,6 +95,8 @@ def _segment_cases(
             image = torch.from_numpy(data[:])
             source = PreparedCase(np.empty(0), properties, info.plans.image_reader_writer_class)
             answers = {name: ask(network, predictor, image) for name, network in networks.items()}
+            for answer in answers.values():
+                refuse_nan(answer.values)
             for mode in modes:
                 answer, target = answer_in(mode, answers), folders[mode.name] / case
                 job = exports.submit(

@@ -24,7 +24,7 @@ from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
 from synfoc3d.methods.base import Builder, Labeled, Method, Panel, Progress, full_resolution
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.optimizers import learning_rate, make_optimizer, set_learning_rate
+from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.provenance import provenance
@@ -306,7 +306,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Log as nnU-Net does, and the means of our own values."""
         super().on_train_epoch_end([{"loss": output["loss"]} for output in train_outputs])
         means = epoch_means(train_outputs)
-        means |= {f"lr_{name}": o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        means |= {f"lr_{name}": current_learning_rate(o) for name, o in self.optimizers.items()}
         self.curves.add(self.current_epoch, means)
         for name, value in means.items():
             self.print_to_log_file(f"{name} {value:.4g}", also_print_to_console=False)

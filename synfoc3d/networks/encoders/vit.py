@@ -130,6 +130,6 @@ def resize_relative_table(table: torch.Tensor, length: int) -> torch.Tensor:
 
 def _resize_table(table: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Resize an absolute (1, h, w, E) or relative (L, E) position table; leave one of another kind as it is."""
-    if table.ndim != len(shape) or table.shape[-1] != shape[-1]:
+    if table.ndim != len(shape) or table.shape[-1] != shape[-1] or not table.numel():
         return table
     return resize_relative_table(table, shape[0]) if len(shape) == 2 else resize_position_table(table, shape[1])

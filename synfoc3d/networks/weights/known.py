@@ -201,8 +201,8 @@ def find_checkpoint(name: str, given: str | None) -> Path | None:
     found = file if file.is_file() else shipped_file(known)
     if found is None:
         raise UserError(
-            f"The foundation network {name} needs its published weights: {how_to_get(known)}, or name the file with "
-            "--set foundation.checkpoint=FILE."
+            f"The foundation network {name} needs its published weights: {how_to_get(known)}. A new training may also "
+            "name the file with --set foundation.checkpoint=FILE, or take foundation.name=compact, which needs none."
         )
     return found
 

@@ -21,6 +21,9 @@ IGNORED_KEYS = ("pixel_mean", "pixel_std")
 PARALLEL_PREFIX = "module."
 """What torch's data-parallel wrappers put before every name."""
 
+COUNTER = ".num_batches_tracked"
+"""Entries of batch norms that are whole numbers, and of no use."""
+
 ENCODER = "image_encoder."
 
 
@@ -46,6 +49,7 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
     state = read_state(path)
     _check_architecture(network, state, path)
     weights = _fit(network, state, path)
+    refuse_unusable(weights, path)
     target = network.state_dict()
     for name, weight in weights.items():
         target[name].copy_(weight)
@@ -72,7 +76,10 @@ def read_state(path: Path) -> State:
 
 
 def _is_weight(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, torch.Tensor)
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        return False
+    is_plain = value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_nested)
+    return is_plain and (value.is_floating_point() or name.endswith(COUNTER))
 
 
 def _read_file(path: Path) -> object:
@@ -134,6 +141,13 @@ def _fit(network: FoundationNetwork, state: State, path: Path) -> State:
                 "give a file of the same architecture."
             )
     return {name: state[name] for name in target}
+
+
+def refuse_unusable(weights: State, path: Path) -> None:
+    """Raise a UserError where weights hold NaN or infinity: every mask would be background."""
+    refuse_keys(
+        "has NaN or infinity in", [name for name, weight in weights.items() if not weight.isfinite().all()], path
+    )
 
 
 def _is_random(name: str) -> bool:

@@ -8,7 +8,7 @@ from synfoc3d.networks.encoders.base import State
 from synfoc3d.networks.encoders.vit import ViTSizes
 from synfoc3d.networks.foundation import FoundationNetwork
 from synfoc3d.networks.lora import LoRAQKV, trainable_state
-from synfoc3d.networks.weights.loading import read_state, refuse_keys
+from synfoc3d.networks.weights.loading import read_state, refuse_keys, refuse_unusable
 
 FIRST_ADAPTER, MASK_TOKENS = "w_a_000", "mask_decoder.mask_tokens.weight"
 KIND = "a LoRA file of SAMed or SynFoC"
@@ -46,6 +46,7 @@ def load_released_lora(network: FoundationNetwork, path: str | Path) -> None:
                 f"{path} has {name} of shape {tuple(state[name].shape)}, the network needs {tuple(tensor.shape)}; "
                 f"give {KIND} for the same base."
             )
+    refuse_unusable(state, path)
     for name, tensor in target.items():
         tensor.copy_(state[name])
 
@@ -63,8 +64,7 @@ def released_names(depth: int) -> dict[str, str]:
 def _check_sizes(network: FoundationNetwork, state: State, path: Path) -> None:
     """Refuse a file of another encoder, rank or number of classes, and name what differs."""
     sizes = network.architecture.encoder
-    if not isinstance(sizes, ViTSizes):
-        raise UserError(f"{path} adapts one of SAM's ViTs, but the network has a {sizes}; set foundation.name.")
+    assert isinstance(sizes, ViTSizes), f"such files adapt SAM's ViTs, not {sizes}"
     adapters = [module for module in network.image_encoder.modules() if isinstance(module, LoRAQKV)]
     assert len(adapters) == sizes.depth, "inject the adapters first"
     depth = sum(bool(re.fullmatch(r"w_a_\d+", name)) for name in state) // 2

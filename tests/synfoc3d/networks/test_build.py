@@ -192,3 +192,9 @@ def test_rank_0_freezes_the_encoder(weights: Path) -> None:
 def test_logits(classes: int) -> None:
     foundation, _ = build_foundation(FoundationSettings(**SMALL), classes)
     assert foundation(torch.rand(1, 1, 2, 12, 20)).shape == (1, classes, 2, 16, 16)
+
+
+def test_lora_file_for_a_network_that_is_no_vit_is_refused() -> None:
+    settings = FoundationSettings(name="lite_medsam", checkpoint="random", lora="sam.pth", image_size=32)
+    with pytest.raises(UserError, match=r"adapts one of SAM's ViTs, but foundation.name is lite_medsam: set it"):
+        build_foundation(settings, 2)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch import nn
 
-from synfoc3d.config import OptimizerSettings
-from synfoc3d.networks.optimizers import learning_rate
+from synfoc3d.config import FoundationOptimizerSettings, OptimizerSettings
+from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 
 EPOCHS, STEPS = 4, 5
 
@@ -47,3 +48,19 @@ def test_constant_stays():
 
 def test_warm_up_leads_to_a_constant_rate():
     assert rates(warmup=4)[:6] == pytest.approx([0.00125, 0.00125, 0.0025, 0.00375, 0.005, 0.005])
+
+
+def test_image_encoder_has_a_rate_of_its_own():
+    network = nn.ModuleDict({"image_encoder": nn.Linear(2, 2), "mask_decoder": nn.Linear(2, 2)})
+    optimizer = make_optimizer(network, FoundationOptimizerSettings(name="adamw", lr=0.01, encoder_lr=0.001))
+    set_learning_rate(optimizer, 0.004)
+    rates_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates_of[id(p)] for p in network["image_encoder"].parameters()] == pytest.approx([0.0004] * 2)
+    assert [rates_of[id(p)] for p in network["mask_decoder"].parameters()] == [0.004] * 2
+    assert current_learning_rate(optimizer) == pytest.approx(0.004)  # what the curves show
+
+
+def test_optimizer_with_one_rate_has_one_group():
+    network = nn.ModuleDict({"image_encoder": nn.Linear(2, 2), "mask_decoder": nn.Linear(2, 2)})
+    optimizer = make_optimizer(network, FoundationOptimizerSettings(name="adamw", lr=0.01))
+    assert len(optimizer.param_groups) == 1  # as in the checkpoints of 0.1

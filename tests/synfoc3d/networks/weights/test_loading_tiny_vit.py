@@ -1,6 +1,7 @@
 """Files of LiteMedSAM and MobileSAM: what is loaded, and what is taken for another and refused."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,35 @@ def test_rank_above_the_narrowest_stage_is_refused(targets: str, rank: int) -> N
     settings = FoundationSettings(image_size=32, lora_rank=rank, lora_targets=targets, checkpoint=None)
     with pytest.raises(UserError, match=rf"between 1 and the encoder's smallest width {rank - 1} .*not {rank}"):
         build_foundation(settings, 2)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("image_encoder.layers.1.blocks.0.attn.qkv.weight", float("nan")),
+        ("image_encoder.neck.1.bias", float("inf")),
+        ("image_encoder.layers.0.blocks.0.conv1.bn.running_var", -1.0),  # its square root
+        ("mask_decoder.iou_token.weight", float("nan")),
+    ],
+)
+def test_weights_that_would_give_no_numbers_are_refused(
+    entry: str, value: float, lite_medsam: FoundationNetwork, tmp_path: Path
+) -> None:
+    state = published("lite_medsam")
+    state[entry] = torch.full_like(state[entry], value)
+    torch.save(state, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"file.pth has NaN or infinity in weights: "):
+        load_checkpoint(lite_medsam, tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize(
+    "change", [torch.Tensor.bool, torch.Tensor.int, lambda x: x.to(torch.complex64), torch.Tensor.to_sparse]
+)
+def test_entries_of_another_kind_are_no_weights(
+    change: Callable[[torch.Tensor], torch.Tensor], lite_medsam: FoundationNetwork, tmp_path: Path
+) -> None:
+    entry = "image_encoder.layers.1.blocks.0.attn.qkv.weight"
+    state = published("lite_medsam")
+    torch.save(state | {entry: change(state[entry])}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"file.pth holds no state dict of weights"):
+        load_checkpoint(lite_medsam, tmp_path / "file.pth")
