@@ -9,7 +9,7 @@ from synfoc3d.config import Precision
 
 
 def resolve_precision(precision: Precision, device_type: str) -> str:
-    """Return what ``auto`` means: float16 on cuda, bfloat16 on a CPU with matrix units for it, float32 elsewhere.
+    """Return what ``auto`` means: float16 on cuda, bfloat16 on a CPU with instructions for it, float32 elsewhere.
 
     Args:
         precision: the setting.
@@ -19,13 +19,14 @@ def resolve_precision(precision: Precision, device_type: str) -> str:
         return precision
     if device_type == "cuda":
         return "float16"
-    return "bfloat16" if device_type == "cpu" and _has_matrix_units() else "float32"
+    return "bfloat16" if device_type == "cpu" and _multiplies_bfloat16() else "float32"
 
 
-def _has_matrix_units() -> bool:
-    """Tell whether this CPU multiplies bfloat16 matrices in hardware (Intel AMX), four times as fast as float32."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # torch offers no public question before 2.12
-    return bool(supported and supported())
+def _multiplies_bfloat16() -> bool:
+    """Tell whether this CPU multiplies bfloat16 in hardware, two (AVX-512) to four times (AMX) as fast as float32."""
+    # torch offers no public question before 2.12
+    questions = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("amx_tile", "avx512_bf16")]
+    return any(supported is not None and supported() for supported in questions)
 
 
 def autocast(precision: Precision, device_type: str, keep_casts: bool = False) -> AbstractContextManager[Any]:

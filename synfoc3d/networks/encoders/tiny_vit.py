@@ -200,7 +200,9 @@ class _Attention(Attention):
     attention_bias_idxs: torch.Tensor
 
     def get_attention_biases(self, device: torch.device) -> torch.Tensor:
-        return self.attention_biases[:, self.attention_bias_idxs]
+        return self.attention_biases[
+            None, :, self.attention_bias_idxs
+        ]  # (1, heads, N, N): as torch's fused kernels ask for
 
     def train(self, mode: bool = True) -> "_Attention":
         nn.Module.train(self, mode)

@@ -22,18 +22,23 @@ def test_automatic_format_of_an_accelerator(device: str, name: str) -> None:
 
 @pytest.mark.parametrize(("units", "name"), [(True, "bfloat16"), (False, "float32")])
 def test_automatic_format_of_a_cpu(units: bool, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "_has_matrix_units", lambda: units)
+    monkeypatch.setattr(precision, "_multiplies_bfloat16", lambda: units)
     assert resolve_precision("auto", "cpu") == name
 
 
-@pytest.mark.parametrize("answer", [True, False])
-def test_torch_is_asked_for_matrix_units(answer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: answer, raising=False)
-    assert resolve_precision("auto", "cpu") == ("bfloat16" if answer else "float32")
+QUESTIONS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
-def test_torch_without_the_question_computes_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+@pytest.mark.parametrize("answers", [(True, True), (True, False), (False, True), (False, False)])
+def test_torch_is_asked_for_either_unit(answers: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    for question, answer in zip(QUESTIONS, answers, strict=True):
+        monkeypatch.setattr(torch.cpu, question, lambda answer=answer: answer, raising=False)
+    assert resolve_precision("auto", "cpu") == ("bfloat16" if any(answers) else "float32")
+
+
+def test_torch_without_the_questions_computes_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    for question in QUESTIONS:
+        monkeypatch.delattr(torch.cpu, question, raising=False)
     assert resolve_precision("auto", "cpu") == "float32"
 
 
