@@ -112,7 +112,7 @@ CHANGES = {
     (SYNFOC, "optimizers.foundation"): OPTIMIZER
     | {
         "name": Change("adam", {"optimizers.foundation.lr": 0.01}),
-        "schedule": Change("poly"),
+        "schedule": Change("constant"),
         "encoder_lr": Change(0.01),
         "momentum": Change(0.5, {"optimizers.foundation": SGD}),
         "nesterov": Change(True, {"optimizers.foundation": SGD}),
