@@ -27,7 +27,7 @@ from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.networks.architectures import find_architecture
 from synfoc3d.networks.encoders.base import Encoder
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
-from synfoc3d.networks.lora import merge, prepare_for_training
+from synfoc3d.networks.lora import merge, prepare_for_training, unmerge
 from synfoc3d.networks.precision import autocast
 
 CLASSES = 4
@@ -96,13 +96,9 @@ def measure(name: str, image_size: int, args: argparse.Namespace) -> dict[str, o
     result: dict[str, object] = {"network": name, "image_size": image_size, "device": args.device}
     # prediction first: on a CPU the peak of a process only grows
     network.eval()
-    if name != PLAIN:
-        merge(network.image_encoder)
+    merge(network.image_encoder)  # the plain form has no adapters
     result |= {"predict_seconds_per_slice": timed(predict, args), "predict_peak_mb": peak(args)}
-    if name != PLAIN:
-        for module in network.image_encoder.modules():
-            if hasattr(module, "unmerge"):
-                module.unmerge()
+    unmerge(network.image_encoder)
     network.train()
     return result | {"step_seconds_per_slice": timed(step, args), "step_peak_mb": peak(args), "slices": args.slices}
 

@@ -271,6 +271,7 @@ PACKAGES = (
     "torch",
     "torchvision",
     "segment-anything",
+    "timm",
     "batchgenerators",
     "batchgeneratorsv2",
     "numpy",

@@ -17,8 +17,9 @@ class Window(NamedTuple):
         """Keep the window's slices: (B, [C,] D, H, W) -> (B, [C,] size, H, W); all slices without indices."""
         if not self.indices:
             return x
-        axis = x.ndim - 4  # of one sample
-        return torch.stack([sample.index_select(axis, at) for sample, at in zip(x, self._places(x), strict=True)])
+        axis = x.ndim - 4  # of one sample; views and one copy: no index has to travel to a GPU
+        samples = zip(x, self.indices, strict=True)
+        return torch.stack([torch.stack([sample.select(axis, z) for z in at], axis) for sample, at in samples])
 
     def within(self, cut: Window) -> Window:
         """Return this window of a tensor of which ``cut``, this window itself or all slices, was kept already."""
@@ -28,11 +29,11 @@ class Window(NamedTuple):
         """Return a copy of x (B, C, D, H, W) whose window holds ``part`` (B, C, size, H, W); inverse of :meth:`cut`."""
         if not self.indices:
             return part
-        samples = zip(x, self._places(x), part, strict=True)
-        return torch.stack([sample.index_copy(1, at, values) for sample, at, values in samples])
-
-    def _places(self, x: Tensor) -> Tensor:
-        return torch.tensor(self.indices, device=x.device)
+        result = x.clone()
+        for sample, at, values in zip(result, self.indices, part, strict=True):
+            for i, z in enumerate(at):
+                sample.select(1, z).copy_(values.select(1, i))
+        return result
 
 
 def draw_window(batch: int, slices: int, size: int) -> Window:

@@ -23,11 +23,6 @@ class Adaptation:
     lora_rank: int = 4
     lora_targets: LoRATargets = "qkv"
 
-    def __str__(self) -> str:
-        if self.full_finetune:
-            return "every parameter"
-        return f"LoRA of rank {self.lora_rank} at {self.lora_targets}" if self.lora_rank else "nothing of the encoder"
-
 
 @dataclass(frozen=True)
 class Architecture:

@@ -68,16 +68,7 @@ def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[Sl
         )
     prepare_for_training(network, adaptation.lora_rank, adaptation.full_finetune, adaptation.lora_targets)
     if settings.lora is not None:
-        if not isinstance(network.architecture.encoder, ViTSizes):
-            raise UserError(
-                f"foundation.lora={settings.lora} adapts one of SAM's ViTs, but foundation.name is {settings.name}: "
-                "set it to the network the file was trained on, such as sam_vit_b."
-            )
-        if adaptation.full_finetune or not adaptation.lora_rank or adaptation.lora_targets != "qkv":
-            raise UserError(
-                f"foundation.lora={settings.lora} needs a network with adapters on qkv: give its base's weights with "
-                "foundation.checkpoint, and leave foundation.full_finetune, lora_targets and lora_rank=0 out."
-            )
+        _check_takes_released_lora(network, settings, adaptation)
         load_released_lora(network, settings.lora)
     slicewise = SlicewiseFoundation(
         network, image_size, chunk=settings.chunk, channels=settings.channels, intensity=settings.intensity
@@ -88,6 +79,22 @@ def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[Sl
         "sha256": sha256,
         "in_checkpoint": checkpoint in (None, embedded_weights()),
     }
+
+
+def _check_takes_released_lora(
+    network: FoundationNetwork, settings: FoundationSettings, adaptation: Adaptation
+) -> None:
+    """Refuse to start from a LoRA file a network that has no adapters like those in such files."""
+    if not isinstance(network.architecture.encoder, ViTSizes):
+        raise UserError(
+            f"foundation.lora={settings.lora} adapts one of SAM's ViTs, but foundation.name is {settings.name}: "
+            "set it to the network the file was trained on, such as sam_vit_b."
+        )
+    if adaptation.full_finetune or not adaptation.lora_rank or adaptation.lora_targets != "qkv":
+        raise UserError(
+            f"foundation.lora={settings.lora} needs a network with adapters on qkv: give its base's weights with "
+            "foundation.checkpoint, and leave foundation.full_finetune, lora_targets and lora_rank=0 out."
+        )
 
 
 def _load_base(network: FoundationNetwork, name: str, checkpoint: Path) -> str:

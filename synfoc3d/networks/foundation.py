@@ -12,7 +12,6 @@ from synfoc3d.networks.architectures import Architecture, find_architecture
 MASK_PROMPT_CHANNELS = 16
 """Hidden channels of SAM's branch for mask prompts; unused without prompts, but part of every SAM file."""
 
-
 SIDE_FACTOR = 16
 """An image side must be a multiple of it: patches of a ViT, four halvings of a TinyViT."""
 

@@ -8,8 +8,6 @@ from torch import nn
 from synfoc3d.config import FoundationOptimizerSettings, OptimizerSettings
 
 EXPONENT = 0.9  # of both polynomial schedules
-
-
 SCALE = "scale"  # entry of a group of parameters: its learning rate over that of the settings
 NO_DECAY = "attention_biases"  # of TinyViT: tables of positions, which its authors never decay
 ENCODER = "image_encoder."

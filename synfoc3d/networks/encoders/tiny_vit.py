@@ -16,6 +16,7 @@ import torch
 from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import Attention, ConvNorm, TinyVit
 from torch import nn
+from torch.nn.utils import fuse_conv_bn_weights
 
 from synfoc3d.config import LoRATargets
 from synfoc3d.networks.encoders.base import Encoder, Part, Site, State
@@ -118,11 +119,12 @@ class TinyViTEncoder(Encoder):
         return self.patch_embed(images.contiguous(memory_format=torch.channels_last))
 
     def sites(self, targets: LoRATargets) -> list[Site]:
-        """Return the fused projections of all ten blocks with attention; also their other linear layers; also all 1x1
-        convolutions after the stem, the neck's included.
-        """  # noqa: D205
+        """Return the fused projections of all blocks with attention; also other linear layers; also 1x1 convolutions.
+
+        Those of the stem, which has the image's three channels, are left out; that of the neck is not.
+        """
         if targets == "all":
-            return [site for root in (self.stages, self.neck) for site in _pointwise_sites(root)]
+            return [site for root in (self.stages, self.neck) for _, site in _named_sites(root)]
         names = ("attn.qkv",) if targets == "qkv" else ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
         return [
             site
@@ -155,8 +157,9 @@ def fold(
         mean: (O), running.
         variance: (O), running.
     """
-    scale = weight.float() / (variance.float() + BATCH_NORM_EPS).sqrt()
-    return kernel.float() * scale[:, None, None, None], bias.float() - mean.float() * scale
+    full = [tensor.float() for tensor in (kernel, mean, variance, weight, bias)]  # variances go down to 1e-6
+    kernel, mean, variance, weight, bias = full
+    return fuse_conv_bn_weights(kernel, None, mean, variance, BATCH_NORM_EPS, weight, bias)
 
 
 def _has_norm(state: State, layer: str) -> bool:
@@ -169,7 +172,7 @@ def _own_name(name: str) -> str:
     """Translate a name of a published file: ``layers.1.downsample.conv1`` -> ``stages.2.downsample.conv1``."""
     stem = {"patch_embed.seq.0.": "patch_embed.conv1.", "patch_embed.seq.2.": "patch_embed.conv2."}
     for published, own in stem.items():
-        name = name.replace(published, own) if name.startswith(published) else name
+        name = name.replace(published, own)
     if match := re.match(r"layers\.(\d+)\.downsample\.", name):  # there at the end of a stage, here at the next's start
         return f"stages.{int(match[1]) + 1}.downsample.{name[match.end() :]}"
     return re.sub(r"^layers\.", "stages.", name)
@@ -200,13 +203,13 @@ class _Attention(Attention):
     attention_bias_idxs: torch.Tensor
 
     def get_attention_biases(self, device: torch.device) -> torch.Tensor:
-        return self.attention_biases[
-            None, :, self.attention_bias_idxs
-        ]  # (1, heads, N, N): as torch's fused kernels ask for
+        """Look up the biases (1, heads, N, N): with four axes, as torch's fused kernels ask for."""
+        return self.attention_biases[None, :, self.attention_bias_idxs]
 
     def train(self, mode: bool = True) -> "_Attention":
+        """Do what every module does, and return this one; timm's returns nothing."""
         nn.Module.train(self, mode)
-        return self  # timm's returns nothing
+        return self
 
 
 def _renew_attention(module: nn.Module) -> None:
@@ -220,10 +223,6 @@ def _channels_last(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def _pointwise_sites(root: nn.Module) -> Iterator[Site]:
-    return (site for _, site in _named_sites(root))
-
-
 def _named_sites(root: nn.Module) -> Iterator[tuple[str, Site]]:
     """Find all linear layers and 1x1 convolutions, with their paths from the root."""
     for path, module in root.named_modules():
@@ -231,7 +230,5 @@ def _named_sites(root: nn.Module) -> Iterator[tuple[str, Site]]:
         if isinstance(module, nn.Linear) or is_pointwise:
             parent, _, name = path.rpartition(".")
             owner = root.get_submodule(parent)
-            yield (
-                path,
-                Site(owner, name, groups=owner.num_heads if isinstance(owner, Attention) and name == "qkv" else None),
-            )
+            fused = owner if isinstance(owner, Attention) and name == "qkv" else None
+            yield path, Site(owner, name, groups=fused.num_heads if fused else None)  # laid out head by head

@@ -59,7 +59,7 @@ class KnownNetwork:
 
     Attributes:
         name: value of ``foundation.name``.
-        architecture: key of ``synfoc3d.networks.foundation.ARCHITECTURES``.
+        architecture: key of ``synfoc3d.networks.architectures.ARCHITECTURES``.
         file: name of the file as published.
         source: where a person gets it.
         license: of the weights, as their authors state it; read it there before use.

@@ -1,6 +1,5 @@
 """Files of LiteMedSAM and MobileSAM: what is loaded, and what is taken for another and refused."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.weights.known import KNOWN, shipped_file
 from synfoc3d.networks.weights.loading import load_checkpoint
 
-sys.path.append(str(Path(__file__).parents[1] / "encoders"))
-from slow_tiny_vit import random_state, slow_embedding  # noqa: E402
+from ..encoders.slow_tiny_vit import random_state, slow_embedding
 
 State = dict[str, torch.Tensor]
 
