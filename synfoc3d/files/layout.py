@@ -10,6 +10,7 @@ DESCRIPTION_FILE = "dataset.json"  # nnU-Net's; copies of it lie beside plans an
 IMAGES, LABELS = "imagesTr", "labelsTr"  # nnU-Net's
 UNLABELED_IMAGES = "imagesUn"
 DOMAINS_FILE = "domains.csv"
+ANNOTATIONS_FILE = "annotated.csv"
 REORIENTING_READER = "NibabelIOWithReorient"  # nnU-Net's name of the reader for mixed orientations
 
 # nnUNet_preprocessed/Dataset501_Name
