@@ -23,6 +23,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from timm.models.tiny_vit import Attention, TinyVit
 from torch import Tensor, nn
 
+from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.networks.architectures import find_architecture
 from synfoc3d.networks.encoders.base import Encoder
@@ -84,7 +85,7 @@ def measure(name: str, image_size: int, args: argparse.Namespace) -> dict[str, o
         with autocast(precision, args.device):
             logits = network(images)
         target = torch.randint(CLASSES, (args.slices, *logits.shape[2:]), device=args.device)
-        segmentation_loss(logits, target).backward()
+        segmentation_loss(logits, Target(target), Classes(CLASSES)).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from synfoc3d.config import FoundationOptimizerSettings
 from synfoc3d.files.volumes import list_images, list_labels, read_scan
+from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
@@ -170,7 +171,7 @@ def _answer(network: FoundationNetwork, images: Tensor, boxes: Tensor, args: arg
     sparse, _ = network.prompt_encoder(points=None, boxes=boxes, masks=None)
     with autocast(args.precision, args.device):
         logits, _ = network.decode(network.embed(images), sparse)
-    mask = MASK_CHANNEL if network.num_classes == 2 else 0  # the first of SAM's masks answers unambiguous prompts
+    mask = MASK_CHANNEL if network.num_channels == 2 else 0  # the first of SAM's masks answers unambiguous prompts
     return resize_in_plane(logits[:, mask].float(), in_plane_size(images), "bilinear") > 0
 
 
@@ -228,7 +229,9 @@ def _train(cases: list[Case], classes: int, arm: str, seed: int, args: argparse.
         view, target = _transform(images[chosen], labels[chosen], generator)
         with autocast(args.precision, args.device):
             logits = model(view)
-        loss = segmentation_loss(logits, resize_in_plane(target, in_plane_size(logits), "nearest"))
+        loss = segmentation_loss(
+            logits, Target(resize_in_plane(target, in_plane_size(logits), "nearest")), Classes(logits.shape[1])
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 12)

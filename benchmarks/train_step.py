@@ -15,6 +15,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from synfoc3d.config import resolve
+from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Progress, Unlabeled, full_resolution
 from synfoc3d.methods.mean_teacher import MeanTeacher
@@ -39,19 +40,20 @@ def unet(dimensions: int, stages: int = 5) -> nn.Module:
 def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]:
     size = args.patch if args.patch[0] > 1 else args.patch[1:]
     settings = resolve({"foundation": {"name": "compact", "image_size": args.image_size}}, method.Settings)
+    labels = Classes(CLASSES)
     build = Builder(
-        CLASSES,
+        labels,
         lambda: unet(len(size)),
         lambda: build_foundation(settings.foundation, CLASSES)[0],
-        lambda output, labeled: segmentation_loss(full_resolution(output), labeled.target),
+        lambda output, labeled: segmentation_loss(full_resolution(output), labeled.target, labels),
         lambda weak, _: weak,  # the views are given
     )
     device = torch.device(args.device)
     trained = method(settings.method, build).to(device)
     image = torch.randn(args.batch, 1, *size, device=device)
-    target = torch.randint(CLASSES, (args.batch, *size), device=device)
+    target = Target(torch.randint(CLASSES, (args.batch, *size), device=device))
     bounds = torch.tensor([-2.0, 2.0], device=device).expand(args.batch, 1, 2)
-    batch = Batch(Labeled(image, target, [target[:, None]], bounds), Unlabeled(image, image, bounds, target))
+    batch = Batch(Labeled(image, target, [target.label[:, None]], bounds), Unlabeled(image, image, bounds, target))
     seconds = []
     for step in range(args.steps + 1):
         started = time.perf_counter()

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.inference.models import ModelChoice, build_conventional
+from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.confidence import Structures
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.precision import autocast
 from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range, resolve_range, to_unit
 from synfoc3d.nnunet.case_files import ModelInfo
+from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import SLICES_AT_ONCE
 
 Place = tuple[slice, ...]
@@ -25,7 +27,7 @@ Judge = Literal["student", "teacher", "foundation", "foundation_low"]
 
 
 class PatchLabels(NamedTuple):
-    """What the networks say about one patch, int16.
+    """What the networks say about one patch, hard labels as int32.
 
     The conventional ``student`` and ``teacher`` (d, h, w) on the net grid; the foundation teacher (d, s, s) on its own
     low-resolution grid as ``foundation_low``, and its probabilities' interpolation to the net grid as ``foundation``.
@@ -58,7 +60,7 @@ class Opinions:
     def on_case(self, judge: Judge) -> Tensor:
         """Return the labels (D, H, W) of the preprocessed case; where patches overlap, those of the last one."""
         size = [max(place[axis].stop for place in self.places) for axis in range(3)]
-        labels = torch.zeros(size, dtype=torch.int16)
+        labels = torch.zeros(size, dtype=torch.int32)
         for patch, place in zip(self.patches, self.places, strict=True):
             labels[place] = getattr(patch, judge)
         return labels[self.inside]
@@ -73,7 +75,8 @@ class Judges:
         teacher: the conventional teacher.
         foundation_teacher: the foundation teacher.
         patch_size: of the configuration, two or three axes, in voxels.
-        structures: the label values of each structure that confidence is measured on.
+        labels: what the channels of the networks mean.
+        structures: the classes (or regions) of each structure that confidence is measured on.
         device: where the networks are.
     """
 
@@ -81,6 +84,7 @@ class Judges:
     teacher: nn.Module
     foundation_teacher: SlicewiseFoundation
     patch_size: tuple[int, ...]
+    labels: LabelSpace
     structures: Structures
     device: torch.device
 
@@ -107,9 +111,10 @@ class Judges:
         value_range = resolve_range(foundation.intensity, case_range.expand(len(patches), -1, -1), patches)
         with autocast("float16" if self.device.type == "cuda" else "float32", self.device.type, keep_casts=True):
             student, teacher = self.student(patches), self.teacher(patches)
-            low = foundation(to_unit(patches, value_range)).float().softmax(1)
+            low = self.labels.probabilities(foundation(to_unit(patches, value_range)))
         on_net_grid = resize_in_plane(low, in_plane_size(patches), "bilinear")
-        return PatchLabels(*(_slices(answer.argmax(1)) for answer in (student, teacher, on_net_grid, low)))
+        conventional = [_slices(self.labels.labels_of_logits(answer)) for answer in (student, teacher)]
+        return PatchLabels(*conventional, *(_slices(self.labels.labels(answer)) for answer in (on_net_grid, low)))
 
 
 def _cover(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[Place]:
@@ -118,8 +123,8 @@ def _cover(shape: tuple[int, ...], size: tuple[int, ...]) -> Iterator[Place]:
 
 
 def _slices(labels: Tensor) -> Tensor:
-    """Flatten (B, [d,] h, w) to (B * d, h, w) int16 on the CPU."""
-    return labels.flatten(0, -3).to("cpu", torch.int16)
+    """Flatten (B, [d,] h, w) to (B * d, h, w) int32 on the CPU."""
+    return labels.flatten(0, -3).to("cpu", torch.int32)
 
 
 def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, Any], device: torch.device) -> Judges:
@@ -134,7 +139,8 @@ def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, A
     Raises:
         UserError: the training kept no such networks.
     """
-    heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
+    labels = label_space(info.plans.get_label_manager(info.dataset_json))
+    heads = labels.num_channels
 
     def conventional(name: str) -> nn.Module:
         network = build_conventional(choice.trainer, info, heads)
@@ -149,6 +155,7 @@ def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, A
         conventional("conventional_teacher"),
         foundation_teacher.to(device).eval(),
         tuple(info.plans.get_configuration(info.configuration).patch_size),
-        settings.get("structures") or tuple((value,) for value in range(1, heads)),
+        labels,
+        settings.get("structures") or labels.structures,
         device,
     )

@@ -22,14 +22,16 @@ from tqdm import tqdm
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.declared_labels import declared_labels
 from synfoc3d.files.domains import read_domains
 from synfoc3d.files.figures import draw_contours, figure_file
 from synfoc3d.files.layout import fold_folder
 from synfoc3d.inference.inputs import find_jobs
-from synfoc3d.inference.judges import Opinions, load_judges
+from synfoc3d.inference.judges import Judges, Opinions, load_judges
 from synfoc3d.inference.models import ModelChoice, read_info
 from synfoc3d.inference.pipeline import Outcome, prepare_ahead
-from synfoc3d.methods.confidence import Structures, label_agreement, mutual_confidence
+from synfoc3d.losses.label_space import LabelSpace
+from synfoc3d.methods.confidence import label_agreement, mutual_confidence
 from synfoc3d.nnunet.case_files import ModelInfo
 
 TABLE_FILE, PICTURE_FILE = "rank.csv", "rank.png"
@@ -117,13 +119,13 @@ def rank(
         except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are to be ranked
             outcome.fail(job, error)
             continue
-        confidence = _confidence(job.case, domain_of.get(job.case, ""), opinions, judges.structures)
-        found[job.case] = (confidence, _picture(image, opinions, info))
+        confidence = _confidence(job.case, domain_of.get(job.case, ""), opinions, judges)
+        found[job.case] = (confidence, _picture(image, opinions, judges.labels, info))
     ranked = sorted(found.values(), key=lambda entry: entry[0].alpha)
     confidences = [confidence for confidence, _ in ranked]
     if ranked:
         output.mkdir(parents=True, exist_ok=True)
-        names = _structure_names(info, judges.structures)
+        names = _structure_names(info, judges)
         atomic_write_text(output / TABLE_FILE, _table(confidences, names))
         _draw(ranked[:pictures], output / PICTURE_FILE)
     if outcome.failures:
@@ -137,25 +139,27 @@ def _load_one_fold(choice: ModelChoice) -> dict[str, Any]:
     return checkpoints.load(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint)
 
 
-def _confidence(case: str, domain: str, opinions: Opinions, structures: Structures) -> CaseConfidence:
+def _confidence(case: str, domain: str, opinions: Opinions, judges: Judges) -> CaseConfidence:
+    labels, structures = judges.labels, judges.structures
     student, teacher = opinions.stacked("student"), opinions.stacked("teacher")
     foundation = opinions.stacked("foundation_low")
-    each = [float(mutual_confidence(teacher, foundation, [structure])) for structure in structures]
+    each = [float(mutual_confidence(teacher, foundation, labels, [structure])) for structure in structures]
     seen = (opinions.on_case("student") > 0) | (opinions.on_case("teacher") > 0) | (opinions.on_case("foundation") > 0)
     return CaseConfidence(
         case,
         domain,
-        own=float(label_agreement(student, teacher, structures)),
+        own=float(label_agreement(student, teacher, labels, structures)),
         mutual=float(np.mean(each)),
         per_structure=tuple(each),
         foreground=int(seen.sum()),
     )
 
 
-def _structure_names(info: ModelInfo, structures: Structures) -> list[str]:
-    """Return the structures' names in dataset.json; the values where they have none."""
-    known = {value: name for name, value in info.dataset_json["labels"].items() if isinstance(value, int)}
-    return ["+".join(known.get(value, str(value)) for value in structure) for structure in structures]
+def _structure_names(info: ModelInfo, judges: Judges) -> list[str]:
+    """Return the structures' names in dataset.json."""
+    classes = declared_labels(info.dataset_json, "the model's dataset.json").classes
+    names = dict(enumerate(classes, judges.labels.first_foreground))
+    return ["+".join(names[channel] for channel in structure) for structure in judges.structures]
 
 
 def _table(confidences: Sequence[CaseConfidence], structures: Sequence[str]) -> str:
@@ -170,13 +174,14 @@ def _table(confidences: Sequence[CaseConfidence], structures: Sequence[str]) -> 
     return text.getvalue()
 
 
-def _picture(image: Tensor, opinions: Opinions, info: ModelInfo) -> _Picture:
+def _picture(image: Tensor, opinions: Opinions, labels: LabelSpace, info: ModelInfo) -> _Picture:
     teacher, foundation = opinions.on_case("teacher"), opinions.on_case("foundation")
     differing = (teacher != foundation).sum((1, 2))
     # where nothing differs, the slice with most foreground says more than an arbitrary one
     z = int((differing if differing.any() else (teacher > 0).sum((1, 2))).argmax())
     height, width = info.plans.get_configuration(info.configuration).spacing[-2:]
-    return _Picture(image[0, z].numpy(), teacher[z].numpy(), foundation[z].numpy(), height / width)
+    shown = [labels.values(answer[z].long()).numpy() for answer in (teacher, foundation)]
+    return _Picture(image[0, z].numpy(), *shown, height / width)
 
 
 def _draw(ranked: Sequence[tuple[CaseConfidence, _Picture]], file: Path) -> None:

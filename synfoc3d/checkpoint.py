@@ -214,13 +214,13 @@ def network_state(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]
 
 
 def rebuild_foundation(
-    checkpoint: Mapping[str, Any], num_classes: int, name: str = "foundation"
+    checkpoint: Mapping[str, Any], num_channels: int, name: str = "foundation"
 ) -> SlicewiseFoundation:
     """Build a foundation network of a training, with its weights.
 
     Args:
         checkpoint: as read by :func:`load`.
-        num_classes: K, background included.
+        num_channels: K, channels of the output.
         name: ``foundation`` for the student, ``foundation_teacher`` for its teacher.
 
     Raises:
@@ -234,7 +234,7 @@ def rebuild_foundation(
     if holds_everything:
         adapted = any(".attn.qkv.a_q." in key for key in state)
         changes |= {"checkpoint": RANDOM, "full_finetune": not adapted}  # no file needed: all of it is overwritten
-    network, identity = build_foundation(settings.model_copy(update=changes), num_classes)
+    network, identity = build_foundation(settings.model_copy(update=changes), num_channels)
     if not holds_everything:
         check_base(identity, part["foundation"])
     load_trainable_state(network, state, include_base=holds_everything)

@@ -29,10 +29,12 @@ class DataFacts(NamedTuple):
     Attributes:
         num_classes: K, background included.
         num_channels: C, channels of the input image.
+        overlap: the classes are regions, which no label value stands for.
     """
 
     num_classes: int
     num_channels: int
+    overlap: bool = False
 
 
 def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
@@ -42,6 +44,8 @@ def _ascending(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 def _label_of_data(label: int, info: ValidationInfo) -> int:
+    if isinstance(info.context, DataFacts) and info.context.overlap:
+        raise ValueError("the dataset has regions, which are no label values; leave the setting out")
     if isinstance(info.context, DataFacts) and label >= info.context.num_classes:
         raise ValueError(f"Input should be at most {info.context.num_classes - 1}, the dataset's highest label")
     return label

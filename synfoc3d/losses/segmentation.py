@@ -1,54 +1,67 @@
-"""Cross-entropy and Dice on logits, with a weight per position (SynFoC, Sec. 3.3, Eq. 7, and supplementary Eq. 1-2)."""
+"""Cross-entropy and Dice on logits, with a weight per position (SynFoC, Sec. 3.3, Eq. 7, and supplementary Eq. 1-2).
+
+Regions that overlap take the binary cross-entropy, and a Dice loss without background.
+"""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from synfoc3d.losses.label_space import LabelSpace, Target
 
 SMOOTH = 1e-10
 
 
-def cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Average the weighted cross-entropy over **all** positions, not over those with weight 1.
+def cross_entropy(logits: Tensor, target: Target, labels: LabelSpace) -> Tensor:
+    """Average the weighted cross-entropy over **all** positions with a label (and regions), whatever their weights.
 
     Args:
         logits: (B, K, [D,] H, W).
-        target: (B, [D,] H, W) int64 class per position.
-        weight: (B, [D,] H, W) in {0, 1}; None weighs every position with 1.
+        target: of the same positions.
+        labels: what the channels mean.
 
     Returns:
         Scalar, float32.
     """
-    loss = F.cross_entropy(logits.float(), target, reduction="none")
-    return loss.mean() if weight is None else (loss * weight).mean()
+    loss = labels.log_loss(labels.marginal(logits, target.known), target.label)
+    if target.weight is not None:
+        loss = loss * target.weight
+    if target.valid is None:
+        return loss.mean()
+    valid = _over_channels(target.valid, loss).expand_as(loss)
+    return (loss * valid).sum() / valid.sum().clamp_min(1)
 
 
-def dice_loss(logits: Tensor, target: Tensor, weight: Tensor | None = None, mask_background: bool = False) -> Tensor:
+def _over_channels(valid: Tensor, like: Tensor) -> Tensor:
+    return valid if valid.ndim == like.ndim else valid.unsqueeze(1)
+
+
+def dice_loss(logits: Tensor, target: Target, labels: LabelSpace, mask_background: bool = False) -> Tensor:
     """Compute the soft Dice loss: sums over batch and positions per channel, squared denominator, mean over channels.
 
     Args:
         logits: (B, K, [D,] H, W).
-        target: (B, [D,] H, W) int64 class per position.
-        weight: (B, [D,] H, W) in {0, 1}; None weighs every position with 1.
+        target: of the same positions.
+        labels: what the channels mean.
         mask_background: weigh the background channel too (supplementary Eq. 2). The published code does not: its mask
             is ``weight * class == class``, which is true everywhere for class 0.
 
     Returns:
         Scalar in [0, 1], float32.
     """
-    probabilities = logits.float().softmax(1)
-    truth = torch.zeros_like(probabilities).scatter_(1, target.unsqueeze(1), 1.0)
-    mask = torch.ones_like(probabilities)
-    if weight is not None:
-        first = 0 if mask_background else 1
-        mask[:, first:] = weight.unsqueeze(1)
+    probabilities = labels.probabilities(labels.marginal(logits, target.known))
+    truth = labels.one_hot(target.label)
+    if target.weight is None:
+        mask = torch.ones_like(probabilities)
+    else:
+        mask = labels.channel_weights(target.weight, mask_background)
+    if target.valid is not None:
+        mask = mask * _over_channels(target.valid, mask)
     axes = [0, *range(2, logits.ndim)]
     overlap = (mask * probabilities * truth).sum(axes)
     size = (mask * probabilities.square()).sum(axes) + (mask * truth).sum(axes)
     return (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
 
 
-def segmentation_loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None = None, mask_background: bool = False
-) -> Tensor:
+def segmentation_loss(logits: Tensor, target: Target, labels: LabelSpace, mask_background: bool = False) -> Tensor:
     """Add :func:`cross_entropy` and :func:`dice_loss`, both with weight 1; same arguments, scalar."""
-    return cross_entropy(logits, target, weight) + dice_loss(logits, target, weight, mask_background)
+    return cross_entropy(logits, target, labels) + dice_loss(logits, target, labels, mask_background)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from synfoc3d.config import MethodSettings
+from synfoc3d.losses.label_space import LabelSpace, Target
 from synfoc3d.networks.slicewise import SlicewiseFoundation, to_unit
 from synfoc3d.networks.teacher import make_teacher
 
@@ -21,13 +22,14 @@ class Labeled:
 
     Attributes:
         image: (B, C, [D,] H, W) weak view, normalized by nnU-Net.
-        target: (B, [D,] H, W) int64.
-        pyramid: targets (B, 1, [D,] h, w) per deep-supervision scale, finest first; one entry without it.
+        target: labels (B, [D,] H, W), and where they are known.
+        pyramid: targets as nnU-Net's loss takes them, (B, 1, [D,] h, w) label values or (B, R, [D,] h, w) regions, per
+            deep-supervision scale, finest first; one entry without it.
         value_range: (B, C, 2), what the foundation network's [0, 1] stands for in each sample.
     """
 
     image: Tensor
-    target: Tensor
+    target: Target
     pyramid: list[Tensor]
     value_range: Tensor
 
@@ -45,13 +47,13 @@ class Unlabeled:
         weak: (B, C, [D,] H, W) spatial view, normalized by nnU-Net.
         strong: the same view after intensity changes, voxel-aligned with ``weak``.
         value_range: (B, C, 2), see :class:`Labeled`.
-        hidden: (B, [D,] H, W) int64 labels for logging pseudo-label quality alone; -1 where unknown.
+        hidden: labels (B, [D,] H, W) for logging pseudo-label quality alone, and where they are known.
     """
 
     weak: Tensor
     strong: Tensor
     value_range: Tensor
-    hidden: Tensor
+    hidden: Target
 
     @cached_property
     def weak_unit(self) -> Tensor:
@@ -110,14 +112,14 @@ class Builder:
     """Hands a method the networks and the labeled loss of the run; each call builds a new network.
 
     Attributes:
-        num_classes: K, background included.
+        labels: what the K channels of every network's output mean.
         conventional: builds nnU-Net's network, (B, C, [D,] H, W) -> logits, or a list of them, finest first.
         foundation: builds the foundation network, slice by slice.
         supervised_loss: labeled loss of a conventional network from its raw output.
         strong_view: makes the strong view of weak patches (B, C, [D,] H, W) with ranges (B, C, 2) as the settings say.
     """
 
-    num_classes: int
+    labels: LabelSpace
     conventional: Callable[[], nn.Module]
     foundation: Callable[[], SlicewiseFoundation]
     supervised_loss: Callable[[Any, Labeled], Tensor]
@@ -144,7 +146,7 @@ class Method(nn.Module):
     def __init__(self, settings: MethodSettings, build: Builder) -> None:
         super().__init__()
         self.build = build
-        self.num_classes = build.num_classes
+        self.labels = build.labels
 
     def students(self) -> Mapping[str, nn.Module]:
         """Return the networks trained by gradients, by name; the models that can predict have the same names."""
@@ -183,21 +185,21 @@ def teacher_of(student: nn.Module) -> nn.Module:
     return teacher
 
 
-def mean_foreground_dice(prediction: Tensor, hidden: Tensor, num_classes: int) -> Tensor:
+def mean_foreground_dice(prediction: Tensor, hidden: Target, labels: LabelSpace) -> Tensor:
     """Rate pseudo-labels where the truth is known: mean Dice over the classes present in either map.
 
     Args:
-        prediction: (B, [D,] H, W) int64.
-        hidden: labels of the same shape, -1 where unknown.
-        num_classes: K, background included.
+        prediction: (B, [D,] H, W) hard labels.
+        hidden: the truth.
+        labels: what they mean.
 
     Returns:
         Scalar in [0, 1]; NaN where nothing is known or no class is present.
     """
-    known = hidden >= 0
     values = []
-    for c in range(1, num_classes):
-        a, b = (prediction == c) & known, hidden == c
+    for structure in labels.structures:
+        known = labels.where_known(hidden, *structure)
+        a, b = labels.mask(prediction, structure) & known, labels.mask(hidden.label, structure) & known
         size = (a.sum() + b.sum()).float()
         values.append(2 * (a & b).sum().float() / size)  # 0 / 0 is NaN and left out of the mean
     return torch.stack(values).nanmean()

@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from synfoc3d.losses.label_space import Target
+
 BoxKind = Literal["prism", "cuboid"]
 SHARE = (0.02, 0.4)  # share of the patch that a box covers
 STRETCH = (0.3, 1 / 0.3)  # height to width
@@ -66,3 +68,21 @@ def paste(inside: Tensor, outside: Tensor, box: Tensor) -> Tensor:
     """
     mask = box.bool()
     return torch.where(mask if mask.ndim == inside.ndim else mask.unsqueeze(1), inside, outside)
+
+
+def paste_target(truth: Target, pseudo: Target, box: Tensor) -> Target:
+    """Take the truth, with weight 1, where the box is 1, and pseudo-labels with their weights elsewhere.
+
+    Args:
+        truth: of the labeled sample; where it has no label, the mixed one has none.
+        pseudo: labels and weights, for every channel.
+        box: (B, [D,] H, W) in {0, 1}.
+    """
+    assert pseudo.weight is not None, "a pseudo-label has a weight"
+    weight = paste(torch.ones_like(pseudo.weight), pseudo.weight, box)
+    valid = None if truth.valid is None else paste(truth.valid, torch.ones_like(truth.valid), box)
+    known = None
+    if truth.known is not None:
+        inside = truth.known.reshape(*truth.known.shape, *[1] * (box.ndim - 1))
+        known = inside | ~box.bool().unsqueeze(1)
+    return Target(paste(truth.label, pseudo.label, box), weight, valid, known)

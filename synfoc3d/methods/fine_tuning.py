@@ -50,7 +50,8 @@ class FineTuning(Method):
         labeled = batch.labeled
         window = draw_window(len(labeled.image), depth(labeled.image), self.settings.window)
         logits = self.foundation(window.cut(labeled.unit))
-        target = resize_in_plane(window.cut(labeled.target), in_plane_size(logits), "nearest")
-        entropy, dice = cross_entropy(logits, target), dice_loss(logits, target)
+        low = in_plane_size(logits)
+        target = labeled.target.map(lambda x: resize_in_plane(window.cut(x), low, "nearest"))
+        entropy, dice = cross_entropy(logits, target, self.labels), dice_loss(logits, target, self.labels)
         loss = (1 - self.settings.dice_weight) * entropy + self.settings.dice_weight * dice
         return StepResult(loss, {"loss_ce": entropy.detach(), "loss_dice": dice.detach()})

@@ -62,8 +62,8 @@ class MeanTeacher(Method):
         bound = 2 * self.settings.noise
         noise = (self.settings.noise * torch.randn(image.shape)).clamp(-bound, bound).to(image.device)
         with torch.no_grad():
-            target = full_resolution(self.teacher(image + noise)).float().softmax(1)
-        prediction = full_resolution(self.conventional(image)).float().softmax(1)
+            target = self.labels.probabilities(full_resolution(self.teacher(image + noise)))
+        prediction = self.labels.probabilities(full_resolution(self.conventional(image)))
         consistency = (prediction - target).square().mean()
         weight = gaussian_rampup(progress.step, self.settings.consistency_weight, self.settings.rampup_length)
         logs = {"loss_supervised": supervised.detach(), "loss_consistency": consistency.detach()}

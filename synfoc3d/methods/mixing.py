@@ -6,15 +6,15 @@ low-resolution grid. The two *sides* hold that difference, so that a step is wri
 
 from typing import Annotated, Literal, NamedTuple, Protocol
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from synfoc3d.config import MethodSettings
+from synfoc3d.losses.label_space import LabelSpace, Target
 from synfoc3d.losses.rampup import LambdaForm
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import Builder, Labeled, Panel, Unlabeled, full_resolution
-from synfoc3d.methods.copy_paste import BoxKind, paste
+from synfoc3d.methods.copy_paste import BoxKind, paste, paste_target
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 
@@ -55,12 +55,12 @@ class Mixed(NamedTuple):
 
     Attributes:
         logits: (B, K, [D,] h, w).
-        target: (B, [D,] h, w) int64, the labels of the labeled half.
+        target: of the labeled half, (B, [D,] h, w).
         box: (B, [D,] h, w) in {0, 1}.
     """
 
     logits: Tensor
-    target: Tensor
+    target: Target
     box: Tensor
 
 
@@ -84,7 +84,7 @@ class ConventionalSide:
     """nnU-Net's network: whole patches, net grid.
 
     Args:
-        build: gives the labeled loss.
+        build: gives the labeled loss, and says what the channels mean.
     """
 
     def __init__(self, build: Builder) -> None:
@@ -105,11 +105,18 @@ class ConventionalSide:
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
         """Return those of all slices (B, K, [D,] H, W)."""
-        return full_resolution(teacher(unlabeled.weak)).float().softmax(1)
+        return self.build.labels.probabilities(full_resolution(teacher(unlabeled.weak)))
 
 
 class FoundationSide:
-    """The foundation network: slices of the window, low-resolution grid."""
+    """The foundation network: slices of the window, low-resolution grid.
+
+    Args:
+        build: says what the channels mean.
+    """
+
+    def __init__(self, build: Builder) -> None:
+        self.labels = build.labels
 
     def slices(self, window: Window) -> Window:
         """Keep those of the window."""
@@ -118,44 +125,44 @@ class FoundationSide:
     def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
         """Return CE + Dice on the window (scalar)."""
         logits = student(window.cut(labeled.unit))
-        return segmentation_loss(logits, _low(window.cut(labeled.target), logits))
+        return segmentation_loss(logits, _low_target(labeled.target, window, logits), self.labels)
 
     def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
         """Mix in the unit range, each image by the range of its own case."""
         logits = student(window.cut(paste(labeled.unit, unlabeled.strong_unit, box)))
-        return Mixed(logits, _low(window.cut(labeled.target), logits), _low(window.cut(box), logits))
+        return Mixed(logits, _low_target(labeled.target, window, logits), _low(window.cut(box), logits))
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
         """Return those of the slices that the teacher sees (B, K, [D',] h, w)."""
-        return teacher(seen.cut(unlabeled.weak_unit)).float().softmax(1)
+        return self.labels.probabilities(teacher(seen.cut(unlabeled.weak_unit)))
 
 
 def _low(x: Tensor, logits: Tensor) -> Tensor:
     return resize_in_plane(x, in_plane_size(logits), "nearest")
 
 
-class PseudoLabel(NamedTuple):
-    """Labels (B, [D,] h, w) int64 and their weights in {0, 1} of the same shape."""
-
-    label: Tensor
-    weight: Tensor
+def _low_target(target: Target, window: Window, logits: Tensor) -> Target:
+    return target.map(lambda x: _low(window.cut(x), logits))
 
 
-def pseudo_label(probabilities: Tensor, tau: float) -> PseudoLabel:
-    """Take the argmax as label, 1[max > tau] as weight (Eq. 7): (B, K, [D,] h, w) -> two tensors (B, [D,] h, w)."""
-    highest, label = probabilities.max(1)
-    return PseudoLabel(label, (highest > tau).float())
+def pseudo_label(probabilities: Tensor, labels: LabelSpace, tau: float) -> Target:
+    """Take a decision as label, 1[certainty > tau] as weight (Eq. 7): of probabilities (B, K, [D,] h, w)."""
+    return Target(labels.labels(probabilities), (labels.certainty(probabilities) > tau).float())
 
 
-def mixed_loss(mixed: Mixed, soft: Tensor, settings: MixingSettings) -> Tensor:
-    """Sum CE + Dice against truth (weight 1) inside the box and weighted pseudo-labels outside, Eq. 7 (scalar).
+def confident_share(probabilities: Tensor, labels: LabelSpace, tau: float) -> Tensor:
+    """Return which share of the pseudo-labels counts (scalar in [0, 1])."""
+    return (labels.certainty(probabilities) > tau).float().mean()
+
+
+def mixed_loss(mixed: Mixed, soft: Tensor, labels: LabelSpace, settings: MixingSettings) -> Tensor:
+    """Sum CE + Dice against truth inside the box and weighted pseudo-labels outside, Eq. 7 (scalar).
 
     Args:
         mixed: a student's answer.
         soft: (B, K, [D,] h, w) probabilities to learn from, on the student's grid.
+        labels: what the channels mean.
         settings: of the method.
     """
-    pseudo = pseudo_label(soft, settings.tau)
-    label = paste(mixed.target, pseudo.label, mixed.box)
-    weight = paste(torch.ones_like(pseudo.weight), pseudo.weight, mixed.box)
-    return segmentation_loss(mixed.logits, label, weight, settings.mask_background)
+    target = paste_target(mixed.target, pseudo_label(soft, labels, settings.tau), mixed.box)
+    return segmentation_loss(mixed.logits, target, labels, settings.mask_background)

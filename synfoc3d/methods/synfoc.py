@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synfoc3d.losses.consistency import Consistency, consistency_terms
+from synfoc3d.losses.label_space import Target
 from synfoc3d.losses.rampup import unsupervised_weight
 from synfoc3d.methods.base import (
     Batch,
@@ -36,8 +37,8 @@ from synfoc3d.methods.mixing import (
     FoundationSide,
     Mixed,
     MixingSettings,
+    confident_share,
     mixed_loss,
-    pseudo_label,
 )
 from synfoc3d.methods.window import Window, draw_window
 from synfoc3d.networks.in_plane import depth, in_plane_size, per_sample, resize_in_plane
@@ -56,7 +57,8 @@ class SynFoCSettings(MixingSettings):
             learns from the other's teacher (``cps``) or from its own (``own``).
         consistency: regularization between the students.
         smc_scope: one alpha per ``volume`` (patch) or per ``slice``.
-        structures: label values of each structure that confidence is measured on; None takes every class by itself.
+        structures: label values of each structure that confidence is measured on; None takes every class, or region, by
+            itself. Regions have no others.
     """
 
     ensemble: Literal["smc", "self", "mutual", "constant", "linear", "cps", "own"] = "smc"
@@ -97,10 +99,10 @@ class SynFoC(Method):
     def __init__(self, settings: SynFoCSettings, build: Builder) -> None:
         super().__init__(settings, build)
         self.settings = settings
-        self.structures = settings.structures or tuple((c,) for c in range(1, build.num_classes))
+        self.structures = settings.structures or build.labels.structures
         self.conventional, self.foundation = build.conventional(), build.foundation()
         self.conventional_teacher, self.foundation_teacher = teacher_of(self.conventional), teacher_of(self.foundation)
-        self.on_n, self.on_f = ConventionalSide(build), FoundationSide()
+        self.on_n, self.on_f = ConventionalSide(build), FoundationSide(build)
 
     def students(self) -> Mapping[str, nn.Module]:
         """Return both trained networks."""
@@ -125,7 +127,7 @@ class SynFoC(Method):
         window = draw_window(len(labeled.image), depth(labeled.image), self.settings.window)
         with torch.no_grad():
             soft, logs = self.soft_targets(unlabeled, window, progress)
-        box = draw_boxes(len(labeled.image), labeled.target.shape[1:], self.settings.box, labeled.image.device)
+        box = draw_boxes(len(labeled.image), labeled.target.label.shape[1:], self.settings.box, labeled.image.device)
 
         loss_x = self.on_n.supervised(self.conventional, labeled, window)
         loss_x = loss_x + self.on_f.supervised(self.foundation, labeled, window)
@@ -134,7 +136,8 @@ class SynFoC(Method):
         if self.settings.bidirectional:
             loss_u = loss_u + self.unsupervised(batch, soft, 1 - box, window)[0]
 
-        terms = consistency_terms(mixed_f.logits, window.cut(mixed_n.logits), self.settings.consistency)  # Eq. 8-10
+        on_window = window.cut(mixed_n.logits)
+        terms = consistency_terms(mixed_f.logits, on_window, self.labels, self.settings.consistency)  # Eq. 8-10
         weight = unsupervised_weight(progress.step, progress.total, self.settings.lambda_form)
         loss = loss_x + weight * (loss_u + terms.consensus + terms.divergence)
         logs |= {"loss_x": loss_x, "loss_u": loss_u, "loss_c": terms.consensus, "loss_d": terms.divergence}
@@ -155,8 +158,8 @@ class SynFoC(Method):
         labeled, unlabeled = batch.pair()
         mixed_n = self.on_n.mix(self.conventional, labeled, unlabeled, box, window)  # Eq. 1
         mixed_f = self.on_f.mix(self.foundation, labeled, unlabeled, box, window)
-        loss_n = mixed_loss(mixed_n, soft["conventional"], self.settings)  # Eq. 7
-        loss_f = mixed_loss(mixed_f, soft["foundation"], self.settings)
+        loss_n = mixed_loss(mixed_n, soft["conventional"], self.labels, self.settings)  # Eq. 7
+        loss_f = mixed_loss(mixed_f, soft["foundation"], self.labels, self.settings)
         return loss_n + loss_f, mixed_n, mixed_f
 
     # --- pseudo-labels: Sec. 3.3 ----------------------------------------------------------------------------------
@@ -192,10 +195,10 @@ class SynFoC(Method):
             soft = {"conventional": p_e, "foundation": resize_in_plane(window.cut(p_e), low, "bilinear")}
             logs = confidence.logs()
         logs |= {
-            "confident": pseudo_label(soft["conventional"], self.settings.tau).weight.mean(),
+            "confident": confident_share(soft["conventional"], self.labels, self.settings.tau),
             "pseudo_dice": self._quality(soft["conventional"], unlabeled.hidden),
             "pseudo_dice_conventional": self._quality(p_n, unlabeled.hidden),
-            "pseudo_dice_foundation": self._quality(p_f_up, seen.cut(unlabeled.hidden)),
+            "pseudo_dice_foundation": self._quality(p_f_up, unlabeled.hidden.map(seen.cut)),
         }
         return soft, logs
 
@@ -223,15 +226,16 @@ class SynFoC(Method):
 
     def self_confidence(self, weak: Tensor, p_n: Tensor, seen: Window) -> Tensor:
         """Compare the conventional student and its teacher on the weak view, Eq. 4: (B), or (B, D') by slice."""
-        q_student, q_n = full_resolution(self.conventional(weak)).argmax(1), p_n.argmax(1)
+        q_student = self.labels.labels_of_logits(full_resolution(self.conventional(weak)))
+        q_n = self.labels.labels(p_n)
         if self.settings.smc_scope == "slice":
             q_student, q_n = seen.cut(q_student), seen.cut(q_n)
-        return label_agreement(q_student, q_n, self.structures, self.settings.smc_scope)
+        return label_agreement(q_student, q_n, self.labels, self.structures, self.settings.smc_scope)
 
     def mutual_confidence(self, p_n: Tensor, p_f: Tensor, seen: Window) -> Tensor:
         """Compare the two teachers on the low-resolution grid, Eq. 5: (B), or (B, D') by slice."""
-        q_n, q_f = seen.cut(p_n.argmax(1)), p_f.argmax(1)
-        return mutual_confidence(q_n, q_f, self.structures, self.settings.smc_scope)
+        q_n, q_f = seen.cut(self.labels.labels(p_n)), self.labels.labels(p_f)
+        return mutual_confidence(q_n, q_f, self.labels, self.structures, self.settings.smc_scope)
 
-    def _quality(self, probabilities: Tensor, hidden: Tensor) -> Tensor:
-        return mean_foreground_dice(probabilities.argmax(1), hidden, self.num_classes)
+    def _quality(self, probabilities: Tensor, hidden: Target) -> Tensor:
+        return mean_foreground_dice(self.labels.labels(probabilities), hidden, self.labels)

@@ -29,8 +29,8 @@ from synfoc3d.methods.mixing import (
     FoundationSide,
     MixingSettings,
     Side,
+    confident_share,
     mixed_loss,
-    pseudo_label,
 )
 from synfoc3d.methods.window import Window, draw_window
 from synfoc3d.networks.in_plane import depth, in_plane_size, resize_in_plane
@@ -57,7 +57,7 @@ class SynFoCBase(Method):
         super().__init__(settings, build)
         self.settings = settings
         conventional = settings.network == "conventional"
-        self.side: Side = ConventionalSide(build) if conventional else FoundationSide()
+        self.side: Side = ConventionalSide(build) if conventional else FoundationSide(build)
         student = build.conventional() if conventional else build.foundation()
         self.add_module(settings.network, student)
         self.add_module(f"{settings.network}_teacher", teacher_of(student))
@@ -86,12 +86,12 @@ class SynFoCBase(Method):
         window = draw_window(len(labeled.image), depth(labeled.image), self.settings.window)
         with torch.no_grad():
             soft, logs = self.soft_target(unlabeled, window)
-        box = draw_boxes(len(labeled.image), labeled.target.shape[1:], self.settings.box, labeled.image.device)
+        box = draw_boxes(len(labeled.image), labeled.target.label.shape[1:], self.settings.box, labeled.image.device)
         loss_x = self.side.supervised(self.student, labeled, window)
         mixed = [self.side.mix(self.student, labeled, unlabeled, box, window)]
         if self.settings.bidirectional:
             mixed.append(self.side.mix(self.student, labeled, unlabeled, 1 - box, window))
-        loss_u = torch.stack([mixed_loss(sample, soft, self.settings) for sample in mixed]).sum()
+        loss_u = torch.stack([mixed_loss(sample, soft, self.labels, self.settings) for sample in mixed]).sum()
         weight = unsupervised_weight(progress.step, progress.total, self.settings.lambda_form)
         logs |= {"loss_x": loss_x, "loss_u": loss_u, "lambda": torch.tensor(weight)}
         return StepResult(loss_x + weight * loss_u, {name: value.detach() for name, value in logs.items()})
@@ -101,7 +101,7 @@ class SynFoCBase(Method):
         seen = self.side.slices(window if self.settings.teacher_scope == "window" else Window())
         p = self.side.probabilities(self.teacher, unlabeled, seen)
         p_e = resize_in_plane(p, in_plane_size(unlabeled.weak), "bilinear")  # the ensemble lives on the net grid
-        quality = mean_foreground_dice(p_e.argmax(1), seen.cut(unlabeled.hidden), self.num_classes)
+        quality = mean_foreground_dice(self.labels.labels(p_e), unlabeled.hidden.map(seen.cut), self.labels)
         soft = resize_in_plane(self.side.slices(window).within(seen).cut(p_e), in_plane_size(p), "bilinear")
-        confident = pseudo_label(soft, self.settings.tau).weight.mean()
+        confident = confident_share(soft, self.labels, self.settings.tau)
         return soft, {"confident": confident, f"pseudo_dice_{self.settings.network}": quality}

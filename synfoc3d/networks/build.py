@@ -41,12 +41,12 @@ def adaptation_of(settings: FoundationSettings) -> Adaptation:
     return Adaptation(full, rank, settings.lora_targets or default.lora_targets)
 
 
-def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[SlicewiseFoundation, dict[str, Any]]:
+def build_foundation(settings: FoundationSettings, num_channels: int) -> tuple[SlicewiseFoundation, dict[str, Any]]:
     """Build the foundation student.
 
     Args:
         settings: which network, weights, adapters and memory limits.
-        num_classes: K, background included.
+        num_channels: K, channels of the output.
 
     Returns:
         The network, and the identity of its base: ``name``; ``checkpoint`` file and its ``sha256`` (None for random
@@ -59,7 +59,7 @@ def build_foundation(settings: FoundationSettings, num_classes: int) -> tuple[Sl
     checkpoint = find_checkpoint(settings.name, settings.checkpoint)
     architecture = architecture_of(settings)
     image_size = settings.image_size or find_architecture(architecture).default_image_size
-    network = build_sam(architecture, image_size, num_classes, settings.checkpointing)
+    network = build_sam(architecture, image_size, num_channels, settings.checkpointing)
     sha256 = _load_base(network, settings.name, checkpoint) if checkpoint else None
     adaptation = adaptation_of(settings)
     if adaptation.full_finetune and checkpoint is None:

@@ -25,18 +25,18 @@ class FoundationNetwork(nn.Module):
     Args:
         architecture: the sizes of the network.
         image_size: side S of the square input image in pixels, a multiple of 16.
-        num_classes: K, softmax channels including background; the decoder has one mask token per channel.
+        num_channels: K, channels of the output; the decoder has one mask token per channel.
         checkpointing: recompute the encoder blocks in the backward pass instead of keeping their activations: less
             memory, about a third more time, the same results.
     """
 
     def __init__(
-        self, architecture: Architecture, image_size: int, num_classes: int, checkpointing: bool = False
+        self, architecture: Architecture, image_size: int, num_channels: int, checkpointing: bool = False
     ) -> None:
         super().__init__()
         self.architecture = architecture
         self.image_size = image_size
-        self.num_classes = num_classes
+        self.num_channels = num_channels
         self.checkpointing = checkpointing
         self.image_encoder = architecture.encoder.build(image_size, architecture.decoder_width)
         side = self.image_encoder.embedding_side
@@ -46,7 +46,7 @@ class FoundationNetwork(nn.Module):
             input_image_size=(image_size, image_size),
             mask_in_chans=MASK_PROMPT_CHANNELS,
         )
-        self.mask_decoder = _build_mask_decoder(architecture, num_classes)
+        self.mask_decoder = _build_mask_decoder(architecture, num_channels)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Give the class logits of square images.
@@ -116,32 +116,30 @@ class FoundationNetwork(nn.Module):
             return self.prompt_encoder.get_dense_pe()
 
 
-def build_sam(architecture: str, image_size: int, num_classes: int, checkpointing: bool = False) -> FoundationNetwork:
+def build_sam(architecture: str, image_size: int, num_channels: int, checkpointing: bool = False) -> FoundationNetwork:
     """Build a foundation network with random weights, drawn from torch's random state.
 
     Args:
         architecture: a key of ``ARCHITECTURES`` in :mod:`synfoc3d.networks.architectures`.
         image_size: side S of the square input image in pixels, a multiple of 16.
-        num_classes: K, softmax channels including background, at least 2.
+        num_channels: K, channels of the output: classes with background, or regions; at least 1.
         checkpointing: recompute the encoder blocks in the backward pass to save memory.
 
     Returns:
         The network, everything trainable; see ``load_checkpoint`` for pre-trained weights.
 
     Raises:
-        UserError: unknown architecture, image size that is no multiple of 16, or fewer than 2 classes.
+        UserError: unknown architecture, image size that is no multiple of 16, or no channel.
     """
     sizes = find_architecture(architecture)
     if image_size <= 0 or image_size % SIDE_FACTOR:
         raise UserError(f"The image size of the foundation network must be a multiple of 16, not {image_size}.")
-    if num_classes < 2:
-        raise UserError(
-            f"The foundation network needs at least 2 classes (background and one more), not {num_classes}."
-        )
-    return FoundationNetwork(sizes, image_size, num_classes, checkpointing)
+    if num_channels < 1:
+        raise UserError(f"The foundation network needs at least one output channel, not {num_channels}.")
+    return FoundationNetwork(sizes, image_size, num_channels, checkpointing)
 
 
-def _build_mask_decoder(architecture: Architecture, num_classes: int) -> MaskDecoder:
+def _build_mask_decoder(architecture: Architecture, num_channels: int) -> MaskDecoder:
     return MaskDecoder(
         transformer_dim=architecture.decoder_width,
         transformer=TwoWayTransformer(
@@ -150,6 +148,6 @@ def _build_mask_decoder(architecture: Architecture, num_classes: int) -> MaskDec
             mlp_dim=architecture.decoder_mlp,
             num_heads=architecture.decoder_heads,
         ),
-        num_multimask_outputs=num_classes - 1,  # segment-anything adds one token of its own
+        num_multimask_outputs=num_channels - 1,  # segment-anything adds one token of its own
         iou_head_hidden_dim=architecture.decoder_width,
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from synfoc3d.errors import UserError
+from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
@@ -15,15 +16,22 @@ from synfoc3d.prediction_modes import PredictionMode
 
 @dataclass(frozen=True)
 class Answer:
-    """What networks say about a case: (K, D, H, W) float16 probabilities or logits, on the CPU."""
+    """What networks say about a case.
+
+    Attributes:
+        values: (K, D, H, W) float16 probabilities or logits, on the CPU.
+        labels: what the channels mean.
+        are_probabilities: which of the two they are.
+    """
 
     values: Tensor
+    labels: LabelSpace
     are_probabilities: bool
 
     def probabilities(self, z: int) -> Tensor:
         """Return (K, H, W) float32 of slice z."""
         values = self.values[:, z].float()
-        return values if self.are_probabilities else values.softmax(0)
+        return values if self.are_probabilities else self.labels.probabilities(values[None])[0]
 
 
 def refuse_nan(values: Tensor) -> None:
@@ -49,8 +57,8 @@ def ask(network: nn.Module, predictor: CasePredictor, image: Tensor, on_progress
         on_progress: told the share of the work that was done.
     """
     if isinstance(network, SlicewiseFoundation):
-        return Answer(predictor.foundation(network, image, on_progress), are_probabilities=True)
-    return Answer(predictor.conventional(network, image, on_progress), are_probabilities=False)
+        return Answer(predictor.foundation(network, image, on_progress), predictor.labels, are_probabilities=True)
+    return Answer(predictor.conventional(network, image, on_progress), predictor.labels, are_probabilities=False)
 
 
 @torch.inference_mode()
@@ -68,4 +76,4 @@ def answer_in(mode: PredictionMode, answers: Mapping[str, Answer], *, overwrite:
     combined = own[0].values if overwrite else torch.empty_like(own[0].values)
     for z in range(combined.shape[1]):  # slice by slice: a whole volume in float32 may not fit
         combined[:, z] = mode.combine([answer.probabilities(z) for answer in own])
-    return Answer(combined, are_probabilities=True)
+    return Answer(combined, own[0].labels, are_probabilities=True)

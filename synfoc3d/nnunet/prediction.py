@@ -11,9 +11,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from synfoc3d.config import Precision
+from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.precision import autocast
 from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range, patch_range, resolve_range, to_unit
+from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import OnProgress, SliceWindow, Tile, no_progress, pad_to_tile, segment_slices
 
 
@@ -58,7 +60,7 @@ class CasePredictor:
         precision: Precision | None = None,
     ) -> None:
         self.configuration = plans.get_configuration(configuration)
-        self.num_classes = plans.get_label_manager(dataset_json).num_segmentation_heads
+        self.labels = label_space(plans.get_label_manager(dataset_json))
         self.device = device
         self.step_size = step_size
         self.mirror_axes = tuple(mirror_axes or ()) if mirroring else ()
@@ -97,14 +99,14 @@ class CasePredictor:
                 lambda tiles, _: network(tiles),
                 image,
                 window,
-                num_classes=self.num_classes,
+                num_channels=self.labels.num_channels,
                 device=self.device,
                 on_progress=on_progress,
             )
 
     @torch.inference_mode()
     def foundation(self, network: SlicewiseFoundation, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
-        """Compute the class probabilities of the foundation network.
+        """Compute the probabilities of the foundation network.
 
         Args:
             network: the slice-wise network.
@@ -119,10 +121,15 @@ class CasePredictor:
         # an axis of slices cannot be mirrored within a slice
         axes = tuple(axis - 1 for axis in self.mirror_axes if axis > 0) if volumetric else self.mirror_axes
         window = SliceWindow(tuple(self.configuration.patch_size[-2:]), self.step_size, axes, torch.float32)
-        probabilities = _SliceProbabilities(network, image, window, volumetric)
+        probabilities = _SliceProbabilities(network, image, window, self.labels, volumetric=volumetric)
         with autocast(self.precision, self.device.type, keep_casts=True):
             return segment_slices(
-                probabilities, image, window, num_classes=self.num_classes, device=self.device, on_progress=on_progress
+                probabilities,
+                image,
+                window,
+                num_channels=self.labels.num_channels,
+                device=self.device,
+                on_progress=on_progress,
             )
 
 
@@ -132,8 +139,16 @@ class _SliceProbabilities:
     The rule "patch" refers to what was a patch in training: one slice of a tile in 2D, all of its slices in 3D.
     """
 
-    def __init__(self, network: SlicewiseFoundation, image: Tensor, window: SliceWindow, volumetric: bool) -> None:
-        self.network = network
+    def __init__(
+        self,
+        network: SlicewiseFoundation,
+        image: Tensor,
+        window: SliceWindow,
+        labels: LabelSpace,
+        *,
+        volumetric: bool,
+    ) -> None:
+        self.network, self.labels = network, labels
         self.case_range = torch.from_numpy(intensity_range(image.numpy()))
         self.column_ranges: dict[tuple[int, int], Tensor] = {}
         if volumetric and network.intensity == "patch":
@@ -148,7 +163,7 @@ class _SliceProbabilities:
         value_range = known.to(tiles.device).expand(len(tiles), -1, -1)
         if column_range is None:
             value_range = resolve_range(self.network.intensity, value_range, tiles)
-        return on_net_grid(self.network, tiles, value_range).float().softmax(1)
+        return self.labels.probabilities(on_net_grid(self.network, tiles, value_range))
 
 
 class _VolumePredictor(nnUNetPredictor):

@@ -63,7 +63,7 @@ def segment_slices(
     image: Tensor,
     window: SliceWindow,
     *,
-    num_classes: int,
+    num_channels: int,
     device: torch.device,
     on_progress: OnProgress = no_progress,
 ) -> Tensor:
@@ -73,7 +73,7 @@ def segment_slices(
         network: called with tiles of several slices, on the device.
         image: (C, D, H, W) preprocessed case, on the CPU.
         window: tile, step and mirroring.
-        num_classes: K, channels of the network's output.
+        num_channels: K, channels of the network's output.
         device: where the network computes; sums are kept there too, for some slices at a time.
         on_progress: told about finished slices.
 
@@ -84,13 +84,13 @@ def segment_slices(
         RuntimeError: an infinite sum.
     """
     padded, inside = pad_to_tile(image, window)
-    result = torch.empty((num_classes, *padded.shape[1:]), dtype=torch.half)
+    result = torch.empty((num_channels, *padded.shape[1:]), dtype=torch.half)
     at_once, start = SLICES_AT_ONCE[device.type], 0
     while start < padded.shape[1]:
         block = padded[:, start : start + at_once]
         try:
             result[:, start : start + at_once] = _segment_block(
-                network, block, window, num_classes=num_classes, device=device
+                network, block, window, num_channels=num_channels, device=device
             )
         except torch.cuda.OutOfMemoryError:
             if at_once == 1:
@@ -110,7 +110,7 @@ def pad_to_tile(image: Tensor, window: SliceWindow) -> tuple[Tensor, tuple[slice
 
 
 def _segment_block(
-    network: SliceNetwork, block: Tensor, window: SliceWindow, *, num_classes: int, device: torch.device
+    network: SliceNetwork, block: Tensor, window: SliceWindow, *, num_channels: int, device: torch.device
 ) -> Tensor:
     """Segment (C, b, H, W) slices: (K, b, H, W)."""
     slices = block.transpose(0, 1).contiguous().to(device)
@@ -118,7 +118,7 @@ def _segment_block(
         window.size, sigma_scale=1 / 8, value_scaling_factor=10, dtype=window.sum_type, device=device
     )
     height, width = slices.shape[2:]
-    total = torch.zeros((len(slices), num_classes, height, width), dtype=window.sum_type, device=device)
+    total = torch.zeros((len(slices), num_channels, height, width), dtype=window.sum_type, device=device)
     weights = torch.zeros((height, width), dtype=window.sum_type, device=device)
     for tile in window.tiles(height, width):
         output = _mean_of_mirrored(network, slices[:, :, tile[0], tile[1]].contiguous(), tile, window)

@@ -132,8 +132,9 @@ def data_facts(plans: dict[str, Any], configuration: str, dataset_json: dict[str
         dataset_json: content of the dataset's ``dataset.json``.
     """
     manager = PlansManager(plans)
-    heads = manager.get_label_manager(dataset_json).num_segmentation_heads
-    return DataFacts(heads, determine_num_input_channels(manager, configuration, dataset_json))
+    labels = manager.get_label_manager(dataset_json)
+    channels = determine_num_input_channels(manager, configuration, dataset_json)
+    return DataFacts(labels.num_segmentation_heads, channels, labels.has_regions)
 
 
 def preprocessed_facts(dataset: str, configuration: str, plans: str) -> DataFacts:

@@ -9,6 +9,7 @@ from synfoc3d import checkpoint as checkpoints
 from synfoc3d.inference.judges import Judges, load_judges
 from synfoc3d.inference.models import ModelChoice, read_info
 from synfoc3d.inference.rank import _confidence
+from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.methods.base import Batch, Builder, Labeled, Progress, Unlabeled, full_resolution
 from synfoc3d.methods.synfoc import SynFoC, SynFoCSettings
 from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range
@@ -30,11 +31,11 @@ class Brighter(nn.Module):
 def judges(patch_size, student=0.5, teacher=0.5, foundation=0.5):
     """Networks with thresholds; the foundation network sees 8 x 8 pixels and answers on 2 x 2."""
     network = SlicewiseFoundation(Brighter(foundation, 4), 8, intensity=(0.0, 1.0))
-    return Judges(Brighter(student), Brighter(teacher), network, patch_size, [(1,)], torch.device("cpu"))
+    return Judges(Brighter(student), Brighter(teacher), network, patch_size, Classes(2), [(1,)], torch.device("cpu"))
 
 
 def confidence(networks, image):
-    return _confidence("case", "", networks.opinions(image), networks.structures)
+    return _confidence("case", "", networks.opinions(image), networks)
 
 
 def half_bright(*shape):
@@ -56,9 +57,8 @@ def trained_judges(request):
 
 def training_logs(networks, image):
     """What a step of SynFoC with these networks logs; the image (1, C, [D,] H, W) is its one unlabeled patch."""
-    classes = len(networks.structures) + 1
     build = Builder(
-        classes,
+        networks.labels,
         lambda: networks.student,
         lambda: networks.foundation_teacher,
         lambda output, _: full_resolution(output).mean(),
@@ -69,7 +69,8 @@ def training_logs(networks, image):
     target = torch.zeros(1, *image.shape[2:], dtype=torch.int64)
     value_range = torch.from_numpy(intensity_range(image[0].numpy()))[None]
     batch = Batch(
-        Labeled(image, target, [target[:, None]], value_range), Unlabeled(image, image, value_range, target - 1)
+        Labeled(image, Target(target), [target[:, None]], value_range),
+        Unlabeled(image, image, value_range, networks.labels.target_of_values(target - 1)),
     )
     return method.training_step(batch, Progress(0, 1)).logs
 
@@ -123,7 +124,7 @@ def test_case_smaller_than_a_patch_is_padded_with_zeros_as_in_training(patch_siz
 def test_foundation_network_sees_the_range_of_the_whole_case():
     network = SlicewiseFoundation(Brighter(0.5, 4), 8, intensity="case")
     image = torch.linspace(0, 100, 1 * 8 * 16).reshape(1, 1, 16, 8).transpose(2, 3).contiguous()
-    found = Judges(Brighter(0), Brighter(0), network, (8, 8), [(1,)], torch.device("cpu")).opinions(image)
+    found = Judges(Brighter(0), Brighter(0), network, (8, 8), Classes(2), [(1,)], torch.device("cpu")).opinions(image)
     low = found.stacked("foundation_low")[0]
     assert not low[0].any() and low[1].all()  # the left patch lies below the middle of the case, the right one above
 
@@ -131,5 +132,5 @@ def test_foundation_network_sees_the_range_of_the_whole_case():
 def test_2d_patch_of_a_stack_is_one_slice():
     network = SlicewiseFoundation(Brighter(0.5, 4), 8, intensity="patch")
     image = torch.stack([half_bright(8, 8), 10 * half_bright(8, 8)], 1)
-    found = Judges(Brighter(0), Brighter(0), network, (8, 8), [(1,)], torch.device("cpu")).opinions(image)
+    found = Judges(Brighter(0), Brighter(0), network, (8, 8), Classes(2), [(1,)], torch.device("cpu")).opinions(image)
     assert np.array_equal(found.stacked("foundation_low")[0], [[[1, 0], [1, 0]]] * 2)

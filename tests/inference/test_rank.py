@@ -39,7 +39,7 @@ def run(trained, tmp_path):
 
 
 def test_confidences_are_the_published_ones():
-    found = module._confidence("a", "", opinions([0, 1], [0], [1, 2]), [(1,)])
+    found = module._confidence("a", "", opinions([0, 1], [0], [1, 2]), judges([(1,)]))
     assert found.own == pytest.approx((2 * 20 + 1) / (60 + 1.001))
     assert found.mutual == pytest.approx(1 / (60 + 1.001))
     assert found.alpha == found.own * found.mutual
@@ -47,7 +47,7 @@ def test_confidences_are_the_published_ones():
 
 
 def test_structures_are_averaged_and_kept_apart():
-    found = module._confidence("a", "", opinions([0], [0], [0]), [(1,), (2,)])
+    found = module._confidence("a", "", opinions([0], [0], [0]), judges([(1,), (2,)]))
     assert found.per_structure == pytest.approx((41 / 41.001, 1.0))
     assert found.mutual == pytest.approx(np.mean(found.per_structure))
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods import synfoc as synfoc_module
 from synfoc3d.methods import synfoc_base as base_module
@@ -87,6 +88,7 @@ def case_3d(request: pytest.FixtureRequest) -> Case:
 
 def _builder(case: Case, deep_supervision: bool = False, slice_by_slice: bool = False, **foundation: Any) -> Builder:
     ndim, classes, channels = case
+    labels = Classes(classes)
 
     def conventional() -> nn.Module:
         if slice_by_slice:
@@ -94,10 +96,10 @@ def _builder(case: Case, deep_supervision: bool = False, slice_by_slice: bool = 
         return TinyConventional(case, deep_supervision)
 
     def labeled_loss(output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
-        return segmentation_loss(full_resolution(output), labeled.target)
+        return segmentation_loss(full_resolution(output), labeled.target, labels)
 
     return Builder(
-        classes,
+        labels,
         conventional,
         lambda: SlicewiseFoundation(TinyFoundation(classes), IMAGE_SIZE, **foundation),
         labeled_loss,
@@ -125,8 +127,8 @@ def make_batch() -> Callable[..., Batch]:
             torch.tensor([-1.5, 1.8]).expand(size, channels, 2) + torch.rand(size, channels, 1, generator=random) / 5
         )
         return Batch(
-            Labeled(images[0], labels[0], [labels[0].unsqueeze(1)], ranges),
-            Unlabeled(images[1], images[1] + 0.2 * images[2], ranges.flip(0), labels[1]),
+            Labeled(images[0], Target(labels[0]), [labels[0].unsqueeze(1)], ranges),
+            Unlabeled(images[1], images[1] + 0.2 * images[2], ranges.flip(0), Target(labels[1])),
         )
 
     return make
@@ -187,7 +189,7 @@ def some_box() -> Callable[[Batch], Tensor]:
     """A function that gives a box of its own to each pair of a batch."""
 
     def make(batch: Batch) -> Tensor:
-        box = torch.zeros(batch.labeled.target.shape)
+        box = torch.zeros(batch.labeled.target.label.shape)
         for j, sample in enumerate(box):
             sample[..., 2 + j : 9, 3 : 12 + j] = 1
         return box

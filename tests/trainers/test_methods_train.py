@@ -103,19 +103,6 @@ def test_upper_bound_needs_all_labels(project):
     assert message.startswith("The upper bound needs labels for all cases, but Btrain002 has none in ")
 
 
-def test_regions_are_refused(mended):
-    def change(content):
-        content["labels"] = {"background": 0, "heart": [1, 2, 3], "cavity": [2]}
-        content["regions_class_order"] = [1, 2]
-
-    assert "declares regions or an ignore label" in refusal(mended("dataset.json", change))
-
-
-def test_ignore_label_is_refused(mended):
-    copy = mended("dataset.json", lambda content: content["labels"].update(ignore=4))
-    assert "declares regions or an ignore label" in refusal(copy)
-
-
 def test_cascade_is_refused(mended):
     def change(content):
         content["configurations"]["3d_cascade_fullres"] = {

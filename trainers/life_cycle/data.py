@@ -22,18 +22,28 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import Dow
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.annotations import Annotations
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.layout import IMAGE_ENDING, LABEL_ENDING
 from synfoc3d.networks.slicewise import intensity_range
+from synfoc3d.nnunet.labels import MergedLabels, annotated_locations, known_channels, merged_values
 
 UNKNOWN = -1  # label of a voxel whose truth is not known; only quality logs look at it
 SPATIAL = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
-LABEL_ONLY = (RemoveLabelTansform, DownsampleSegForDSTransform, MaskImageTransform)
+LABEL_ONLY = (
+    RemoveLabelTansform,
+    ConvertSegmentationToRegionsTransform,
+    DownsampleSegForDSTransform,
+    MaskImageTransform,
+)
 log = logging.getLogger(__name__)
 
 
@@ -105,6 +115,42 @@ class UnlabeledCases(nnUNetBaseDataset):
         return sorted(name.removesuffix(IMAGE_ENDING) for name in files)
 
 
+class PartlyAnnotatedCases(nnUNetBaseDataset):
+    """Labeled cases, in some of which only some classes were annotated: nothing else is read of their labels.
+
+    Args:
+        cases: nnU-Net's dataset.
+        annotated: names of the annotated classes of the cases that have not all.
+        labels: what is declared.
+        manager: nnU-Net's view of the same.
+    """
+
+    def __init__(
+        self, cases: nnUNetBaseDataset, annotated: Annotations, labels: DeclaredLabels, manager: LabelManager
+    ) -> None:
+        self.cases, self.identifiers, self.manager = cases, cases.identifiers, manager
+        self.tables = {case: merged_values(labels, annotated[case]) for case in self.identifiers if case in annotated}
+        self.known = known_channels(labels, annotated, self.tables)
+
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
+        """Load image (C, D, H, W), label (1, D, H, W), nothing of a previous stage, and nnU-Net's properties."""
+        image, label, previous, properties = self.cases.load_case(identifier)
+        if identifier not in self.tables:
+            return image, label, previous, properties
+        places = annotated_locations(properties["class_locations"], self.known[identifier], self.manager)
+        return image, MergedLabels(label, self.tables[identifier]), previous, properties | {"class_locations": places}
+
+    @staticmethod
+    def save_case(*_: Any, **__: Any) -> None:  # noqa: ANN401 - the base class's abstract signature
+        """Refuse: cases are written by the preprocessing."""
+        raise NotImplementedError
+
+    @staticmethod
+    def get_identifiers(folder: str) -> list[str]:
+        """Refuse: these cases are given, not found in a folder."""
+        raise NotImplementedError
+
+
 class PairedLoader(SlimDataLoaderBase):
     """Draws a labeled and, where asked, an unlabeled batch in one worker, so that both share one budget of workers.
 
@@ -115,6 +161,7 @@ class PairedLoader(SlimDataLoaderBase):
         labeled: nnU-Net's loader of labeled patches.
         unlabeled: the same for unlabeled patches, or None.
         ranges: (C, 2) intensity range of every case.
+        known: (K) bool of every case, the channels that were annotated; None where all are in all cases.
         seed: of the run and of this stream.
         first: number of the first batch, counted from 0 in the whole run.
     """
@@ -124,13 +171,14 @@ class PairedLoader(SlimDataLoaderBase):
         labeled: nnUNetDataLoader,
         unlabeled: nnUNetDataLoader | None,
         ranges: Mapping[str, np.ndarray],
+        known: Mapping[str, np.ndarray] | None = None,
         *,
         seed: Sequence[int],
         first: int = 0,
     ) -> None:
         super().__init__(None, labeled.batch_size, number_of_threads_in_multithreaded=1)
         self.labeled, self.unlabeled = labeled, unlabeled
-        self.ranges = ranges
+        self.ranges, self.known = ranges, known
         self.seed = tuple(seed)
         self.number = first
 
@@ -141,19 +189,28 @@ class PairedLoader(SlimDataLoaderBase):
         self.number += thread_id
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Make ``data``, ``target``, ``value_range``; with an unlabeled stream, the same with ``unlabeled_`` before."""
+        """Make ``data``, ``target``, ``value_range`` and, where classes were not annotated, ``known``.
+
+        With an unlabeled stream, the same with ``unlabeled_`` before.
+        """
         with random_numbers_of(*self.seed, self.number):
             batch = self.labeled.generate_train_batch()
             other = self.unlabeled.generate_train_batch() if self.unlabeled is not None else None
         self.number += self.number_of_threads_in_multithreaded
-        batch["value_range"] = self._ranges(batch.pop("keys"))
+        facts = self._facts(batch)
         if other is not None:
-            batch["unlabeled_data"], batch["unlabeled_target"] = other["data"], other["target"]
-            batch["unlabeled_value_range"] = self._ranges(other["keys"])
-        return batch
+            facts |= {f"unlabeled_{key}": value for key, value in self._facts(other).items()}
+        return facts
 
-    def _ranges(self, cases: Sequence[str]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([self.ranges[case] for case in cases]))
+    def _facts(self, part: dict[str, Any]) -> dict[str, Any]:
+        """Put what is known of the cases in the place of their names."""
+        cases = part["keys"]
+        facts = {"data": part["data"], "target": part["target"], "value_range": _stack(self.ranges, cases)}
+        return facts if self.known is None else facts | {"known": _stack(self.known, cases)}
+
+
+def _stack(of_case: Mapping[str, np.ndarray], cases: Sequence[str]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([of_case[case] for case in cases]))
 
 
 def seed_everything(seed: int) -> None:

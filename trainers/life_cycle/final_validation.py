@@ -122,7 +122,9 @@ def _summarize(trainer: Trainer, folder: Path) -> None:
         str(folder / SUMMARY_FILE),
         trainer.plans_manager.image_reader_writer_class(),
         trainer.dataset_json["file_ending"],
-        trainer.label_manager.foreground_labels,
+        trainer.label_manager.foreground_regions
+        if trainer.label_manager.has_regions
+        else trainer.label_manager.foreground_labels,
         trainer.label_manager.ignore_label,
         chill=True,
     )

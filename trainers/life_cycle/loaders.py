@@ -6,8 +6,10 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from synfoc3d.files.layout import intensity_cache
+from synfoc3d.nnunet.labels import known_channels, manager_without_ignore
 from synfoc3d.trainers.life_cycle.data import (
     PairedLoader,
+    PartlyAnnotatedCases,
     UnlabeledCases,
     case_ranges,
     start_workers,
@@ -32,17 +34,25 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     labeled, val = trainer.get_tr_and_val_datasets()
     folders = trainer.unlabeled_folders()
     everything = folders | dict.fromkeys([*labeled.identifiers, *val.identifiers], trainer.preprocessed)
+    known = None
+    if trainer.annotated:
+        labeled, val = (
+            PartlyAnnotatedCases(cases, trainer.annotated, trainer.declared_labels, trainer.label_manager)
+            for cases in (labeled, val)
+        )
+        known = known_channels(trainer.declared_labels, trainer.annotated, everything)
     ranges = case_ranges(everything, intensity_cache(trainer.preprocessed))
     unlabeled = None
     if folders:
         cases, transforms = UnlabeledCases(folders, trainer.preprocessed), weak_transforms(nnunet, labeled=False)
-        unlabeled = _patches(trainer, cases, initial_patch, transforms, foreground=0.0)  # no label tells where to look
+        unlabeled = _patches(trainer, cases, initial_patch, transforms, by_label=False)
 
     seed, epoch = trainer.settings.seed, trainer.current_epoch
     train = PairedLoader(
         _patches(trainer, labeled, initial_patch, labeled_transforms),
         unlabeled,
         ranges,
+        known,
         seed=(seed, TRAINING),
         first=epoch * trainer.num_iterations_per_epoch,
     )
@@ -50,6 +60,7 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
         _patches(trainer, val, configuration.patch_size, trainer.get_validation_transforms(scales)),
         None,
         ranges,
+        known,
         seed=(seed, VALIDATION),
         first=epoch * trainer.num_val_iterations_per_epoch,
     )
@@ -63,15 +74,15 @@ def _patches(
     size: Any,  # noqa: ANN401 - nnU-Net gives lists, tuples and arrays
     transforms: Any,  # noqa: ANN401 - nnU-Net's own type
     *,
-    foreground: float | None = None,
+    by_label: bool = True,
 ) -> nnUNetDataLoader:
-    """Make nnU-Net's loader; ``foreground`` is the share of patches around foreground, by default nnU-Net's."""
+    """Make nnU-Net's loader; ``by_label`` says whether labels tell where to look, as nnU-Net wants it."""
     return nnUNetDataLoader(
         cases,
         trainer.batch_size,
         size,
         trainer.configuration_manager.patch_size,
-        trainer.label_manager,
-        oversample_foreground_percent=trainer.oversample_foreground_percent if foreground is None else foreground,
+        trainer.label_manager if by_label else manager_without_ignore(trainer.label_manager),
+        oversample_foreground_percent=trainer.oversample_foreground_percent if by_label else 0.0,
         transforms=transforms,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from synfoc3d import config
 from synfoc3d.errors import UserError
 from synfoc3d.files import layout
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.declared_labels import declared_labels
 from synfoc3d.files.splits import Split, read_splits
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
@@ -28,8 +30,9 @@ from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, m
 from synfoc3d.networks.precision import autocast, resolve_precision
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.provenance import provenance
+from synfoc3d.nnunet.labels import label_space, read_annotated
 from synfoc3d.nnunet.training import data_facts
-from synfoc3d.trainers.life_cycle.batches import make_batch, to_device
+from synfoc3d.trainers.life_cycle.batches import labeled_stream, make_batch
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
@@ -71,10 +74,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             raise UserError(
                 f"Configuration {configuration} is a cascade, which is not supported: use 2d or 3d_fullres."
             )
-        if self.label_manager.has_regions or self.label_manager.has_ignore_label:
-            raise UserError(
-                "dataset.json declares regions or an ignore label, which these trainers do not support yet."
-            )
+        self.declared_labels = declared_labels(dataset_json, f"{self.plans_manager.dataset_name}'s dataset.json")
+        self.labels = label_space(self.label_manager)
         self.foundation_identity: dict[str, Any] = {
             "name": None,
             "checkpoint": None,
@@ -123,7 +124,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             return waiting.pop() if waiting else self._another_network()
 
         build = Builder(
-            self.label_manager.num_segmentation_heads,
+            self.labels,
             conventional,
             self._build_foundation,
             self.supervised_loss,
@@ -167,9 +168,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
         """Compute the labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
+        known = labeled.target.known
         if self.settings.conventional.loss == "paper":
-            return segmentation_loss(full_resolution(output), labeled.target)
-        return self.loss(output, labeled.pyramid if self.enable_deep_supervision else labeled.pyramid[0])
+            return segmentation_loss(full_resolution(output), labeled.target, self.labels)
+        if self.enable_deep_supervision:
+            return self.loss([self.labels.marginal(level, known) for level in output], labeled.pyramid)
+        return self.loss(self.labels.marginal(full_resolution(output), known), labeled.pyramid[0])
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -186,6 +190,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def split(self) -> Split:
         """Return the semi-supervised split of this fold."""
         return read_splits(Path(self.preprocessed_dataset_folder_base), self.fold)
+
+    @cached_property
+    def annotated(self) -> dict[str, tuple[str, ...]]:
+        """Names of the annotated classes of the cases in which not all were annotated."""
+        return read_annotated(Path(self.preprocessed_dataset_folder_base))
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return labeled and validation cases; without any of the latter the labeled ones, as nnU-Net's fold all."""
@@ -263,7 +272,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             optimizer.zero_grad(set_to_none=True)
         total = self.num_epochs * self.num_iterations_per_epoch
         # in full precision: a blur with weights of 8 bits shifts the gray values
-        views = make_batch(batch, self.device, self.settings.foundation.intensity, self.method.strong_view)
+        views = make_batch(batch, self.device, self.settings.foundation.intensity, self.method.strong_view, self.labels)
         with autocast(self.settings.precision, self.device.type):
             loss, logs = self.method.training_step(views, Progress(self.step, total))
         if self.grad_scaler is None:
@@ -319,12 +328,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """Do nnU-Net's step for the conventional student, and count the same for all others, named before each key."""
-        image, pyramid, value_range = to_device(batch, "", self.device)
+        image, pyramid, value_range, known = labeled_stream(batch, self.device, self.labels)
+        target = self.labels.target(pyramid[0], known)
         result: dict[str, np.ndarray] = {}
         for name, student in self.students.items():
             with autocast(self.settings.precision, self.device.type):
                 logits = logits_on_net_grid(student, image, value_range)
-            result |= {f"{name}/{key}": value for key, value in count_hits(logits, pyramid[0]).items()}
+            result |= {f"{name}/{key}": value for key, value in count_hits(logits, target, self.labels).items()}
         return result
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:

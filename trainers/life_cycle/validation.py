@@ -8,6 +8,7 @@ import torch
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from torch import Tensor, nn
 
+from synfoc3d.losses.label_space import LabelSpace, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
@@ -23,21 +24,25 @@ def logits_on_net_grid(student: nn.Module, image: Tensor, case_range: Tensor) ->
     return full_resolution(student(image))
 
 
-def count_hits(logits: Tensor, target: Tensor) -> dict[str, np.ndarray]:
+def count_hits(logits: Tensor, target: Target, labels: LabelSpace) -> dict[str, np.ndarray]:
     """Compute the loss, and count the hits and misses of every foreground class, as nnU-Net's validation step does.
 
     Args:
         logits: (B, K, [D,] H, W).
-        target: (B, 1, [D,] H, W) labels.
+        target: of the same positions; those that are not known count nowhere.
+        labels: what the channels mean.
 
     Returns:
         ``loss`` (scalar), and true positives, false positives and false negatives (C,), in voxels, by the keys of HITS.
     """
     logits = logits.float()
-    prediction = torch.zeros_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 1)
-    counts = get_tp_fp_fn_tn(prediction, target, axes=[0, *range(2, logits.ndim)])[:3]
-    loss = segmentation_loss(logits, target[:, 0].long())
-    foreground = [count[1:].cpu().numpy() for count in counts]
+    prediction, truth = labels.one_hot(labels.labels_of_logits(logits)), labels.one_hot(target.label)
+    if target.valid is not None or target.known is not None:
+        known = torch.stack([labels.where_known(target, channel) for channel in range(labels.num_channels)], 1)
+        prediction, truth = prediction * known, truth * known
+    counts = get_tp_fp_fn_tn(prediction, truth, axes=[0, *range(2, logits.ndim)])[:3]
+    loss = segmentation_loss(logits, target, labels)
+    foreground = [count[labels.first_foreground :].cpu().numpy() for count in counts]
     return dict(zip(HITS, [loss.cpu().numpy(), *foreground], strict=True))
 
 

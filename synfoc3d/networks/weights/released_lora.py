@@ -80,8 +80,8 @@ def _check_sizes(network: FoundationNetwork, state: State, path: Path) -> None:
             f"{path} has adapters of rank {rank}, the network {adapters[0].a_q.out_features}; set "
             f"foundation.lora_rank={rank}."
         )
-    if classes != network.num_classes:
+    if classes != network.num_channels:
         raise UserError(
-            f"{path} was trained for {classes} classes, background included, but the data have {network.num_classes}; "
+            f"{path} was trained for {classes} classes, background included, but the data have {network.num_channels}; "
             "give a file for as many."
         )

@@ -10,9 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from synfoc3d.losses.consistency import consistency_terms, entropy
+from synfoc3d.losses import consistency
+from synfoc3d.losses.label_space import Classes
 
 NET, LOW = {2: (6, 10), 3: (3, 6, 10)}, {2: (8, 8), 3: (3, 8, 8)}
+
+
+def consistency_terms(low: Tensor, net: Tensor, kind: consistency.Consistency = "cdcr") -> consistency.ConsistencyTerms:
+    return consistency.consistency_terms(low, net, Classes(low.shape[1]), kind)
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    return Classes(2).entropy(probabilities)
 
 
 @pytest.fixture(params=[(2, 2), (2, 4), (3, 2), (3, 4)], ids=["2d-K2", "2d-K4", "3d-K2", "3d-K4"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synfoc3d.losses.segmentation import cross_entropy, dice_loss, segmentation_loss
+from ..plain_classes import cross_entropy, dice_loss, segmentation_loss
 
 SHAPES = {2: (4, 6), 3: (3, 4, 6)}
 

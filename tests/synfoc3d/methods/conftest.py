@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from synfoc3d.losses.label_space import Target
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc import SynFoC
 from synfoc3d.methods.window import Window
@@ -36,12 +37,14 @@ def _pick(batch: Batch, order: Any) -> Batch:
     """The pairs of a batch in another order, or some of them."""
 
     def choose(half: Any) -> Any:
-        return replace(half, **{f.name: getattr(half, f.name)[order] for f in fields(half) if f.name != "pyramid"})
+        values = {f.name: getattr(half, f.name) for f in fields(half) if f.name != "pyramid"}
+        chosen = {k: v.map(lambda x: x[order]) if isinstance(v, Target) else v[order] for k, v in values.items()}
+        return replace(half, **chosen)
 
     return Batch(choose(batch.labeled), choose(batch.unlabeled))
 
 
-def _with_unlabeled(batch: Batch, **changes: Tensor) -> Batch:
+def _with_unlabeled(batch: Batch, **changes: Any) -> Batch:
     assert batch.unlabeled is not None
     return replace(batch, unlabeled=replace(batch.unlabeled, **changes))
 

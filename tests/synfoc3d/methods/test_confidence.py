@@ -8,9 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from synfoc3d.methods.confidence import label_agreement, mutual_confidence
+from synfoc3d.losses.label_space import Classes
+from synfoc3d.methods import confidence
 
 ONE = ((1,),)
+
+
+def label_agreement(first: Tensor, second: Tensor, *how: Any) -> Tensor:
+    return confidence.label_agreement(first, second, Classes(4), *how)
+
+
+def mutual_confidence(conventional: Tensor, foundation: Tensor, *how: Any) -> Tensor:
+    return confidence.mutual_confidence(conventional, foundation, Classes(4), *how)
 
 
 def area(start: int, length: int, label: int = 1) -> Tensor:

@@ -31,7 +31,7 @@ def by_hand(logits: Tensor, target: Tensor, dice_weight: float) -> Tensor:
 def logits_and_target(method: FineTuning, batch: Batch) -> tuple[Tensor, Tensor]:
     labeled = batch.labeled
     logits = method.foundation(to_unit(labeled.image, labeled.value_range))
-    return logits, resize_in_plane(labeled.target, (logits.shape[-2], logits.shape[-1]), "nearest")
+    return logits, resize_in_plane(labeled.target.label, (logits.shape[-2], logits.shape[-1]), "nearest")
 
 
 @pytest.mark.parametrize("dice_weight", [0.0, 0.8, 1.0])

@@ -10,9 +10,11 @@ import torch
 from pydantic import ValidationError
 from torch.nn.functional import cross_entropy
 
-from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.losses.label_space import Target
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
+
+from ..plain_classes import segmentation_loss
 
 LATE = Progress(10**6, 10**6)
 
@@ -46,14 +48,14 @@ def test_loss_of_a_step(case: Any, step: int, weight: float, make_method: Callab
     result = method.training_step(batch, Progress(step, 60_000))
     torch.manual_seed(7)
     noise = (0.1 * torch.randn(batch.unlabeled.weak.shape)).clamp(-0.2, 0.2)
-    supervised = segmentation_loss(method.conventional(batch.labeled.image), batch.labeled.target)
+    supervised = segmentation_loss(method.conventional(batch.labeled.image), batch.labeled.target.label)
     torch.testing.assert_close(result.loss, 0.5 * supervised + weight * squared_distance(method, batch, noise))
 
 
 def test_losses_have_the_weights_of_the_public_code(case: Any, make_method: Callable, make_batch: Callable) -> None:
     """0.5 * (cross-entropy + Dice) + 0.1 * rampup * MSE, written out as in SSL4MIS's train_mean_teacher_3D.py."""
     method, batch = make_method(case, noise=0), make_batch(case)
-    logits, target = method.conventional(batch.labeled.image), batch.labeled.target
+    logits, target = method.conventional(batch.labeled.image), batch.labeled.target.label
     p = logits.softmax(1)
     dice = []
     for c in range(p.shape[1]):
@@ -69,7 +71,7 @@ def test_logs_are_unweighted(case: Any, make_method: Callable, make_batch: Calla
     method, batch = make_method(case, noise=0), make_batch(case)
     logs = method.training_step(batch, LATE).logs
     torch.testing.assert_close(logs["loss_consistency"], squared_distance(method, batch, 0.0).detach())
-    supervised = segmentation_loss(method.conventional(batch.labeled.image), batch.labeled.target)
+    supervised = segmentation_loss(method.conventional(batch.labeled.image), batch.labeled.target.label)
     torch.testing.assert_close(logs["loss_supervised"], supervised.detach())
     assert not any(value.requires_grad for value in logs.values())
 
@@ -127,7 +129,7 @@ def test_teacher_has_no_auxiliary_outputs(case: Any, make_method: Callable) -> N
 
 def test_hidden_labels_are_never_read(case: Any, make_method: Callable, make_batch: Callable) -> None:
     batch, losses = make_batch(case), []
-    for hidden in (batch.unlabeled.hidden, torch.full_like(batch.unlabeled.hidden, 99)):
+    for hidden in (batch.unlabeled.hidden, Target(1 - batch.unlabeled.hidden.label.clamp(0, 1))):
         torch.manual_seed(0)
         changed = replace(batch, unlabeled=replace(batch.unlabeled, hidden=hidden))
         losses.append(make_method(case).training_step(changed, LATE).loss)

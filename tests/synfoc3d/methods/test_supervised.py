@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from synfoc3d.config import MethodSettings
-from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import Progress
 from synfoc3d.methods.supervised import Supervised
+
+from ..plain_classes import segmentation_loss
 
 START = Progress(0, 10)
 
@@ -17,7 +18,7 @@ START = Progress(0, 10)
 def test_loss_is_the_labeled_loss(case: Any, make_builder: Callable, make_batch: Callable) -> None:
     method, labeled = Supervised(MethodSettings(), make_builder(case)), make_batch(case).labeled
     result = method.training_step(make_batch(case), START)
-    assert torch.equal(result.loss, segmentation_loss(method.conventional(labeled.image), labeled.target))
+    assert torch.equal(result.loss, segmentation_loss(method.conventional(labeled.image), labeled.target.label))
 
 
 def test_loss_gets_all_outputs_of_the_network(case: Any, make_builder: Callable, make_batch: Callable) -> None:

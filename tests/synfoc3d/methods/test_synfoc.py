@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.losses import segmentation
+from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.methods import mixing
 from synfoc3d.methods.base import Progress, mean_foreground_dice
 from synfoc3d.methods.mixing import pseudo_label
@@ -16,6 +17,8 @@ from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.in_plane import resize_in_plane
 from synfoc3d.networks.slicewise import to_unit
+
+from ..plain_classes import segmentation_loss
 
 MIDDLE = Progress(500, 1000)
 
@@ -118,7 +121,7 @@ def test_threshold_1_admits_nothing_even_if_certain(
     for teacher in (method.conventional_teacher.decoder.head, method.foundation_teacher.network.head):
         teacher.weight.data *= 1e4
     for p in soft(method, make_batch(case)).values():
-        assert not pseudo_label(p, method.settings.tau).weight.any()
+        assert not pseudo_label(p, method.labels, method.settings.tau).weight.any()
 
 
 def test_threshold_below_chance_admits_everything(
@@ -126,23 +129,24 @@ def test_threshold_below_chance_admits_everything(
 ) -> None:
     method = make_synfoc(case, tau=0.99 / case[1])
     for p in soft(method, make_batch(case)).values():
-        assert pseudo_label(p, method.settings.tau).weight.all()
+        assert pseudo_label(p, method.labels, method.settings.tau).weight.all()
 
 
 def test_label_is_the_first_of_the_largest_probabilities() -> None:
-    label, weight = pseudo_label(torch.tensor([0.5, 0.5, 0.5, 0.2, 0.8, 0.5]).reshape(1, 2, 1, 3), tau=0.5)
-    assert label.tolist() == [[[0, 1, 0]]]
-    assert weight.tolist() == [[[0, 1, 0]]]
+    probabilities = torch.tensor([0.5, 0.5, 0.5, 0.2, 0.8, 0.5]).reshape(1, 2, 1, 3)
+    target = pseudo_label(probabilities, Classes(2), tau=0.5)
+    assert target.label.tolist() == [[[0, 1, 0]]]
+    assert target.weight.tolist() == [[[0, 1, 0]]]
 
 
 def catch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
     """Record logits, label and weight of every masked loss."""
     calls: list[tuple[Tensor, ...]] = []
 
-    def record(logits: Tensor, *rest: Any) -> Tensor:
-        if rest[1:]:
-            calls.append((logits, rest[0], rest[1]))
-        return segmentation_loss(logits, *rest)
+    def record(logits: Tensor, target: Target, *rest: Any) -> Tensor:
+        if target.weight is not None:
+            calls.append((logits, target.label, target.weight))
+        return segmentation.segmentation_loss(logits, target, *rest)
 
     monkeypatch.setattr(mixing, "segmentation_loss", record)
     return calls
@@ -164,7 +168,7 @@ def test_labels_and_weights_of_the_mixed_sample(
     for (_, label, weight), name in zip(calls, ("conventional", "foundation"), strict=True):
         p, grid = targets[name], (label.shape[-2], label.shape[-1])
         inside = resize_in_plane(box, grid, "nearest") == 1
-        assert torch.equal(label[inside], resize_in_plane(batch.labeled.target, grid, "nearest")[inside])
+        assert torch.equal(label[inside], resize_in_plane(batch.labeled.target.label, grid, "nearest")[inside])
         assert torch.equal(label[~inside], p.argmax(1)[~inside])
         assert torch.equal(weight == 1, inside | (p.amax(1) > 0.8))
 
@@ -188,7 +192,7 @@ def test_full_box_is_the_supervised_loss(
     case: Any, make_synfoc: Callable, make_batch: Callable, use_box: Callable
 ) -> None:
     batch = make_batch(case)
-    use_box(torch.ones(batch.labeled.target.shape))
+    use_box(torch.ones(batch.labeled.target.label.shape))
     logs = make_synfoc(case).training_step(batch, MIDDLE).logs
     torch.testing.assert_close(logs["loss_u"], logs["loss_x"])
 
@@ -197,7 +201,7 @@ def test_empty_box_is_the_strong_sample(
     case: Any, make_synfoc: Callable, make_batch: Callable, use_box: Callable, soft: Callable
 ) -> None:
     method, batch = make_synfoc(case, tau=0.8), make_batch(case)
-    use_box(torch.zeros(batch.labeled.target.shape))
+    use_box(torch.zeros(batch.labeled.target.label.shape))
     unit, expected = to_unit(batch.unlabeled.strong, batch.unlabeled.value_range), torch.zeros(())
     for name, image in (("conventional", batch.unlabeled.strong), ("foundation", unit)):
         p = soft(method, batch)[name]
@@ -208,13 +212,16 @@ def test_empty_box_is_the_strong_sample(
 @pytest.mark.parametrize("shape", [(1, 2, 3), (1, 1, 2, 3)])
 def test_quality_of_pseudo_labels(shape: tuple[int, ...]) -> None:
     prediction = torch.tensor([1, 1, 2, 0, 0, 1]).reshape(shape)
-    hidden = torch.tensor([1, 0, 2, 2, 0, -1]).reshape(shape)
-    quality = mean_foreground_dice(prediction, hidden, 4)  # class 1: 2 / 3, class 2: 2 / 3, class 3 absent
+    labels = Classes(4)
+    hidden = labels.target_of_values(torch.tensor([1, 0, 2, 2, 0, -1]).reshape(shape))
+    quality = mean_foreground_dice(prediction, hidden, labels)  # class 1: 2 / 3, class 2: 2 / 3, class 3 absent
     assert quality.item() == pytest.approx(2 / 3)
 
 
 def test_quality_is_unknown_without_labels() -> None:
-    assert mean_foreground_dice(torch.ones(1, 2, 3).long(), torch.full((1, 2, 3), -1), 3).isnan()
+    labels = Classes(3)
+    hidden = labels.target_of_values(torch.full((1, 2, 3), -1))
+    assert mean_foreground_dice(torch.ones(1, 2, 3).long(), hidden, labels).isnan()
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from synfoc3d.losses.segmentation import cross_entropy, dice_loss
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc_base import SynFoCBase
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.in_plane import resize_in_plane
+
+from ..plain_classes import cross_entropy, dice_loss
 
 MIDDLE = Progress(500, 1000)
 NETWORKS = ("conventional", "foundation")
@@ -88,7 +89,7 @@ def test_background_of_the_dice_loss(
     case: Any, mask_background: bool, make_base: Callable, make_batch: Callable, use_box: Callable
 ) -> None:
     method, batch = make_base(case, tau=0.8, mask_background=mask_background), make_batch(case)
-    use_box(torch.zeros(batch.labeled.target.shape))
+    use_box(torch.zeros(batch.labeled.target.label.shape))
     p, logits = target(method, batch), method.conventional(batch.unlabeled.strong)
     weight = (p.amax(1) > 0.8).float()
     expected = cross_entropy(logits, p.argmax(1), weight) + dice_loss(logits, p.argmax(1), weight, mask_background)

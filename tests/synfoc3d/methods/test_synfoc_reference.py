@@ -98,14 +98,14 @@ class Reference:
 
     def __init__(self, method: SynFoC, batch: Batch, box: Array, window: tuple[tuple[int, ...], int] | None) -> None:
         assert batch.unlabeled is not None
-        self.method, self.classes = method, method.num_classes
+        self.method, self.classes = method, method.labels.num_channels
         self.flat = batch.labeled.image.ndim == 4
         as_volume = (lambda x, axis: np.expand_dims(x, axis)) if self.flat else (lambda x, axis: x)
         self.x, self.weak, self.strong = (
             as_volume(t.double().numpy(), 2)
             for t in (batch.labeled.image, batch.unlabeled.weak, batch.unlabeled.strong)
         )
-        self.y, self.m = as_volume(batch.labeled.target.numpy(), 1), as_volume(box, 1)
+        self.y, self.m = as_volume(batch.labeled.target.label.numpy(), 1), as_volume(box, 1)
         self.range_x, self.range_u = batch.labeled.value_range.numpy(), batch.unlabeled.value_range.numpy()
         self.net = self.x.shape[-2:]
         self.window = window

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.losses.label_space import Target
 from synfoc3d.methods import synfoc as synfoc_module
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc import SynFoC
 from synfoc3d.networks.in_plane import resize_in_plane
 from synfoc3d.networks.slicewise import to_unit
+
+from ..plain_classes import segmentation_loss
 
 MIDDLE = Progress(500, 1000)
 
@@ -37,10 +39,10 @@ def test_weight_0_leaves_the_supervised_gradient(
     logits = method.conventional(batch.labeled.image)
     torch.testing.assert_close(
         gradients(loss, method.conventional),
-        gradients(segmentation_loss(logits, batch.labeled.target), method.conventional),
+        gradients(segmentation_loss(logits, batch.labeled.target.label), method.conventional),
     )
     logits = method.foundation(to_unit(batch.labeled.image, batch.labeled.value_range))
-    expected = segmentation_loss(logits, resize_in_plane(batch.labeled.target, (16, 16), "nearest"))
+    expected = segmentation_loss(logits, resize_in_plane(batch.labeled.target.label, (16, 16), "nearest"))
     torch.testing.assert_close(gradients(loss, method.foundation), gradients(expected, method.foundation))
 
 
@@ -145,7 +147,7 @@ def test_hidden_labels_change_logged_quality_alone(
     case: Any, make_synfoc: Callable, make_batch: Callable, with_unlabeled: Callable
 ) -> None:
     batch, results = make_batch(case), []
-    for hidden in (batch.unlabeled.hidden, torch.full_like(batch.unlabeled.hidden, 99)):
+    for hidden in (batch.unlabeled.hidden, Target(1 - batch.unlabeled.hidden.label.clamp(0, 1))):
         torch.manual_seed(0)
         results.append(make_synfoc(case).training_step(with_unlabeled(batch, hidden=hidden), MIDDLE))
     assert torch.equal(results[0].loss, results[1].loss)

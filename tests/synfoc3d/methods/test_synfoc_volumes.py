@@ -8,16 +8,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from synfoc3d.losses.label_space import Target
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.window import Window
 
 MIDDLE = Progress(500, 1000)
 
 
+def _slices(x: Any, order: Any) -> Any:
+    return x.map(lambda y: y[..., order, :, :]) if isinstance(x, Target) else x[..., order, :, :]
+
+
 def as_volume(batch: Batch) -> Batch:
     def expand(half: Any, images: tuple[str, ...], labels: str) -> Any:
         changes = {name: getattr(half, name).unsqueeze(2) for name in images}
-        return replace(half, **changes, **{labels: getattr(half, labels).unsqueeze(1)})
+        return replace(half, **changes, **{labels: getattr(half, labels).map(lambda x: x.unsqueeze(1))})
 
     return Batch(expand(batch.labeled, ("image",), "target"), expand(batch.unlabeled, ("weak", "strong"), "hidden"))
 
@@ -71,7 +76,7 @@ def test_order_of_slices_does_not_matter(
         return replace(
             half,
             **{
-                f.name: getattr(half, f.name)[..., order, :, :]
+                f.name: _slices(getattr(half, f.name), order)
                 for f in fields(half)
                 if f.name not in ("pyramid", "value_range")
             },
@@ -92,7 +97,7 @@ def test_repeated_slice_gives_the_terms_of_one(
 
         def repeat(half: Any, slices: int = slices) -> Any:
             names = [f.name for f in fields(half) if f.name not in ("pyramid", "value_range")]
-            return replace(half, **{name: torch.cat([getattr(half, name)] * slices, -3) for name in names})
+            return replace(half, **{name: _slices(getattr(half, name), [0] * slices) for name in names})
 
         use_box(torch.nn.functional.pad(torch.ones(2, slices, 5, 7), (3, 10, 4, 3)))  # a prism
         logs.append(method.training_step(Batch(repeat(one.labeled), repeat(one.unlabeled)), MIDDLE).logs)
@@ -163,7 +168,9 @@ def test_mutual_confidence_of_a_windowed_teacher_is_that_of_the_window(
     case_3d: Any, make_synfoc: Callable, make_batch: Callable, with_unlabeled: Callable
 ) -> None:
     method, batch = make_synfoc(case_3d, ensemble="mutual", teacher_scope="window"), make_batch(case_3d, 1)
-    cut = with_unlabeled(batch, **{n: getattr(batch.unlabeled, n)[..., 1:, :, :] for n in ("weak", "strong", "hidden")})
+    cut = with_unlabeled(
+        batch, **{n: _slices(getattr(batch.unlabeled, n), slice(1, None)) for n in ("weak", "strong", "hidden")}
+    )
     method.conventional = method.conventional_teacher = _Pointwise(method.conventional_teacher)
     with torch.no_grad():
         windowed = method.soft_targets(batch.unlabeled, Window(((1, 2),)), MIDDLE)[1]["mutual_confidence"]

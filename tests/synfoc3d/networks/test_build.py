@@ -97,7 +97,7 @@ def test_settings_arrive() -> None:
     foundation, _ = build_foundation(settings, 4)
     assert (foundation.image_size, foundation.chunk) == (64, 3)
     assert (foundation.channels, foundation.intensity) == ((2, 1, 0), (0, 5))
-    assert (foundation.network.checkpointing, foundation.network.num_classes) == (True, 4)
+    assert (foundation.network.checkpointing, foundation.network.num_channels) == (True, 4)
 
 
 def test_default_image_size_is_the_architectures() -> None:

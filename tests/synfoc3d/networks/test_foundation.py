@@ -66,10 +66,11 @@ def test_default_image_size(name: str, size: int) -> None:
     assert find_architecture(name).default_image_size == size
 
 
-@pytest.mark.parametrize(("image_size", "num_classes"), [(64, 2), (96, 3), (128, 5)])
-def test_one_logit_map_per_class_at_a_quarter_of_the_size(image_size: int, num_classes: int) -> None:
-    network = build_sam("compact", image_size, num_classes)
-    assert network(torch.rand(2, 3, image_size, image_size)).shape == (2, num_classes, image_size // 4, image_size // 4)
+@pytest.mark.parametrize(("image_size", "num_channels"), [(64, 1), (64, 2), (96, 3), (128, 5)])
+def test_one_logit_map_per_class_at_a_quarter_of_the_size(image_size: int, num_channels: int) -> None:
+    network = build_sam("compact", image_size, num_channels)
+    logits = network(torch.rand(2, 3, image_size, image_size))
+    assert logits.shape == (2, num_channels, image_size // 4, image_size // 4)
 
 
 def test_batch_equals_single_images(small: FoundationNetwork, images: torch.Tensor) -> None:
@@ -161,10 +162,10 @@ def test_image_size_must_be_a_multiple_of_16(size: int) -> None:
         build_sam("compact", size, 2)
 
 
-@pytest.mark.parametrize("num_classes", [1, 0, -1])
-def test_needs_two_classes(num_classes: int) -> None:
-    with pytest.raises(UserError, match=f"at least 2 classes.*not {num_classes}"):
-        build_sam("compact", 64, num_classes)
+@pytest.mark.parametrize("num_channels", [0, -1])
+def test_needs_a_channel(num_channels: int) -> None:
+    with pytest.raises(UserError, match=f"at least one output channel, not {num_channels}"):
+        build_sam("compact", 64, num_channels)
 
 
 def test_unknown_architecture_gets_a_suggestion() -> None:

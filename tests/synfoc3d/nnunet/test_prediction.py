@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.networks.build import build_foundation
@@ -23,7 +24,7 @@ class Plans:
         return SimpleNamespace(patch_size=PATCHES[name])
 
     def get_label_manager(self, _):
-        return SimpleNamespace(num_segmentation_heads=3)
+        return LabelManager({"background": 0, "a": 1, "b": 2}, None)
 
 
 def predictor(configuration, **options):

@@ -45,7 +45,7 @@ def convolution():
 @settings(max_examples=40, deadline=None)
 def test_mean_of_equal_answers_is_the_answer(depth, height, width, step, mirror_axes):
     image = volume(depth, height, width)
-    result = segment_slices(same, image, window(step=step, mirror_axes=mirror_axes), num_classes=2, device=CPU)
+    result = segment_slices(same, image, window(step=step, mirror_axes=mirror_axes), num_channels=2, device=CPU)
     torch.testing.assert_close(result.float(), image, atol=2e-3, rtol=2e-3)
 
 
@@ -53,16 +53,16 @@ def test_mean_of_equal_answers_is_the_answer(depth, height, width, step, mirror_
 @pytest.mark.parametrize("at_once", [1, 2, 3, 99])
 def test_number_of_slices_at_once_changes_nothing(convolution, monkeypatch, at_once):
     monkeypatch.setitem(sliding_window.SLICES_AT_ONCE, "cpu", 4)
-    usual = segment_slices(convolution, volume(), window(), num_classes=3, device=CPU)
+    usual = segment_slices(convolution, volume(), window(), num_channels=3, device=CPU)
     monkeypatch.setitem(sliding_window.SLICES_AT_ONCE, "cpu", at_once)
-    assert torch.equal(segment_slices(convolution, volume(), window(), num_classes=3, device=CPU), usual)
+    assert torch.equal(segment_slices(convolution, volume(), window(), num_channels=3, device=CPU), usual)
 
 
 @torch.no_grad()
 def test_slices_do_not_see_each_other(convolution):
     image = volume()
-    whole = segment_slices(convolution, image, window(), num_classes=3, device=CPU)
-    alone = segment_slices(convolution, image[:, 2:3], window(), num_classes=3, device=CPU)
+    whole = segment_slices(convolution, image, window(), num_channels=3, device=CPU)
+    alone = segment_slices(convolution, image[:, 2:3], window(), num_channels=3, device=CPU)
     assert torch.equal(whole[:, 2:3], alone)
 
 
@@ -72,8 +72,8 @@ def test_mirrored_versions_are_averaged():
     def position(tiles, _):  # answers with the column it stands in, whatever it sees
         return torch.arange(6.0).expand(len(tiles), 1, 8, 6).clone()
 
-    plain = segment_slices(position, ramp, window(mirror_axes=(), step=1.0), num_classes=1, device=CPU)
-    mirrored = segment_slices(position, ramp, window(mirror_axes=(1,), step=1.0), num_classes=1, device=CPU)
+    plain = segment_slices(position, ramp, window(mirror_axes=(), step=1.0), num_channels=1, device=CPU)
+    mirrored = segment_slices(position, ramp, window(mirror_axes=(1,), step=1.0), num_channels=1, device=CPU)
     torch.testing.assert_close(plain.float(), ramp, atol=2e-3, rtol=1e-3)
     torch.testing.assert_close(mirrored.float(), torch.full((1, 1, 8, 6), 2.5))
 
@@ -85,14 +85,14 @@ def test_small_slices_are_padded_with_zeros():
         seen.append(tiles.clone())
         return tiles.clone()
 
-    result = segment_slices(look, volume(1, 4, 6, 1) + 5, window(mirror_axes=()), num_classes=1, device=CPU)
+    result = segment_slices(look, volume(1, 4, 6, 1) + 5, window(mirror_axes=()), num_channels=1, device=CPU)
     assert result.shape == (1, 1, 4, 6)
     assert (seen[0][0, 0, :2] == 0).all() and (seen[0][0, 0, 6:] == 0).all() and (seen[0][0, 0, 2:6] != 0).all()
 
 
 def test_progress_adds_up_to_one():
     shares = []
-    segment_slices(same, volume(), window(), num_classes=2, device=CPU, on_progress=shares.append)
+    segment_slices(same, volume(), window(), num_channels=2, device=CPU, on_progress=shares.append)
     assert sum(shares) == pytest.approx(1) and len(shares) == 5
 
 
@@ -104,7 +104,7 @@ def test_fewer_slices_are_tried_when_memory_runs_out(monkeypatch):
             raise torch.cuda.OutOfMemoryError
         return tiles.clone()
 
-    result = segment_slices(small, volume(), window(), num_classes=2, device=CPU)
+    result = segment_slices(small, volume(), window(), num_channels=2, device=CPU)
     torch.testing.assert_close(result.float(), volume(), atol=2e-3, rtol=2e-3)
 
 
@@ -113,12 +113,12 @@ def test_memory_that_is_too_small_for_one_slice_is_an_error():
         raise torch.cuda.OutOfMemoryError
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        segment_slices(never, volume(), window(), num_classes=2, device=CPU)
+        segment_slices(never, volume(), window(), num_channels=2, device=CPU)
 
 
 def test_infinite_answer_is_an_error():
     with pytest.raises(RuntimeError, match="infinite"):
-        segment_slices(lambda tiles, _: tiles / 0, volume(), window(), num_classes=2, device=CPU)
+        segment_slices(lambda tiles, _: tiles / 0, volume(), window(), num_channels=2, device=CPU)
 
 
 @torch.no_grad()
@@ -137,6 +137,6 @@ def test_equals_nnunets_predictor_bit_for_bit(convolution, shape):
     theirs.allowed_mirroring_axes = (0, 1)
     image = volume(*shape)
     expected = theirs.predict_sliding_window_return_logits(image)
-    found = segment_slices(convolution, image, window(sum_type=torch.half), num_classes=3, device=CPU)
+    found = segment_slices(convolution, image, window(sum_type=torch.half), num_channels=3, device=CPU)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found.numpy(), expected.numpy())

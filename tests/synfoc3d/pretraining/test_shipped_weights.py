@@ -46,7 +46,7 @@ def test_presets_are_the_settings_that_made_them(name, preset):
 
 
 def test_a_training_starts_from_them_with_adapters():
-    network, identity = build_foundation(FoundationSettings(name="compact"), num_classes=3)
+    network, identity = build_foundation(FoundationSettings(name="compact"), num_channels=3)
     saved = torch.load(embedded_weights(), weights_only=True)
     parameters = dict(network.named_parameters())
     name = "network.image_encoder.blocks.0.mlp.lin1.weight"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.networks.slicewise import patch_range, to_unit
 from synfoc3d.trainers.life_cycle.validation import HITS, count_hits, mean_dice
@@ -47,9 +48,9 @@ def test_mean_dice_sums_patches_and_leaves_out_classes_that_were_not_seen():
 def test_hits_are_counted_per_foreground_class(shape):
     torch.manual_seed(0)
     logits, target = torch.randn(2, 3, *shape), torch.randint(3, (2, 1, *shape))
-    found, prediction = count_hits(logits, target), logits.argmax(1)
+    found, prediction = count_hits(logits, Target(target[:, 0]), Classes(3)), logits.argmax(1)
     for label in (1, 2):
         predicted, true = prediction == label, target[:, 0] == label
         expected = [(predicted & true).sum(), (predicted & ~true).sum(), (~predicted & true).sum()]
         assert [found[key][label - 1] for key in HITS[1:]] == expected
-    assert found["loss"] == pytest.approx(segmentation_loss(logits, target[:, 0]).item())
+    assert found["loss"] == pytest.approx(segmentation_loss(logits, Target(target[:, 0]), Classes(3)).item())

@@ -1,0 +1,122 @@
+"""From nnU-Net's declarations of labels to what losses and methods ask: the label space, and who annotated what."""
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from synfoc3d.errors import UserError
+from synfoc3d.files.annotations import Annotations, read_annotations
+from synfoc3d.files.declared_labels import DeclaredLabels
+from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE
+from synfoc3d.losses.label_space import Classes, LabelSpace, Regions
+
+
+def label_space(manager: LabelManager) -> LabelSpace:
+    """Return the meaning of the channels that nnU-Net gives a network."""
+    if not manager.has_regions:
+        return Classes(manager.num_segmentation_heads, manager.ignore_label)
+    regions = [region if isinstance(region, tuple) else (region,) for region in manager.foreground_regions]
+    return Regions(regions, manager.regions_class_order, manager.ignore_label)
+
+
+def manager_without_ignore(manager: LabelManager) -> LabelManager:
+    """Return nnU-Net's manager of the same labels, to which every voxel counts: an unlabeled patch ignores none."""
+    labels = {name: value for name, value in manager.label_dict.items() if name != "ignore"}
+    return LabelManager(labels, manager.regions_class_order)
+
+
+def read_annotated(preprocessed: Path) -> dict[str, tuple[str, ...]]:
+    """Return the annotated classes of the partly annotated cases of a dataset; empty without any.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed, where ``synfoc3d split`` puts a checked copy.
+
+    Raises:
+        UserError: the copy is damaged, or differs from the file in the dataset's folder in nnUNet_raw, where that is.
+    """
+    copy = preprocessed / ANNOTATIONS_FILE
+    annotated = read_annotations(copy) if copy.is_file() else {}
+    raw = Path(os.environ.get("nnUNet_raw", "")) / preprocessed.name
+    if (raw / DESCRIPTION_FILE).is_file():
+        original = raw / ANNOTATIONS_FILE
+        if (read_annotations(original) if original.is_file() else {}) != annotated:
+            dataset = preprocessed.name.removeprefix("Dataset").split("_")[0]
+            raise UserError(f"{original} has changed since the split was made; run synfoc3d split -d {dataset} anew.")
+    return annotated
+
+
+def known_channels(labels: DeclaredLabels, annotated: Annotations, cases: Collection[str]) -> dict[str, np.ndarray]:
+    """Return which output channels were annotated in each case.
+
+    Args:
+        labels: of the dataset.
+        annotated: names of the annotated classes of partly annotated cases.
+        cases: the cases wanted.
+
+    Returns:
+        (K) bool per case; the background, where it is a channel, counts as annotated.
+    """
+    background = [] if labels.overlap else [True]
+    return {
+        case: np.array(background + [name in annotated.get(case, labels.classes) for name in labels.classes])
+        for case in cases
+    }
+
+
+def merged_values(labels: DeclaredLabels, names: Collection[str]) -> np.ndarray:
+    """Return the label value to read for every value of a case's file, where only some classes were annotated.
+
+    Values that differ in classes alone that were not annotated become one, so that nothing depends on which of them a
+    file holds; a value of none of the annotated classes becomes background.
+
+    Args:
+        labels: of the dataset.
+        names: the annotated classes.
+
+    Returns:
+        (values + 1) int16, by value; the last entry is that of -1, nnU-Net's mark outside the body.
+    """
+    values = [*labels.values, *([] if labels.ignore is None else [labels.ignore])]
+
+    def signature(value: int) -> tuple[bool, ...]:
+        return (value == labels.ignore, *(value in labels.classes[name] for name in sorted(names)))
+
+    first: dict[tuple[bool, ...], int] = {}
+    table = [first.setdefault(signature(value), value) for value in values]
+    return np.array([*table, -1], dtype=np.int16)
+
+
+class MergedLabels:
+    """A preprocessed label map (1, D, H, W), read lazily, in which some values are read as others.
+
+    Args:
+        array: the map; its values are 0, 1, ... and -1.
+        table: see :func:`merged_values`.
+    """
+
+    def __init__(self, array: Any, table: np.ndarray) -> None:  # noqa: ANN401 - blosc2's or numpy's array
+        self.array, self.table = array, table
+        self.shape, self.dtype, self.ndim = array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, where: Any) -> np.ndarray:  # noqa: ANN401 - whatever an array takes
+        """Return a part, its values read by the table."""
+        return self.table[np.asarray(self.array[where], dtype=np.int64)]
+
+
+def annotated_locations(locations: Mapping[Any, Any] | None, known: np.ndarray, manager: LabelManager) -> Any:  # noqa: ANN401
+    """Leave the voxels of classes that were not annotated out of nnU-Net's table of places to draw patches from.
+
+    Args:
+        locations: nnU-Net's ``class_locations``.
+        known: (K) bool of the case.
+        manager: of the dataset.
+    """
+    if locations is None:
+        return None
+    channels = manager.foreground_regions if manager.has_regions else manager.all_labels
+    hidden = [key for key, is_known in zip(channels, known, strict=True) if not is_known]
+    return {key: value for key, value in locations.items() if key not in hidden}
