@@ -76,10 +76,10 @@ def plan_if_needed(
 
 
 def check_configurations(plans: PlansManager, configurations: Sequence[str]) -> None:
-    """Check that the plans have these configurations.
+    """Check that the plans have these configurations, and that the trainers support them.
 
     Raises:
-        UserError: a configuration they do not have.
+        UserError: a configuration they do not have, or a stage of a cascade.
     """
     for configuration in configurations:
         if configuration not in plans.available_configurations:
@@ -87,6 +87,22 @@ def check_configurations(plans: PlansManager, configurations: Sequence[str]) -> 
                 f"The plans {plans.plans_name} of {plans.dataset_name} have no configuration {configuration!r}."
                 f"{did_you_mean(configuration, plans.available_configurations)}"
             )
+        if _is_stage(plans, configuration):
+            others = [name for name in plans.available_configurations if not _is_stage(plans, name)]
+            raise UserError(
+                f"Configuration {configuration} is a stage of a cascade, which the trainers do not support: use "
+                f"{' or '.join(others)}."
+            )
+
+
+def _is_stage(plans: PlansManager, configuration: str) -> bool:
+    """Say whether a configuration is a stage of a cascade.
+
+    Of 3d_lowres alone, which is its first stage, nnU-Net's validation at the end of a training would predict for the
+    next stage, and fail where that is not preprocessed.
+    """
+    manager = plans.get_configuration(configuration)
+    return manager.previous_stage_name is not None or bool(manager.next_stage_names)
 
 
 def preprocess_if_needed(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from synfoc3d import __version__
-from synfoc3d.commands import examining, learning, preparing, scoring, segmenting
+from synfoc3d.commands import examining, generating, learning, preparing, scoring, segmenting
 from synfoc3d.errors import UserError
 
 TERMINATED = 128 + signal.SIGTERM  # exit status, as a shell gives it
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"synfoc3d {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (preparing, learning, segmenting, scoring, examining):
+    for group in (generating, preparing, learning, segmenting, scoring, examining):
         for add in group.COMMANDS:
             add(commands)
     return parser

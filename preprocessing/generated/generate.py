@@ -11,13 +11,16 @@ import numpy as np
 from numpy.random import Generator
 
 from synfoc3d.errors import UserError, did_you_mean
-from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE
-from synfoc3d.preprocessing.generated.anatomy import LABELS, MIN_SHAPE, draw_anatomy
+from synfoc3d.files.annotations import write_annotations
+from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE
+from synfoc3d.preprocessing.generated.anatomy import MIN_SHAPE, draw_anatomy
+from synfoc3d.preprocessing.generated.annotation import annotate, annotated_class, check_kind, declaration
 from synfoc3d.preprocessing.generated.scanners import MAX_CHANNELS, SCANNERS, Scanner, acquire
 
 FILE_ENDING = ".nii.gz"
 TYPICAL_SHAPE = (72, 64, 10)
 _TRAINING, _TEST = "train", "test"
+_ANNOTATION = 0  # sets the random numbers of a case's annotation apart from those of its scan
 _CHANNEL_NAMES = ("bright_blood", "dark_blood")
 _SHAPE_SPREAD = (3, 3, 1)  # a case's sides differ from the requested ones by at most so many voxels
 _AXIS_OF_LETTER = {"R": "x", "L": "x", "A": "y", "P": "y", "S": "z", "I": "z"}
@@ -89,44 +92,56 @@ def generate_dataset(
     test_per_scanner: int = 0,
     seed: int = 0,
     storage: StorageOptions | None = None,
+    labels: str = "plain",
 ) -> list[str]:
     """Write a multi-domain data set in the layout of the import command.
 
     The folder receives ``labeled/`` (``images``, ``labels``, ``dataset.json``), ``unlabeled/``, ``test/`` (``images``,
-    ``labels``) and ``domains.csv``. A case depends on the seed, the scanner and its number only: more cases of one
-    kind leave the voxels of the others as they are. The labeled cases are the first ones of their scanner.
+    ``labels``) and ``domains.csv``; partly annotated cases also ``labeled/annotated.csv``. A scan depends on the seed,
+    the scanner and its number only: not on how many others there are, nor on the kind of labels, from which the test
+    labels are free, too. The labeled cases are the first ones of their scanner.
 
     Args:
         folder: where to write; must be empty or not exist.
         cases_per_scanner: training cases, labeled or not, of every scanner or of each scanner named.
         labeled: how many of its training cases keep their label, per scanner; scanners not named: none.
         test_per_scanner: held-out cases with labels, of every scanner that has training cases.
-        seed: same seed, same voxels.
+        seed: at least 0; same seed, same voxels.
         storage: how the cases look; the defaults of ``StorageOptions`` if None.
+        labels: kind of the labeled cases' labels, one of ``KINDS``.
 
     Returns:
         The names of all cases, in the order of ``domains.csv``.
 
     Raises:
-        UserError: for an unknown scanner, impossible counts, a bad storage option or a folder in use.
+        UserError: for an unknown scanner or kind of labels, impossible counts, a negative seed, a bad storage option
+            or a folder in use.
     """
     storage = storage or StorageOptions()
     counts = _training_counts(cases_per_scanner)
     _check_counts(counts, labeled, test_per_scanner)
+    check_kind(labels, sum(labeled.values()))
+    if seed < 0:
+        raise UserError(f"The seed must be at least 0, but is {seed}.")
     _check_appearance(storage.shape, storage.num_channels)
     _check_orientations(storage.orientations)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"Cannot generate data in {folder}: it is not an empty folder; name a new one or empty it.")
 
     domains: dict[str, str] = {}
+    labeled_cases: list[str] = []
     for name, role, number in _plan_cases(counts, test_per_scanner):
         case = f"{name}{role}{number + 1:03d}"
+        keeps_label = role == _TRAINING and number < labeled.get(name, 0)
         generated = _draw_case(name, role, number, seed=seed, storage=storage)
+        if keeps_label:
+            hand = _random_stream(seed, name, role, number, _ANNOTATION)
+            generated = generated._replace(label=annotate(generated.label, labels, len(labeled_cases), hand))
+            labeled_cases.append(case)
         orientation = storage.orientations[len(domains) % len(storage.orientations)]
-        images, labels = _case_folders(folder, role, number < labeled.get(name, 0))
-        _write_case(_reorient(generated, orientation), case, images, labels)
+        _write_case(_reorient(generated, orientation), case, *_case_folders(folder, role, keeps_label))
         domains[case] = name
-    _write_tables(folder, domains, sum(labeled.values()), storage.num_channels)
+    _write_tables(folder, domains, labeled_cases, labels, storage.num_channels)
     return list(domains)
 
 
@@ -139,13 +154,18 @@ def _plan_cases(counts: Mapping[str, int], test_per_scanner: int) -> Iterator[tu
 
 def _draw_case(name: str, role: str, number: int, *, seed: int, storage: StorageOptions) -> GeneratedCase:
     """Generate one case from its own stream of random numbers, so that no other case depends on it."""
-    stream = (list(SCANNERS).index(name), (_TRAINING, _TEST).index(role), number)
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
+    rng = _random_stream(seed, name, role, number)
     x, y, z = (
         int(n + rng.integers(-spread, spread + 1)) for n, spread in zip(storage.shape, _SHAPE_SPREAD, strict=True)
     )
     shape = (max(x, MIN_SHAPE[0]), max(y, MIN_SHAPE[1]), max(z, MIN_SHAPE[2]))
     return generate_case(SCANNERS[name], rng, shape, storage.num_channels)
+
+
+def _random_stream(seed: int, name: str, role: str, *numbers: int) -> Generator:
+    """Return the random numbers of one case of a scanner, and of one purpose if ``numbers`` names it, too."""
+    key = (list(SCANNERS).index(name), (_TRAINING, _TEST).index(role), *numbers)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def _case_folders(folder: Path, role: str, keeps_label: bool) -> tuple[Path, Path | None]:
@@ -185,17 +205,22 @@ def _write_nifti(voxels: np.ndarray, affine: np.ndarray, path: Path) -> None:
     nib.save(image, path)
 
 
-def _write_tables(folder: Path, domains: Mapping[str, str], num_labeled: int, num_channels: int) -> None:
-    """Write ``domains.csv`` and the ``dataset.json`` of the labeled folder."""
+def _write_tables(
+    folder: Path, domains: Mapping[str, str], labeled_cases: Sequence[str], labels: str, num_channels: int
+) -> None:
+    """Write ``domains.csv``, and ``dataset.json`` and perhaps ``annotated.csv`` of the labeled folder."""
     rows = ["case,domain", *(f"{case},{domain}" for case, domain in domains.items())]
     (folder / DOMAINS_FILE).write_text("\n".join(rows) + "\n", encoding="utf-8")
     description = {
         "channel_names": {str(channel): _CHANNEL_NAMES[channel] for channel in range(num_channels)},
-        "labels": LABELS,
-        "numTraining": num_labeled,
+        **declaration(labels),
+        "numTraining": len(labeled_cases),
         "file_ending": FILE_ENDING,
     }
     (folder / "labeled" / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    if labels == "partial":
+        annotated = {case: (annotated_class(number),) for number, case in enumerate(labeled_cases)}
+        write_annotations(folder / "labeled" / ANNOTATIONS_FILE, annotated)
 
 
 def _training_counts(cases_per_scanner: int | Mapping[str, int]) -> dict[str, int]:

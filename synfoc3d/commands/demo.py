@@ -5,13 +5,11 @@ import shlex
 import time
 from pathlib import Path
 
+from synfoc3d.commands.generating import DATASET, LABELED, LABELED_SCANNER, TEST_PER_SCANNER, TRAIN_PER_SCANNER
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.processes import Command, execute
 
-DATASET = "501"
 PLAN = "demo"
-LABELED_SCANNER = "A"
-TRAIN_PER_SCANNER, LABELED, TEST_PER_SCANNER = 8, 6, 4
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 # nnU-Net reserves several processes of each kind; the demo's scans are tiny
 PROCESSES = {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"}

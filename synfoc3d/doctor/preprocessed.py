@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from synfoc3d.doctor.cascades import cascade_stages, check_cascades, data_folders
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CASE_ENDINGS, SPLITS_FILE, unlabeled_folder
@@ -41,33 +42,26 @@ def check_preprocessed(
         labeled: cases of imagesTr; empty where the raw data is not there.
         unlabeled: cases of imagesUn.
     """
-    findings = []
+    findings: list[Finding] = []
+    cascades: list[Finding] = []
     run = f"Run: synfoc3d preprocess -d {dataset_id}"
     for name, content in plans.items():
         if not isinstance(content.get("configurations"), dict):
             mend = f"Delete {folder} and run: synfoc3d preprocess -d {dataset_id}"
             findings.append(Finding(f"{name}.json", "error", "is damaged: it names no configurations", mend))
             continue
-        for configuration, identifier in data_folders(content["configurations"]).items():
-            if (folder / identifier).is_dir():
+        configurations = content["configurations"]
+        cascades += check_cascades(folder, configurations)
+        stages = cascade_stages(configurations)
+        for configuration, identifier in data_folders(configurations).items():
+            if configuration not in stages and (folder / identifier).is_dir():
                 mend = f"{run} -c {configuration}" + ("" if name == "nnUNetPlans" else f" -p {name}")
                 findings.append(
                     _check_cases(folder, configuration, identifier, labeled=labeled, unlabeled=unlabeled, mend=mend)
                 )
     if not findings:
         findings.append(Finding("preprocessed", "warning", "no configuration is preprocessed", run))
-    return [*findings, *check_split(folder, dataset_id, {*labeled}, {*unlabeled})]
-
-
-def data_folders(configurations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return the name of the folder that holds each configuration's data; a configuration may inherit it."""
-    folders = {}
-    for name, settings in configurations.items():
-        while "data_identifier" not in settings and settings.get("inherits_from") in configurations:
-            settings = configurations[settings["inherits_from"]]
-        if "data_identifier" in settings:
-            folders[name] = settings["data_identifier"]
-    return folders
+    return [*findings, *cascades, *check_split(folder, dataset_id, {*labeled}, {*unlabeled})]
 
 
 def _check_cases(

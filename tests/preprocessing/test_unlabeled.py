@@ -281,6 +281,24 @@ class TestRefused:
         with pytest.raises(UserError, match="no configuration '3d_fulres'. Did you mean '3d_fullres'?"):
             run(configurations=["3d_fulres"])
 
+    @pytest.mark.parametrize("configuration", ["3d_lowres", "3d_cascade_fullres", "mine"])
+    def test_stage_of_a_cascade(self, dataset, configuration):
+        path = dataset[1] / "nnUNetPlans.json"
+        plans = json.loads(path.read_text())
+        planned = plans["configurations"]
+        planned["3d_lowres"] = {**planned["2d"], "data_identifier": "low", "next_stage": "3d_cascade_fullres"}
+        planned["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+        planned["mine"] = {"inherits_from": "3d_lowres", "batch_size": 1}
+        path.write_text(json.dumps(plans))
+        before = contents(dataset[1])
+        with pytest.raises(UserError) as caught:
+            run(configurations=["2d", configuration])
+        assert str(caught.value) == (
+            f"Configuration {configuration} is a stage of a cascade, which the trainers do not support: use 2d or "
+            f"3d_fullres."
+        )
+        assert contents(dataset[1]) == before
+
     def test_unknown_plans(self, dataset):
         with pytest.raises(UserError, match=r"no plans .*MyPlans.json; make them with nnUNetv2_plan_experiment -d 502"):
             run(plans="MyPlans")

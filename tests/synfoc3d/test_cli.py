@@ -133,7 +133,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "import", "preprocess", "split", "train", "predict", "evaluate", "trainers"]
+    "command", ["generate", "demo", "import", "preprocess", "split", "train", "predict", "evaluate", "trainers"]
 )
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit, match="0"):

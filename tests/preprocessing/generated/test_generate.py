@@ -342,6 +342,11 @@ def test_a_data_set_without_labels_is_refused(tmp_path: Path, labeled: dict[str,
         generate_dataset(tmp_path, 1, labeled)
 
 
+def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="seed must be at least 0, but is -1"):
+        generate_dataset(tmp_path, 1, {"A": 1}, seed=-1)
+
+
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kept.txt").touch()
     with pytest.raises(UserError, match=f"{tmp_path}: it is not an empty folder"):

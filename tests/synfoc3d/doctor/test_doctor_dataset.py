@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from synfoc3d.doctor.dataset import check_dataset
-from synfoc3d.doctor.preprocessed import data_folders
 from synfoc3d.errors import UserError
 from synfoc3d.files.splits import Split, save_splits
 
@@ -216,11 +215,6 @@ def test_unlabeled_cases_that_are_not_preprocessed_are_named(data):
 def test_labeled_case_that_is_not_preprocessed_is_named(data):
     (data.preprocessed / "P_2d" / "b_seg.b2nd").unlink()
     assert data.text("preprocessed 2d", "warning").startswith("1 of 3 labeled and 0 of 2 unlabeled cases")
-
-
-def test_configuration_may_inherit_its_folder():
-    configurations = {"2d": {"data_identifier": "P_2d"}, "mine": {"inherits_from": "2d"}, "none": {}}
-    assert data_folders(configurations) == {"2d": "P_2d", "mine": "P_2d"}
 
 
 def test_dataset_without_raw_files_is_named(data):
