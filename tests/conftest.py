@@ -114,8 +114,13 @@ def skip_pictures(patch):
     patch.setattr(EpochLog, "_draw", lambda *_: None)
 
 
-def make_project(root, configurations, num_channels=1, orientations=("RAS",)):
-    """Generate, import, preprocess and split: five labeled cases, of which two hide their label, two unlabeled."""
+def make_project(root, configurations, num_channels=1, orientations=("RAS",), labels="plain", change=None):
+    """Generate, import, preprocess and split: five labeled cases, of which two hide their label, two unlabeled.
+
+    Cases whose labels are sparse or partial are labeled and unlabeled. ``change`` is given the folder of the labeled
+    scans before they are imported.
+    """
+    from synfoc3d.files.layout import ANNOTATIONS_FILE
     from synfoc3d.files.splits import Split, save_splits
     from synfoc3d.preprocessing.generated.generate import StorageOptions, generate_dataset
     from synfoc3d.preprocessing.importing import import_dataset
@@ -123,14 +128,19 @@ def make_project(root, configurations, num_channels=1, orientations=("RAS",)):
 
     project, scans = Project(root), root / "scans"
     storage = StorageOptions((24, 20, 6), num_channels, orientations)
-    generate_dataset(scans, {"A": 4, "B": 3}, {"A": 4, "B": 1}, seed=0, storage=storage)
+    generate_dataset(scans, {"A": 4, "B": 3}, {"A": 4, "B": 1}, seed=0, storage=storage, labels=labels)
+    if change is not None:
+        change(scans / "labeled")
     with project.active() as patch:
         patch.setenv("nnUNet_n_proc_DA", "1")
         (root / "nnUNet_raw").mkdir()
         (root / "nnUNet_preprocessed").mkdir()
         import_dataset(int(DATASET), "Tiny", scans / "labeled", scans / "unlabeled", domains=scans / "domains.csv")
         preprocess_dataset(DATASET, configurations, num_processes=1)
-    unlabeled = (*SPLIT["hidden"], *UNLABELED_SCANS)
+    both = SPLIT["labeled"] if labels in ("sparse", "partial") else ()
+    unlabeled = (*both, *SPLIT["hidden"], *UNLABELED_SCANS)
+    if (project.raw / ANNOTATIONS_FILE).is_file():
+        shutil.copy(project.raw / ANNOTATIONS_FILE, project.preprocessed)  # as synfoc3d split does
     save_splits(project.preprocessed, [Split(tuple(SPLIT["labeled"]), unlabeled, tuple(SPLIT["val"]))])
     return project
 

@@ -1,6 +1,7 @@
 """Which scans the networks are least sure of."""
 
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from synfoc3d.inference import rank as module
 from synfoc3d.inference.judges import Opinions, PatchLabels
 from synfoc3d.inference.models import ModelChoice
 from synfoc3d.inference.rank import rank
+from synfoc3d.losses.label_space import Classes
 
 CHOICE = ModelChoice("501", "2d")
 SHAPE = (3, 4, 5)
@@ -24,6 +26,10 @@ def opinions(student, teacher, foundation):
         labels[-1][list(slices)] = 1
     everything = tuple(slice(0, length) for length in SHAPE)
     return Opinions([PatchLabels(*labels, foundation_low=labels[-1])], [everything], everything)
+
+
+def judges(structures):
+    return SimpleNamespace(labels=Classes(3), structures=structures)
 
 
 @pytest.fixture

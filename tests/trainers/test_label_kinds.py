@@ -1,0 +1,167 @@
+"""Regions, sparse and partial labels: every method trains on them, and nothing that is not annotated is learned."""
+
+import csv
+import json
+from itertools import product
+
+import blosc2
+import numpy as np
+import pytest
+import torch
+
+from synfoc3d.errors import UserError
+from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE
+
+from ..conftest import make_project
+
+METHODS = {
+    "supervised": ("nnUNetTrainerSupervised", {}),
+    "mean teacher": ("nnUNetTrainerMeanTeacher", {}),
+    "SynFoC": ("nnUNetTrainerSynFoC", {"tau": 0.4}),
+    "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional", "tau": 0.4}),
+    "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation", "tau": 0.4}),
+    "SAMed": ("nnUNetTrainerSAMed", {}),
+}
+REGIONS = {"background": 0, "heart": [1, 2, 3], "main": [1, 2], "cavity": 2, "ignore": 4}
+CONFIGURATIONS = ("2d", "3d_fullres")
+
+
+def everything(labeled):
+    """Regions, sparse labels, and only some regions annotated, all in one dataset."""
+    file = labeled / DESCRIPTION_FILE
+    content = json.loads(file.read_text()) | {"labels": REGIONS, "regions_class_order": [3, 1, 2]}
+    file.write_text(json.dumps(content))
+    lines = ("Atrain001,heart", "Atrain002,heart,main", "Atrain003,heart,cavity")
+    (labeled / ANNOTATIONS_FILE).write_text("\n".join(["case,classes", *lines]) + "\n")
+
+
+KINDS = {"regions": ("regions", None), "sparse": ("sparse", None), "partial": ("partial", None)}
+KINDS["everything"] = ("sparse", everything)
+
+
+@pytest.fixture(scope="session")
+def of_kind(tmp_path_factory):
+    """Return a function that makes the project of a kind once, with a copy of it whose unknown labels are others."""
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            labels, change = KINDS[kind]
+            project = make_project(tmp_path_factory.mktemp(kind), CONFIGURATIONS, labels=labels, change=change)
+            copy = project.copy(tmp_path_factory.mktemp(f"{kind}_altered"))
+            for configuration in CONFIGURATIONS:
+                alter(copy, configuration)
+            made[kind] = project, copy
+        return made[kind]
+
+    return make
+
+
+def alter(project, configuration):
+    """Give every voxel of preprocessed labels that nothing may depend on another value."""
+    annotated = {}
+    if (project.raw / ANNOTATIONS_FILE).is_file():
+        rows = csv.reader((project.raw / ANNOTATIONS_FILE).read_text().splitlines()[1:])
+        annotated = {case: names for case, *names in rows}
+    declared = json.loads((project.raw / DESCRIPTION_FILE).read_text())["labels"]
+    random = np.random.default_rng(0)
+    for file in sorted((project.preprocessed / f"nnUNetPlans_{configuration}").glob("*_seg.b2nd")):
+        case = file.name.removesuffix("_seg.b2nd")
+        values = blosc2.open(str(file))[:]
+        if case in ("Atrain003", "Atrain004"):
+            values = random.integers(0, 4, values.shape).astype(values.dtype)  # hidden: nothing of them counts
+        elif case in annotated:
+            values = same_for(values, [np.atleast_1d(declared[name]) for name in annotated[case]], random)
+        file.unlink()
+        blosc2.asarray(np.ascontiguousarray(values), urlpath=str(file))
+
+
+def same_for(values, classes, random):
+    """Exchange label values of 0 to 3 that are in the same ones of the annotated classes."""
+    changed = values.copy()
+    for value in range(4):
+        alike = [other for other in range(4) if all((value in c) == (other in c) for c in classes)]
+        where = values == value
+        changed[where] = random.choice(alike, int(where.sum()))
+    return changed
+
+
+def step(project, method, configuration):
+    """Take one step; return the trainer, what it logged, and the gradients of all students."""
+    name, settings = METHODS[method]
+    with project.active(f"step_{method}"):
+        trainer = project.trainer(name, configuration, method=settings)
+        trainer.initialize()
+        batch = next(trainer.get_dataloaders()[0])
+        logs = trainer.train_step(batch)
+    gradients = {
+        f"{student}.{key}": parameter.grad
+        for student, network in trainer.students.items()
+        for key, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+    return trainer, logs, gradients
+
+
+CASES = list(product(METHODS, KINDS, CONFIGURATIONS))
+
+
+@pytest.mark.parametrize(("method", "kind", "configuration"), CASES, ids=["-".join(case) for case in CASES])
+def test_step_trains_every_network_and_nothing_unknown_matters(method, kind, configuration, of_kind):
+    project, altered = of_kind(kind)
+    trainer, logs, gradients = step(project, method, configuration)
+    assert np.isfinite([value for name, value in logs.items() if "loss" in name]).all()
+    for student in trainer.students:
+        own = [gradient for key, gradient in gradients.items() if key.startswith(f"{student}.")]
+        assert all(gradient is None or gradient.isfinite().all() for gradient in own)
+        assert sum(bool(gradient.any()) for gradient in own if gradient is not None) > 0.7 * len(own)
+    _, _, others = step(altered, method, configuration)
+    assert all(gradient is None or torch.equal(gradient, others[key]) for key, gradient in gradients.items())
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_supervised_step_is_nnunets_on_the_same_batch(kind, configuration, of_kind):
+    """nnU-Net's own loss on its own targets; where classes were not annotated, on the merged probabilities."""
+    project = of_kind(kind)[0]
+    with project.active("nnunets_loss"):
+        trainer = project.trainer("nnUNetTrainerSupervised", configuration)
+        trainer.initialize()
+        batch = next(trainer.get_dataloaders()[0])
+        trainer.on_validation_epoch_start()
+        trainer.train_step(batch)
+        ours = [parameter.grad.clone() for parameter in trainer.network.parameters() if parameter.grad is not None]
+        fresh = project.trainer("nnUNetTrainerSupervised", configuration)
+        fresh.initialize()
+        output = fresh.network(batch["data"])
+        if "known" in batch:
+            pytest.skip("nnU-Net knows no partial labels")
+        fresh.loss(output, batch["target"]).backward()
+    theirs = [parameter.grad for parameter in fresh.network.parameters() if parameter.grad is not None]
+    assert len(ours) == len(theirs)
+    for first, second in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+def test_ignored_voxels_are_left_out_of_the_online_validation(of_kind):
+    project = of_kind("sparse")[0]
+    with project.active("online"):
+        trainer = project.trainer()
+        trainer.initialize()
+        raw = next(trainer.get_dataloaders()[1])
+        trainer.on_validation_epoch_start()
+        with torch.no_grad():
+            outputs = trainer.validation_step(raw)
+    annotated = int((raw["target"][0] != 4).sum())
+    for student in ("conventional", "foundation"):
+        counts = [outputs[f"{student}/{key}"] for key in ("tp_hard", "fp_hard", "fn_hard")]
+        assert 0 < sum(int(count.sum()) for count in counts) <= 2 * annotated
+
+
+def test_changed_annotations_are_refused(of_kind, tmp_path):
+    copy = of_kind("partial")[0].copy(tmp_path)
+    (copy.raw / ANNOTATIONS_FILE).write_text("case,classes\nAtrain001,wall\n")
+    with copy.active(), pytest.raises(UserError, match=r"annotated.csv has changed .* synfoc3d split -d 501 anew"):
+        trainer = copy.trainer()
+        trainer.initialize()
+        trainer.get_dataloaders()
