@@ -2,10 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.volumes import ImageFiles, Scan, check_same_grid, label_values, name_and_ending, read_scan
 
 MAX_THREADS = 8
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,34 @@ def check_cases(cases: Collection[CaseFiles]) -> dict[str, CaseFacts]:
         UserError: the first case, in the given order, that is damaged, does not fit together or has another number of
             channels than the others.
     """
-    threads = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
-    try:
-        checked = tqdm(threads.map(check_case, cases), total=len(cases), desc="Checking scans", unit="case")
-        facts = {files.case: found for files, found in zip(cases, checked, strict=True)}
-    finally:
-        threads.shutdown(cancel_futures=True)
+    facts = dict(zip((files.case for files in cases), _in_threads(check_case, cases, "Checking scans"), strict=True))
     _check_channels({files.case: (facts[files.case].channels, files.images[-1]) for files in cases})
     return facts
+
+
+def read_label_values(labels: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
+    """Return the values in the label file of each case, read in parallel threads with a progress bar.
+
+    Raises:
+        UserError: a file that cannot be read, or values that are no whole numbers.
+    """
+    if not labels:
+        return {}
+    return dict(zip(labels, _in_threads(_values_of, list(labels.values()), "Reading labels"), strict=True))
+
+
+def _values_of(label: Path) -> tuple[int, ...]:
+    """Return the values in a label file."""
+    return tuple(label_values(read_scan(label)))
+
+
+def _in_threads(function: Callable[[T], R], items: Collection[T], description: str) -> list[R]:
+    """Call the function for every item, in parallel, with a progress bar of that description."""
+    threads = ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1))
+    try:
+        return list(tqdm(threads.map(function, items), total=len(items), desc=description, unit="case"))
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def check_case(files: CaseFiles) -> CaseFacts:

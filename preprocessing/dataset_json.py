@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
 from synfoc3d.errors import UserError
+from synfoc3d.files.annotations import check_any_annotated
+from synfoc3d.files.declared_labels import BACKGROUND, DeclaredLabels
 from synfoc3d.files.layout import DESCRIPTION_FILE, REORIENTING_READER
 from synfoc3d.files.volumes import NIFTI_ENDINGS
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles
 from synfoc3d.preprocessing.datasets import load_json_object
 
-BACKGROUND = "background"
 # Entries of the source's dataset.json that describe its files, not the scans, or belong to older formats.
 NOT_CARRIED_OVER = {"dataset", "training", "test", "numTest", "modality", "tensorImageSize"}
 
@@ -46,7 +45,7 @@ def build_dataset_json(
     label_names: Sequence[str] | None,
     channel_names: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """Return the dataset.json of the new dataset, after a check of the labels against it.
+    """Return the dataset.json of the new dataset.
 
     Names come from the arguments, else from the description, else they are generic.
 
@@ -55,14 +54,14 @@ def build_dataset_json(
         cases: the labeled cases.
         facts: what was found in each of them.
         ending: file ending of all files.
-        label_names: names of the label values 1, 2, ...; a leading ``background`` names value 0.
+        label_names: names of the label values 1, 2, ...; a leading ``background`` names value 0, and ``ignore`` as the
+            last one is nnU-Net's name for voxels that are left open.
         channel_names: one name per channel; nnU-Net normalizes a channel called ``CT`` by the dataset, others by case.
 
     Raises:
-        UserError: labels that are not declared or have gaps, declarations nnU-Net refuses, or names that do not fit the
-            number of channels.
+        UserError: label values with gaps that nothing declares, or names that do not fit the number of channels.
     """
-    labels = _declared_labels(description, label_names)
+    labels = _named_labels(description, label_names)
     if labels is None:
         labels = _generic_labels(cases, facts)
     result = {key: value for key, value in description.items() if key not in NOT_CARRIED_OVER}
@@ -70,15 +69,32 @@ def build_dataset_json(
     result["labels"] = labels
     result["numTraining"] = len(cases)
     result["file_ending"] = ending
+    if label_names is not None:
+        result.pop("regions_class_order", None)
     result.pop("overwrite_image_reader_writer", None)
     if ending in NIFTI_ENDINGS:
         # Whatever way a scan is stored, its slices must lie in the same plane as those of the others.
         result["overwrite_image_reader_writer"] = REORIENTING_READER
-    _check_values(result, cases, facts)
     return result
 
 
-def _declared_labels(description: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any] | None:
+def check_labels(labels: DeclaredLabels, cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts]) -> None:
+    """Check the values found in the label files against the declared ones.
+
+    Raises:
+        UserError: a value that is not declared, or a file that holds nothing but the ignore label.
+    """
+    declared = [*labels.values] if labels.ignore is None else [*labels.values, labels.ignore]
+    for files in cases:
+        assert files.label is not None
+        found = facts[files.case].labels
+        for value in found:
+            if value not in declared:
+                raise UserError(f"{files.label} holds the label value {value}, but only {declared} are declared.")
+        check_any_annotated(labels, found, files.label)
+
+
+def _named_labels(description: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any] | None:
     """Return name -> value as the user or the description declares it; None if neither does."""
     if names is None:
         return description.get("labels")
@@ -113,22 +129,3 @@ def _channels(description: Mapping[str, Any], names: Sequence[str] | None, count
     if len(names) != count:
         raise UserError(f"There are {len(names)} channel names {list(names)}, but the scans have {count} channels.")
     return {str(channel): name for channel, name in enumerate(names)}
-
-
-def _check_values(dataset: Mapping[str, Any], cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts]) -> None:
-    """Check the label values found against the declared ones, as nnU-Net's own integrity check does."""
-    try:
-        manager = LabelManager(dataset["labels"], regions_class_order=dataset.get("regions_class_order"))
-    except Exception as error:  # nnU-Net raises and asserts various types for a wrong declaration
-        raise UserError(f"nnU-Net refuses the labels {dataset['labels']} of the dataset.json ({error}).") from error
-    declared = [int(value) for value in manager.all_labels]
-    if manager.has_ignore_label:
-        declared.append(manager.ignore_label)
-    if declared != list(range(len(declared))):
-        raise UserError(
-            f"The dataset.json declares the label values {declared}, but nnU-Net needs 0, 1, 2, ... in a row."
-        )
-    for files in cases:
-        for value in facts[files.case].labels:
-            if value not in declared:
-                raise UserError(f"{files.label} holds the label value {value}, but only {declared} are declared.")

@@ -7,9 +7,11 @@ from typing import Any
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.annotations import check_annotations, read_annotations
+from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains
-from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, UNLABELED_IMAGES
-from synfoc3d.files.volumes import ImageFiles, list_images
+from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
+from synfoc3d.files.volumes import ImageFiles, list_images, list_labels
 
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
@@ -56,6 +58,19 @@ def raw_labeled_images(raw: Path) -> dict[str, ImageFiles]:
     return list_images(raw / IMAGES)
 
 
+def raw_label_files(raw: Path) -> dict[str, Path]:
+    """Return the label files by case; empty if there is no labelsTr.
+
+    Raises:
+        UserError: no dataset.json, or an empty labelsTr.
+    """
+    description = read_dataset_json(raw)
+    if "dataset" in description:  # as above
+        listed = get_filenames_of_train_images_and_targets(str(raw), description)
+        return {case: Path(files["label"]) for case, files in listed.items()}
+    return list_labels(raw / LABELS) if (raw / LABELS).is_dir() else {}
+
+
 def raw_unlabeled_images(raw: Path) -> dict[str, ImageFiles]:
     """Return the image files of ``imagesUn`` by case; empty if the folder does not exist.
 
@@ -78,3 +93,26 @@ def dataset_domains(folder: Path, cases: set[str]) -> dict[str, str] | None:
     domains = read_domains(path)
     check_domains(domains, cases, path)
     return domains
+
+
+def dataset_labels(folder: Path) -> DeclaredLabels:
+    """Return what the labels of a dataset's folder mean.
+
+    Raises:
+        UserError: the dataset.json is missing or damaged, or declares what nnU-Net refuses.
+    """
+    return declared_labels(read_dataset_json(folder), str(folder / DESCRIPTION_FILE))
+
+
+def dataset_annotations(folder: Path, labels: DeclaredLabels, labeled: set[str]) -> dict[str, tuple[str, ...]]:
+    """Return the annotated classes of the cases that the folder's annotated.csv names; empty without that file.
+
+    Raises:
+        UserError: the file is damaged, or does not fit the labels or the labeled cases.
+    """
+    path = folder / ANNOTATIONS_FILE
+    if not path.is_file():
+        return {}
+    annotated = read_annotations(path)
+    check_annotations(annotated, labels, labeled, path)
+    return annotated

@@ -5,19 +5,27 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.annotations import (
+    Annotations,
+    check_annotated_values,
+    check_annotations,
+    read_annotations,
+    write_annotations,
+)
+from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains, write_domains
 from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
-from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
+from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
 from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
-from synfoc3d.preprocessing.case_checks import CaseFiles, check_cases, check_names, pair_labels
-from synfoc3d.preprocessing.dataset_json import build_dataset_json, find_description
+from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles, check_cases, check_names, pair_labels
+from synfoc3d.preprocessing.dataset_json import build_dataset_json, check_labels, find_description
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +41,7 @@ def import_dataset(
     unlabeled: Path | None,
     *,
     domains: Path | None = None,
+    annotated: Path | None = None,
     label_names: list[str] | None = None,
     channel_names: list[str] | None = None,
 ) -> Path:
@@ -48,6 +57,8 @@ def import_dataset(
         labeled: folder with imagesTr and labelsTr, or images and labels; a dataset.json in it is used.
         unlabeled: folder with the images, directly or in imagesUn, images or imagesTr; None without unlabeled cases.
         domains: CSV file with the header ``case,domain`` that names all cases.
+        annotated: CSV file with the classes annotated in each case in which not all were (see
+            `synfoc3d.files.annotations`); None takes the annotated.csv in the labeled folder, if there is one.
         label_names: names of the label values 1, 2, ...; overrules the dataset.json.
         channel_names: names of the channels; overrules the dataset.json.
 
@@ -64,6 +75,9 @@ def import_dataset(
     domain_of = read_domains(domains) if domains is not None else None
     if domains is not None and domain_of is not None:
         check_domains(domain_of, {files.case for files in cases}, domains)
+    if annotated is None and (labeled / ANNOTATIONS_FILE).is_file():
+        annotated = labeled / ANNOTATIONS_FILE
+    annotations = read_annotations(annotated) if annotated is not None else {}
     facts = check_cases(cases)
     ending = name_and_ending(cases[0].images[0])[1]
     dataset_json = build_dataset_json(
@@ -74,7 +88,12 @@ def import_dataset(
         label_names=label_names,
         channel_names=channel_names,
     )
-    _write(target, cases, dataset_json, domain_of)
+    names_from = "The list of label names" if label_names is not None else str(labeled / DESCRIPTION_FILE)
+    labels = declared_labels(dataset_json, names_from)
+    check_labels(labels, labeled_cases, facts)
+    if annotated is not None:
+        _check_annotations(annotations, labels, labeled_cases, facts=facts, source=annotated)
+    _write(target, cases, dataset_json, domain_of=domain_of, annotations=annotations)
     log.info("%s: %d labeled and %d unlabeled cases.", target, len(labeled_cases), len(unlabeled_cases))
     return target
 
@@ -125,8 +144,30 @@ def _labeled_folders(labeled: Path) -> tuple[Path, Path]:
     raise UserError(f"The labeled folder {labeled} must contain the folders {wanted}.")
 
 
+def _check_annotations(
+    annotations: Annotations,
+    labels: DeclaredLabels,
+    cases: Sequence[CaseFiles],
+    *,
+    facts: Mapping[str, CaseFacts],
+    source: Path,
+) -> None:
+    """Check that the annotations in the file ``source`` fit names and label files of the labeled cases."""
+    check_annotations(annotations, labels, {files.case for files in cases}, source)
+    for files in cases:
+        if files.case in annotations:
+            assert files.label is not None
+            found = facts[files.case].labels
+            check_annotated_values(annotations[files.case], labels, found, files.label, source)
+
+
 def _write(
-    target: Path, cases: Sequence[CaseFiles], dataset_json: dict[str, Any], domain_of: dict[str, str] | None
+    target: Path,
+    cases: Sequence[CaseFiles],
+    dataset_json: dict[str, Any],
+    *,
+    domain_of: dict[str, str] | None,
+    annotations: Annotations,
 ) -> None:
     """Write the dataset into a temporary folder beside the target, then rename it."""
     # A hidden name, because nnU-Net takes every folder that starts with Dataset for one.
@@ -137,6 +178,8 @@ def _write(
         (temporary / DESCRIPTION_FILE).write_text(json.dumps(dataset_json, indent=1) + "\n", encoding="utf-8")
         if domain_of is not None:
             write_domains(temporary / DOMAINS_FILE, domain_of)
+        if annotations:
+            write_annotations(temporary / ANNOTATIONS_FILE, annotations)
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,8 +7,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.folders import nnunet_folder
 from synfoc3d.files.splits import Split, check_split, save_splits
+from synfoc3d.preprocessing.incomplete import draw_labeled, spare_needed
 from synfoc3d.preprocessing.split_cases import SplitCases
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,9 @@ def split_by_count(
     labeled domain, drawn from the others, are labeled; all other patients of imagesTr are unlabeled (their labels stay
     hidden), and so are all cases of imagesUn but those of a validation patient. Scans in imagesUn of a labeled patient
     are unlabeled: both take part in training. Where the labeled domain has too few patients to spare, fewer or none of
-    them are dealt to validation; then validation has the other domains only, or nothing (with a warning).
+    them are dealt to validation; then validation has the other domains only, or nothing (with a warning). Where not
+    every class was annotated in every case, the labeled patients are drawn so that each class was in one of them, as
+    far as that can be; patients without whom it cannot are not dealt to validation.
 
     Args:
         cases: the dataset's cases.
@@ -54,9 +58,9 @@ def split_by_count(
     rng = random.Random(seed)
     groups = _validation_groups(cases, patients, candidates, num_labeled=needed, folds=folds, rng=rng)
     splits = []
-    for group in groups:
+    for group in spare_needed(cases, groups, candidates, num_labeled or len(candidates)):
         free = [patient for patient in candidates if patient not in group]
-        chosen = set(free if num_labeled is None else rng.sample(free, num_labeled))
+        chosen = set(free if num_labeled is None else draw_labeled(cases, free, num_labeled, rng))
         splits.append(_assemble(cases, chosen, set(group)))
     for split in splits:
         cases.check_labels(split)
@@ -69,7 +73,7 @@ def split_by_ids(
     unlabeled: Sequence[str] | None = None,
     val: Sequence[str] = (),
 ) -> list[Split]:
-    """Return one fold with the cases that the user lists.
+    """Return one fold with the cases that the user lists; `add_incomplete` says whether one may be listed twice.
 
     Args:
         cases: the dataset's cases.
@@ -79,8 +83,8 @@ def split_by_ids(
         val: cases of imagesTr; may be empty.
 
     Raises:
-        UserError: an unknown case, a labeled or validation case of imagesUn or without label file, a case that is
-            listed twice, or a patient whose scans straddle.
+        UserError: an unknown case, a labeled or validation case of imagesUn or without label file, a case twice in one
+            list or in val and another, or a patient whose scans straddle.
     """
     for names, allowed in ((labeled, cases.train), (val, cases.train), (unlabeled or (), cases.all)):
         _check_known(names, allowed, cases.all)
@@ -98,17 +102,26 @@ def split_by_ids(
 def write_splits(cases: SplitCases, splits: Sequence[Split]) -> Path:
     """Write the splits of a dataset into its folder in nnUNet_preprocessed and return the file.
 
+    The annotated.csv that they are for is written beside them; one that the dataset no longer has is removed.
+
     Raises:
         UserError: nnUNet_preprocessed is not set, or a split is not valid.
     """
-    return save_splits(nnunet_folder("nnUNet_preprocessed") / cases.dataset, splits)
+    folder = nnunet_folder("nnUNet_preprocessed") / cases.dataset
+    file = save_splits(folder, splits)
+    copy_annotations(cases.folder, folder)
+    return file
 
 
 def describe_splits(cases: SplitCases, splits: Sequence[Split]) -> str:
-    """Return a table with the number of cases (and patients) per fold and domain."""
-    rows: list[tuple[str, ...]] = [("fold", "domain", "labeled", "unlabeled", "val")]
+    """Return a table with the number of cases (and patients) per fold and domain.
+
+    Where a case is both labeled and unlabeled, the last column counts those.
+    """
+    both = any(split.both for split in splits)
+    rows: list[tuple[str, ...]] = [("fold", "domain", "labeled", "unlabeled", "val", *["labeled and unlabeled"] * both)]
     for fold, split in enumerate(splits):
-        members = [split.labeled, split.unlabeled, split.val]
+        members = [split.labeled, split.unlabeled, split.val, *[split.both] * both]
         for domain in sorted({cases.domain(case) for part in members for case in part}):
             counts = [_count(cases, part, domain) for part in members]
             rows.append((str(fold), domain or "all", *counts))
@@ -258,7 +271,7 @@ def _assemble(cases: SplitCases, chosen: set[str], validating: set[str]) -> Spli
 def _check_straddling(cases: SplitCases, split: Split) -> None:
     """Check that no patient is on two sides; only imagesUn may hold unlabeled scans of a labeled patient."""
     labeled, val = cases.patients(split.labeled), cases.patients(split.val)
-    hidden = cases.patients(case for case in split.unlabeled if case in cases.train)
+    hidden = cases.patients(case for case in split.unlabeled if case in cases.train and case not in split.labeled)
     unlabeled = cases.patients(split.unlabeled)
     sides = (
         ("labeled", labeled, "val", val),

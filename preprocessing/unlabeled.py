@@ -19,12 +19,22 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import find_dataset, nnunet_folder
-from synfoc3d.files.layout import CASE_ENDINGS, DESCRIPTION_FILE, DOMAINS_FILE, REORIENTING_READER, unlabeled_folder
+from synfoc3d.files.layout import (
+    CASE_ENDINGS,
+    DESCRIPTION_FILE,
+    DOMAINS_FILE,
+    REORIENTING_READER,
+    SPLITS_FILE,
+    unlabeled_folder,
+)
 from synfoc3d.files.volumes import NIFTI_ENDINGS, ImageFiles, check_checksum, read_orientation
 from synfoc3d.preprocessing.datasets import (
+    dataset_annotations,
     dataset_domains,
+    dataset_labels,
     load_json_object,
     raw_labeled_images,
     raw_unlabeled_images,
@@ -65,8 +75,9 @@ def preprocess_dataset(
         num_processes: number of worker processes; with 1 the unlabeled cases are done in this process.
 
     Raises:
-        UserError: an unknown dataset or configuration, scans of mixed orientation that the plans do not reorient, or
-            unlabeled cases that failed (after all others are done).
+        UserError: an unknown dataset or configuration, labels that nnU-Net refuses, an annotated.csv or domains.csv
+            that does not fit, scans of mixed orientation that the plans do not reorient, or unlabeled cases that failed
+            (after all others are done).
     """
     if num_processes < 1:
         raise UserError(f"The number of processes must be at least 1, but is {num_processes}.")
@@ -75,6 +86,7 @@ def preprocess_dataset(
     labeled, unlabeled = raw_labeled_images(raw), raw_unlabeled_images(raw)
     _check_images(raw, labeled, unlabeled)
     dataset_domains(raw, {*labeled, *unlabeled})
+    dataset_annotations(raw, dataset_labels(raw), set(labeled))
     _check_orientations(raw, preprocessed / f"{plans}.json", {**labeled, **unlabeled})
 
     manager = plan_if_needed(raw, preprocessed, plans, cases=labeled, num_processes=num_processes)
@@ -86,6 +98,8 @@ def preprocess_dataset(
     )
     if (raw / DOMAINS_FILE).is_file():
         atomic_write_text(preprocessed / DOMAINS_FILE, (raw / DOMAINS_FILE).read_text(encoding="utf-8-sig"))
+    if not (preprocessed / SPLITS_FILE).is_file():  # beside a split lies the file that it was made for
+        copy_annotations(raw, preprocessed)
 
     failures: dict[str, str] = {}
     for configuration in configurations:

@@ -41,6 +41,13 @@ def _import(commands: Commands) -> None:
     )
     parser.add_argument("--unlabeled", type=Path, help="folder of unlabeled images")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument(
+        "--annotated",
+        type=Path,
+        metavar="FILE",
+        help="CSV with a line case,CLASS,CLASS... per case in which not every class was annotated; "
+        "default: annotated.csv in the labeled folder",
+    )
     parser.add_argument("--labels", nargs="+", metavar="NAME", help="names of classes 1, 2, ...")
     parser.add_argument("--channels", nargs="+", metavar="NAME", help="names of channels, for example T1 FLAIR or CT")
 
@@ -54,6 +61,7 @@ def _run_import(args: argparse.Namespace) -> None:
         args.labeled,
         args.unlabeled,
         domains=args.domains,
+        annotated=args.annotated,
         label_names=args.labels,
         channel_names=args.channels,
     )
@@ -89,10 +97,17 @@ def _split(commands: Commands) -> None:
     parser.add_argument("--labeled-ids", metavar="FILE", help="case ids, one per line, or file.json:key")
     parser.add_argument("--unlabeled-ids", metavar="FILE", help="ids likewise; default: every other case")
     parser.add_argument("--val-ids", metavar="FILE", help="ids likewise; default: none")
+    parser.add_argument(
+        "--no-also-unlabeled",
+        dest="also_unlabeled",
+        action="store_false",
+        help="do not let labeled cases that are sparsely or partly annotated be unlabeled ones, too",
+    )
     parser.add_argument("--patient-pattern", metavar="REGEX", help="its first group names a case's patient")
 
 
 def _run_split(args: argparse.Namespace) -> None:
+    from synfoc3d.preprocessing.incomplete import add_incomplete
     from synfoc3d.preprocessing.split_cases import read_split_cases
     from synfoc3d.preprocessing.split_rules import describe_splits, split_by_count, write_splits
 
@@ -102,6 +117,7 @@ def _run_split(args: argparse.Namespace) -> None:
         splits = _split_by_lists(cases, args)
     else:
         splits = split_by_count(cases, args.num_labeled, args.labeled_domain, folds=args.folds, seed=args.seed)
+    splits = add_incomplete(cases, splits, args.also_unlabeled)
     file = write_splits(cases, splits)
     print(describe_splits(cases, splits))
     print(f"Written to {file}\nNext: synfoc3d train {args.dataset} 2d 0")

@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from synfoc3d.doctor.findings import Finding, some
-from synfoc3d.doctor.preprocessed import check_preprocessed, load_plans
+from synfoc3d.doctor.preprocessed import check_annotations_copy, check_preprocessed, load_plans
 from synfoc3d.errors import UserError
+from synfoc3d.files.annotations import check_annotations, partly_annotated, read_annotations
+from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains
-from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, REORIENTING_READER, UNLABELED_IMAGES
+from synfoc3d.files.layout import (
+    ANNOTATIONS_FILE,
+    DESCRIPTION_FILE,
+    DOMAINS_FILE,
+    IMAGES,
+    LABELS,
+    REORIENTING_READER,
+    UNLABELED_IMAGES,
+)
 
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 Files = Mapping[str, tuple[Path, ...]]
@@ -56,12 +66,14 @@ def check_dataset(dataset: str) -> list[Finding]:
     plans = load_plans(preprocessed) if preprocessed else {}
     if raw:
         cases, found = read_cases(raw)
-        findings += [*found, *check_pairs(cases), *check_names(cases), *check_labels(cases.description)]
-        findings += [*check_domains_file(raw, cases), *check_orientations(raw, cases, plans)]
+        findings += [*found, *check_pairs(cases), *check_names(cases)]
+        findings += [*check_labels(raw, cases), *check_domains_file(raw, cases), *check_orientations(raw, cases, plans)]
     else:
         mend = "Set nnUNet_raw to the folder that holds it; training and prediction do without."
         findings.append(Finding("raw data", "warning", "there is no folder in nnUNet_raw", mend))
     if preprocessed:
+        if raw:
+            findings += check_annotations_copy(raw, preprocessed, number)
         return findings + check_preprocessed(
             preprocessed, number, plans, labeled=set(cases.images), unlabeled=set(cases.unlabeled)
         )
@@ -179,15 +191,44 @@ def check_names(cases: RawCases) -> list[Finding]:
     return findings
 
 
-def check_labels(description: Mapping[str, Any]) -> list[Finding]:
-    """Say whether the trainers accept the declared labels."""
-    labels = description.get("labels", {})
-    regions = [name for name, value in labels.items() if isinstance(value, list | tuple) and len(value) > 1]
-    if regions or "ignore" in labels:
-        what = f"regions ({regions[0]})" if regions else "an ignore label"
-        text = f"dataset.json declares {what}, which the trainers do not support"
-        return [Finding("labels", "error", text, "Declare every label as one number, without ignore label.")]
-    return [Finding("labels", "ok", ", ".join(labels))] if labels else []
+def check_labels(raw: Path, cases: RawCases) -> list[Finding]:
+    """Say what the declared labels are, or why nnU-Net would refuse them, and in which cases they were annotated."""
+    if not cases.description:
+        return []
+    try:
+        labels = declared_labels(cases.description, DESCRIPTION_FILE)
+    except UserError as error:
+        return [Finding("labels", "error", str(error), f"Correct {raw / DESCRIPTION_FILE}.")]
+    details = {"classes": labels.classes, "order": labels.order, "ignore": labels.ignore}
+    found = Finding("labels", "ok", _describe_labels(labels), details=details)
+    return [found, *_check_annotations_file(raw / ANNOTATIONS_FILE, labels, cases)]
+
+
+def _describe_labels(labels: DeclaredLabels) -> str:
+    if labels.order is None:
+        text = ", ".join(labels.classes)
+    else:
+        regions = (f"{name} ({', '.join(map(str, values))})" for name, values in labels.classes.items())
+        text = f"regions {', '.join(regions)}, in the order {', '.join(map(str, labels.order))}"
+    return text if labels.ignore is None else f"{text}; ignore label {labels.ignore}"
+
+
+def _check_annotations_file(file: Path, labels: DeclaredLabels, cases: RawCases) -> list[Finding]:
+    """Look at annotated.csv, if there is one: do its names fit, and how many cases have which class?"""
+    if not file.is_file():
+        return []
+    try:
+        annotated = read_annotations(file)
+        check_annotations(annotated, labels, set(cases.images), file)
+    except UserError as error:
+        return [Finding(ANNOTATIONS_FILE, "error", str(error), "Correct the file.")]
+    partly = len(partly_annotated(annotated, labels))
+    counted = {
+        name: sum(name in annotated.get(case, labels.classes) for case in cases.images) for name in labels.classes
+    }
+    text = f"{partly} of {len(cases.images)} labeled cases are partly annotated; cases by class: "
+    text += ", ".join(f"{name} {number}" for name, number in counted.items())
+    return [Finding(ANNOTATIONS_FILE, "ok", text, details={"partly": partly, "classes": counted})]
 
 
 def check_domains_file(raw: Path, cases: RawCases) -> list[Finding]:

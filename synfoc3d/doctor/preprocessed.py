@@ -8,7 +8,8 @@ from typing import Any
 from synfoc3d.doctor.cascades import cascade_stages, check_cascades, data_folders
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.errors import UserError
-from synfoc3d.files.layout import CASE_ENDINGS, SPLITS_FILE, unlabeled_folder
+from synfoc3d.files.annotations import read_annotations
+from synfoc3d.files.layout import ANNOTATIONS_FILE, CASE_ENDINGS, SPLITS_FILE, unlabeled_folder
 from synfoc3d.files.splits import Split, load_splits
 
 
@@ -91,6 +92,35 @@ def preprocessed_cases(folder: Path) -> set[str]:
     return {case for case in cases if all(f"{case}{ending}" in names for ending in CASE_ENDINGS)}
 
 
+def check_annotations_copy(raw: Path, folder: Path, dataset_id: int) -> list[Finding]:
+    """Compare the annotated.csv beside the splits with the raw dataset's.
+
+    Args:
+        raw: the dataset's folder in nnUNet_raw.
+        folder: its folder in nnUNet_preprocessed.
+        dataset_id: its id.
+    """
+    original, copy = raw / ANNOTATIONS_FILE, folder / ANNOTATIONS_FILE
+    if not (folder / SPLITS_FILE).is_file():
+        return []
+    if not original.is_file():
+        text = f"{copy} is left over: {raw} has none" if copy.is_file() else ""
+    elif not copy.is_file():
+        text = f"is missing in {folder}"
+    else:
+        text = "" if _annotations(original) == _annotations(copy) else f"{copy} differs from {original}"
+    mend = f"Run: synfoc3d split -d {dataset_id}"
+    return [Finding(f"copy of {ANNOTATIONS_FILE}", "warning", text, mend)] if text else []
+
+
+def _annotations(file: Path) -> Mapping[str, Collection[str]] | None:
+    """Return the annotated classes by case, without an order; None if the file is damaged."""
+    try:
+        return {case: set(names) for case, names in read_annotations(file).items()}
+    except UserError:
+        return None
+
+
 # --- split -----------------------------------------------------------------------------------------------------------
 
 
@@ -130,8 +160,10 @@ def _check_folds(splits: Sequence[Split], labeled: set[str], unlabeled: set[str]
 
 def _describe_folds(splits: Sequence[Split]) -> Finding:
     """Count the cases of the folds."""
-    numbers = [{key: len(getattr(split, key)) for key in ("labeled", "unlabeled", "val")} for split in splits]
+    numbers = [{key: len(getattr(split, key)) for key in ("labeled", "unlabeled", "val", "both")} for split in splits]
     first = "{labeled} labeled, {unlabeled} unlabeled, {val} validation".format(**numbers[0])
+    if numbers[0]["both"]:
+        first += f", {numbers[0]['both']} both labeled and unlabeled"
     text = f"{len(splits)} fold{'s' if len(splits) > 1 else ''}; fold 0: {first}"
     return Finding(SPLITS_FILE, "ok", text, details={"folds": numbers})
 

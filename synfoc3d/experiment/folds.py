@@ -14,6 +14,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.plan import Plan, SplitPlan, TestSet
+from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import nnunet_folder
 from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, SPLITS_FILE, STOCK_SPLITS_FILE
@@ -101,10 +102,13 @@ def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:
     Raises:
         UserError: a splits_final.json of other cases.
     """
+    from synfoc3d.preprocessing.split_cases import source_folder
+
     if for_stock:
         _write_stock_splits(data)
     if data.writes_splits and not (data.folder / SPLITS_FILE).is_file():
         save_splits(data.folder, data.splits)
+        copy_annotations(source_folder(dataset)[0], data.folder)
     if data.val:
         for name, fold in data.folds.items():
             _collect(nnunet_folder("nnUNet_raw") / dataset, data.splits[fold].val, data.test[name])
@@ -112,10 +116,11 @@ def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:
 
 def _own_splits(plan: Plan, dataset: str, folder: Path) -> list[Split]:
     """Choose the cases of the plan's splits; refuse a file of other splits."""
+    from synfoc3d.preprocessing.incomplete import add_incomplete
     from synfoc3d.preprocessing.split_cases import read_split_cases
 
     cases = read_split_cases(dataset, plan.patient_pattern)
-    splits = [_choose(split, cases, dataset) for split in plan.splits]
+    splits = add_incomplete(cases, [_choose(split, cases, dataset) for split in plan.splits])
     if (folder / SPLITS_FILE).is_file() and load_splits(folder) != splits:
         raise UserError(
             f"{folder / SPLITS_FILE} holds other splits than the plan: name its folds in the plan (fold: 0), or move "

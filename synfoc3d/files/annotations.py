@@ -5,11 +5,14 @@ without a line is annotated completely.
 """
 
 import csv
+import io
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.declared_labels import DeclaredLabels
+from synfoc3d.files.layout import ANNOTATIONS_FILE
 
 HEADER = ("case", "classes")
 Annotations = Mapping[str, tuple[str, ...]]  # names of the annotated classes by case
@@ -38,15 +41,15 @@ def read_annotations(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
-    """Return the cells of every line below the header; empty ones at its end, as spreadsheets write them, left out."""
+    """Return the cells of every line below the header; empty ones, with which spreadsheets fill lines, left out."""
     try:
         # utf-8-sig: spreadsheets put a byte order mark in front of the header.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        cells = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); see that it is there.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({error}); save it as CSV in UTF-8.") from error
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV file in UTF-8 ({error}); save it as one.") from error
+    rows = [[cell.strip() for cell in row] for row in cells if any(cell.strip() for cell in row)]
     found = tuple(cell for cell in rows[0] if cell) if rows else ()
     if found != HEADER:
         raise UserError(f"The first line of {path} must be {','.join(HEADER)}, but is {','.join(found)!r}.")
@@ -73,7 +76,32 @@ def check_annotations(annotated: Annotations, labels: DeclaredLabels, labeled: C
                 raise UserError(f"{path} names the class {name!r} for {case}.{did_you_mean(name, labels.classes)}")
     for name in labels.classes:
         if not any(name in annotated.get(case, labels.classes) for case in labeled):
-            raise UserError(f"By {path} no case was annotated for {name!r}; take it out of dataset.json.")
+            raise UserError(
+                f"By {path} no case was annotated for {name!r}; name it for those that were, or take it out of "
+                f"dataset.json."
+            )
+
+
+def partly_annotated(annotated: Annotations, labels: DeclaredLabels) -> frozenset[str]:
+    """Return the cases in which not all classes were annotated; names must have been checked."""
+    return frozenset(case for case, names in annotated.items() if len(names) < len(labels.classes))
+
+
+def check_any_annotated(labels: DeclaredLabels, found: Collection[int], label: Path) -> None:
+    """Check that a label file says something.
+
+    Args:
+        labels: of the dataset.
+        found: all values in the label file.
+        label: the label file.
+
+    Raises:
+        UserError: every voxel carries the ignore label.
+    """
+    if set(found) == {labels.ignore}:
+        raise UserError(
+            f"Every voxel of {label} has the ignore label {labels.ignore}; annotate some, or make it an unlabeled case."
+        )
 
 
 def check_annotated_values(
@@ -95,14 +123,25 @@ def check_annotated_values(
     for value in sorted(set(found) - allowed):
         others = [name for name, values in labels.classes.items() if value in values]
         raise UserError(
-            f"{label} holds the value {value} ({', '.join(others)}), which {path} does not name for this case; add the "
-            f"class there, or take its voxels out."
+            f"{label} holds the value {value} ({', '.join(others) or 'no class'}), which {path} does not name for this "
+            f"case; add the class there, or take its voxels out."
         )
 
 
 def write_annotations(path: Path, annotated: Annotations) -> None:
-    """Write the CSV file, sorted by case."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(HEADER)
-        writer.writerows((case, *names) for case, names in sorted(annotated.items()))
+    """Write the CSV file in one step, sorted by case."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows((case, *names) for case, names in sorted(annotated.items()))
+    atomic_write_text(path, text.getvalue())
+
+
+def copy_annotations(source: Path, target: Path) -> None:
+    """Let the folder ``target`` have the annotations of the dataset's folder ``source``: a copy, or no file either."""
+    if source == target:
+        return
+    if (source / ANNOTATIONS_FILE).is_file():
+        atomic_write_text(target / ANNOTATIONS_FILE, (source / ANNOTATIONS_FILE).read_bytes().decode("utf-8"))
+    else:
+        (target / ANNOTATIONS_FILE).unlink(missing_ok=True)

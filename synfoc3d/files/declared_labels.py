@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from synfoc3d.errors import UserError
@@ -46,7 +47,7 @@ def declared_labels(description: Mapping[str, Any], source: str) -> DeclaredLabe
         UserError: declarations that nnU-Net refuses, or an order of regions that gives some voxels another label.
     """
     declared = description.get("labels")
-    if not isinstance(declared, Mapping) or _is_number(declared.get(BACKGROUND)) != (0,):
+    if not isinstance(declared, Mapping) or _whole_number(declared.get(BACKGROUND)) != (0,):
         raise UserError(f'{source} must declare "labels" with "background": 0, as nnU-Net v2 does, and more names.')
     ignore = _ignore(declared, source)
     classes = {
@@ -55,20 +56,25 @@ def declared_labels(description: Mapping[str, Any], source: str) -> DeclaredLabe
     labels = DeclaredLabels(classes, ignore)
     if not classes:
         raise UserError(f"{source} names no class but the background; declare one more.")
+    if ignore is not None and ignore != labels.values[-1] + 1:
+        raise UserError(
+            f"{source} declares {ignore} as the ignore label, but it must be one above the highest label, "
+            f"{labels.values[-1] + 1}."
+        )
     if labels.values != tuple(range(len(labels.values))):
         raise UserError(f"{source} declares the label values {list(labels.values)}, but nnU-Net needs 0, 1, 2, ...")
-    if ignore is not None and ignore != len(labels.values):
-        raise UserError(
-            f"{source} declares {ignore} as the ignore label, but it must be the highest value, {len(labels.values)}."
-        )
     if any(len(values) > 1 for values in classes.values()):
         return _with_order(labels, description.get("regions_class_order"), source)
-    if len(classes) != len(labels.values) - 1:
-        raise UserError(f"{source} declares two names for one label value; keep one of them.")
+    for name, other in combinations(classes, 2):
+        if classes[name] == classes[other]:
+            raise UserError(
+                f"{source} declares the label value {classes[name][0]} under two names, {name!r} and {other!r}; "
+                f"keep one."
+            )
     return DeclaredLabels(dict(sorted(classes.items(), key=lambda item: item[1])), ignore)
 
 
-def _is_number(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - whatever the file says
+def _whole_number(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - whatever the file says
     """Return a whole number as a tuple of one; nothing for anything else."""
     return (value,) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else ()
 
@@ -76,7 +82,7 @@ def _is_number(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - whatever the fi
 def _ignore(declared: Mapping[str, Any], source: str) -> int | None:
     if IGNORE not in declared:
         return None
-    value = _is_number(declared[IGNORE])
+    value = _whole_number(declared[IGNORE])
     if not value:
         raise UserError(f"{source} declares {declared[IGNORE]!r} as the ignore label, not one whole number.")
     return value[0]
@@ -85,7 +91,7 @@ def _ignore(declared: Mapping[str, Any], source: str) -> int | None:
 def _values(name: str, value: Any, source: str) -> tuple[int, ...]:  # noqa: ANN401 - whatever the file says
     """Return the values of a class or region."""
     given = value if isinstance(value, (list, tuple)) else [value]
-    values = tuple(number for item in given for number in _is_number(item))
+    values = tuple(number for item in given for number in _whole_number(item))
     if not values or len(values) != len(given) or len(set(values)) != len(values):
         raise UserError(
             f"{source} declares {value!r} for {name!r}, not a label value or, for a region, a list of different ones."
@@ -98,12 +104,18 @@ def _values(name: str, value: Any, source: str) -> tuple[int, ...]:  # noqa: ANN
 def _with_order(labels: DeclaredLabels, order: Any, source: str) -> DeclaredLabels:  # noqa: ANN401 - as above
     """Add the order in which regions become labels, after a check that they become the labels they came from."""
     regions = list(labels.classes.values())
-    if not isinstance(order, (list, tuple)) or not all(_is_number(item) for item in order):
+    if not isinstance(order, (list, tuple)) or not all(_whole_number(item) for item in order):
         raise UserError(f'{source} declares regions, so it needs "regions_class_order": a label value for each region.')
     if len(order) != len(regions):
         raise UserError(
             f"{source} declares {len(regions)} regions, but {len(order)} values as regions_class_order; give as many."
         )
+    for (name, region), label in zip(labels.classes.items(), order, strict=True):
+        if label not in region:
+            raise UserError(
+                f"By the regions_class_order {list(order)} of {source}, voxels of {name!r} would be written as "
+                f"{label}, which is not in it; give one of its values, {', '.join(map(str, region))}."
+            )
     for value in labels.values[1:]:
         written = [label for label, region in zip(order, regions, strict=True) if value in region][-1]
         if any((written in region) != (value in region) for region in regions):

@@ -13,11 +13,12 @@ from synfoc3d.files.layout import SPLITS_FILE
 
 @dataclass(frozen=True)
 class Split:
-    """The cases of one fold; no case is in two of the three.
+    """The cases of one fold.
 
     Attributes:
         labeled: cases whose labels are trained on; at least one.
-        unlabeled: cases trained on without their labels, if they have any.
+        unlabeled: cases trained on without their labels, if they have any. A labeled case may be here, too: what a
+            person left open in it is learned as in the others.
         val: cases that take no part in training; may be empty.
     """
 
@@ -25,21 +26,29 @@ class Split:
     unlabeled: tuple[str, ...]
     val: tuple[str, ...]
 
+    @property
+    def both(self) -> tuple[str, ...]:
+        """The cases that are labeled and unlabeled."""
+        unlabeled = set(self.unlabeled)
+        return tuple(case for case in self.labeled if case in unlabeled)
+
 
 def check_split(split: Split, where: str) -> None:
     """Check what every split must fulfill; ``where`` names it in the message, for example its file and fold.
 
     Raises:
-        UserError: no labeled case, or a case that comes twice.
+        UserError: no labeled case, a case twice in one list, or a validation case in another.
     """
     if not split.labeled:
         raise UserError(f"{where} has no labeled case; at least one is needed to train.")
-    for case, count in Counter((*split.labeled, *split.unlabeled, *split.val)).items():
-        if count > 1:
-            places = [name for name, cases in asdict(split).items() if case in cases]
-            raise UserError(
-                f"{where} lists case {case!r} {count} times (in {', '.join(places)}); it may come only once."
-            )
+    for training in (split.labeled, split.unlabeled):
+        for case, count in Counter((*training, *split.val)).items():
+            if count > 1:
+                places = [name for name, cases in asdict(split).items() if case in cases]
+                raise UserError(
+                    f"{where} lists case {case!r} {count} times (in {', '.join(places)}); it may come once in a list, "
+                    f"and in val only alone."
+                )
 
 
 def load_splits(folder: Path) -> list[Split]:

@@ -261,11 +261,29 @@ class TestRefusedLabels:
 
     @pytest.mark.parametrize(
         ("labels", "message"),
-        [({"x": 1}, "nnU-Net refuses the labels"), ({"background": 0, "x": 2}, r"declares the label values \[0, 2\]")],
+        [
+            ({"x": 1}, 'dataset.json must declare "labels" with "background": 0'),
+            ({"background": 0, "x": 2}, r"dataset.json declares the label values \[0, 2\]"),
+            ({"background": 0, "x": [1, 1], "y": 2}, r"declares \[1, 1\] for 'x', not a label value"),
+            ({"background": 0, "whole": [1, 2], "core": 2}, 'needs "regions_class_order"'),
+            ({"background": 0, "x": 1, "y": 2, "ignore": 255}, "declares 255 as the ignore label, but it must be one"),
+        ],
     )
     def test_useless_declarations(self, source, labels, message):
         (source / "labeled" / "dataset.json").write_text(json.dumps({"labels": labels}))
         refused(source, message)
+
+    def test_order_of_regions_that_loses_one(self, source):
+        labels = {"background": 0, "whole": [1, 2], "core": 2}
+        (source / "labeled" / "dataset.json").write_text(json.dumps({"labels": labels, "regions_class_order": [2, 1]}))
+        refused(source, r"By the regions_class_order \[2, 1\] of .*labeled/dataset.json, voxels of 'core'")
+
+    def test_label_names_with_the_ignore_label_amid_them(self, source):
+        refused(source, "The list of label names declares 1 as the ignore label", label_names=["ignore", "x"])
+
+    def test_case_with_every_voxel_ignored(self, source, write_label):
+        write_label(source / "labeled" / "labels" / "b.nii.gz", (2,))
+        refused(source, "Every voxel of .*labels/b.nii.gz has the ignore label 2", label_names=["x", "ignore"])
 
     def test_wrong_number_of_channel_names(self, source):
         refused(source, r"2 channel names \['T1', 'T2'\], but the scans have 1", channel_names=["T1", "T2"])
@@ -273,6 +291,64 @@ class TestRefusedLabels:
     def test_damaged_dataset_json(self, source):
         (source / "labeled" / "dataset.json").write_text("{")
         refused(source, "dataset.json is no valid JSON")
+
+
+class TestKinds:
+    """Regions, an ignore label, and cases in which not every class was annotated."""
+
+    def test_regions_with_an_ignore_label(self, source, write_label):
+        description = {
+            "labels": {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3},
+            "regions_class_order": [1, 2],
+        }
+        (source / "labeled" / "dataset.json").write_text(json.dumps(description))
+        write_label(source / "labeled" / "labels" / "b.nii.gz", (0, 1, 2, 3))
+        content = json.loads((run(source) / "dataset.json").read_text())
+        assert {key: content[key] for key in description} == description
+
+    def test_ignore_as_the_last_of_the_names(self, source):
+        content = json.loads((run(source, label_names=["x", "ignore"]) / "dataset.json").read_text())
+        assert content["labels"] == {"background": 0, "x": 1, "ignore": 2}
+
+    def test_names_replace_regions(self, source):
+        description = {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1, 2]}
+        (source / "labeled" / "dataset.json").write_text(json.dumps(description))
+        content = json.loads((run(source, label_names=["x", "y"]) / "dataset.json").read_text())
+        assert content["labels"] == {"background": 0, "x": 1, "y": 2}
+        assert "regions_class_order" not in content
+
+    def test_annotations_beside_the_description_are_taken(self, source, write_label):
+        write_label(source / "labeled" / "labels" / "a.nii.gz", (0, 2))
+        (source / "labeled" / "annotated.csv").write_text("case,classes\na,class_2\n")
+        assert (run(source) / "annotated.csv").read_text() == "case,classes\na,class_2\n"
+
+    def test_annotations_that_are_named_come_first(self, source, write_label):
+        write_label(source / "labeled" / "labels" / "a.nii.gz", (0, 2))
+        (source / "labeled" / "annotated.csv").write_text("wrong")
+        (source / "mine.csv").write_text("case,classes\na,y\n")
+        target = run(source, annotated=source / "mine.csv", label_names=["x", "y"])
+        assert (target / "annotated.csv").read_text() == "case,classes\na,y\n"
+
+    def test_without_annotations_there_is_no_file(self, source):
+        assert not (run(source) / "annotated.csv").exists()
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("case,classes\nc,x\n", "names 'c', which is no labeled case. Known: a, b."),
+            ("case,classes\nu,x\n", "names 'u', which is no labeled case"),
+            ("case,classes\na,z\n", "names the class 'z' for a. Known: x, y."),
+            ("case,classes\na,x\na,y\n", "names case 'a' twice"),
+            ("case,classes\na,x\nb,x\n", "no case was annotated for 'y'"),
+            ("case,classes\na,x\n", r"labels/a.nii.gz holds the value 2 \(y\), which .*mine.csv does not name"),
+        ],
+    )
+    def test_annotations_that_do_not_fit(self, source, text, message):
+        (source / "mine.csv").write_text(text)
+        refused(source, message, annotated=source / "mine.csv", label_names=["x", "y"])
+
+    def test_missing_annotations(self, source):
+        refused(source, "none.csv cannot be read", annotated=source / "none.csv")
 
 
 class TestRefusedTargets:

@@ -1,27 +1,39 @@
 import json
 import logging
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.splits import Split, load_splits
 from synfoc3d.preprocessing.split_cases import SplitCases, patient_of, read_split_cases
 from synfoc3d.preprocessing.split_rules import describe_splits, read_ids, split_by_count, split_by_ids, write_splits
 
+DESCRIPTION = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "x": 1},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+}
 
-def make_cases(train, extra=(), domain_of=None, unlabeled_files=()):
+
+def make_cases(train, extra=(), domain_of=None, unlabeled_files=(), annotated=None):
     """Build cases of names like ``A_patient1_f0``; their domain is the letter unless ``domain_of`` is False."""
     everything = (*sorted(train), *sorted(extra))
     return SplitCases(
         dataset="Dataset501_Test",
+        folder=Path("Dataset501_Test"),
         train=tuple(sorted(train)),
         extra=tuple(sorted(extra)),
         patient_of={case: patient_of(case) for case in everything},
         domains=None if domain_of is False else {case: case[0] for case in everything},
-        with_label=frozenset(train) - set(unlabeled_files),
+        label_files={case: Path(f"{case}.nii.gz") for case in train if case not in unlabeled_files},
+        labels=DeclaredLabels({"x": (1,), "y": (2,), "z": (3,)}),
+        annotated=annotated or {},
     )
 
 
@@ -284,14 +296,14 @@ class TestFiles:
         for name in ("imagesTr/a_0000", "imagesTr/b_0000", "labelsTr/a", "imagesUn/u_0000"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}.nii.gz").touch()
-        content = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "x": 1}, "numTraining": 2}
-        (folder / "dataset.json").write_text(json.dumps(content | {"file_ending": ".nii.gz"}))
+        (folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
         return folder
 
     @pytest.mark.parametrize("dataset", [501, "501", "Dataset501_Test"])
     def test_cases_of_a_raw_dataset(self, raw, dataset):
         cases = read_split_cases(dataset)
-        assert (cases.train, cases.extra, cases.with_label) == (("a", "b"), ("u",), {"a"})
+        assert (cases.train, cases.extra) == (("a", "b"), ("u",))
+        assert cases.label_files == {"a": raw / "labelsTr" / "a.nii.gz"}
 
     def test_domains_of_a_raw_dataset(self, raw):
         (raw / "domains.csv").write_text("case,domain\na,x\nb,y\nu,y\n")
@@ -303,8 +315,10 @@ class TestFiles:
         for name in ("gt_segmentations/a.nii.gz", "nnUNetPlans_2d/a.pkl", "nnUNetPlans_2d_unlabeled/u.pkl"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).touch()
+        (folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
         cases = read_split_cases(501)
-        assert (cases.train, cases.extra, cases.with_label) == (("a",), ("u",), {"a"})
+        assert (cases.train, cases.extra) == (("a",), ("u",))
+        assert cases.label_files == {"a": folder / "gt_segmentations" / "a.nii.gz"}
 
     @pytest.mark.parametrize(
         ("dataset", "message"),

@@ -255,6 +255,15 @@ class TestResume:
             for now, then in zip(load(folder, case), parts, strict=True):
                 np.testing.assert_equal(now, then)
 
+    @pytest.mark.parametrize("is_split", [False, True])
+    def test_annotations_come_along_until_a_split_has_its_own(self, dataset, jobs, is_split):
+        raw, preprocessed = dataset
+        (raw / "annotated.csv").write_text("case,classes\nl0,blob\n")
+        if is_split:
+            (preprocessed / "splits_semi.json").write_text("[]")
+        run()
+        assert (preprocessed / "annotated.csv").is_file() != is_split
+
     def test_dataset_without_unlabeled_scans(self, dataset, jobs):
         shutil.rmtree(dataset[0] / "imagesUn")
         (dataset[0] / "domains.csv").unlink()
@@ -321,6 +330,16 @@ class TestRefused:
         write_nifti(dataset[0] / "imagesUn" / "u0_0001.nii.gz", blob(0)[0], AFFINE)
         with pytest.raises(UserError, match="Case 'u0' has 2 files .*but the labeled cases have 1"):
             run()
+
+    def test_annotations_that_do_not_fit(self, dataset):
+        (dataset[0] / "annotated.csv").write_text("case,classes\nu0,blob\n")
+        with pytest.raises(UserError, match="annotated.csv names 'u0', which is no labeled case"):
+            preprocess_dataset(OURS, num_processes=1)
+
+    def test_labels_that_nnunet_refuses(self, dataset):
+        (dataset[0] / "dataset.json").write_text(json.dumps(DATASET_JSON | {"labels": {"background": 0, "blob": 2}}))
+        with pytest.raises(UserError, match=r"dataset.json declares the label values \[0, 2\]"):
+            preprocess_dataset(OURS, num_processes=1)
 
     def test_domains_that_do_not_fit(self, dataset):
         (dataset[0] / "domains.csv").write_text("case,domain\nl0,x\n")

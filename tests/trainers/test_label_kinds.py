@@ -93,6 +93,7 @@ def step(project, method, configuration):
         trainer = project.trainer(name, configuration, method=settings)
         trainer.initialize()
         batch = next(trainer.get_dataloaders()[0])
+        trainer.step = 0
         logs = trainer.train_step(batch)
     gradients = {
         f"{student}.{key}": parameter.grad
@@ -128,7 +129,7 @@ def test_supervised_step_is_nnunets_on_the_same_batch(kind, configuration, of_ki
         trainer = project.trainer("nnUNetTrainerSupervised", configuration)
         trainer.initialize()
         batch = next(trainer.get_dataloaders()[0])
-        trainer.on_validation_epoch_start()
+        trainer.step = 0
         trainer.train_step(batch)
         ours = [parameter.grad.clone() for parameter in trainer.network.parameters() if parameter.grad is not None]
         fresh = project.trainer("nnUNetTrainerSupervised", configuration)

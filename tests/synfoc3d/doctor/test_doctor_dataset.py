@@ -1,6 +1,7 @@
 """A healthy dataset, and every problem planted in it on its own."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -137,11 +138,87 @@ def test_foreign_file_ending_is_named(data):
 
 @pytest.mark.parametrize(
     ("labels", "text"),
-    [({"whole": [1, 2], "core": [2]}, "regions (whole)"), ({"A": 1, "ignore": 2}, "an ignore label")],
+    [
+        ({"A": 1}, "A"),
+        ({"B": 2, "A": 1, "ignore": 3}, "A, B; ignore label 3"),
+        ({"whole": [1, 2], "core": [2]}, "regions whole (1, 2), core (2), in the order 1, 2"),
+        (
+            {"whole": [1, 2], "ignore": 3, "core": 2},
+            "regions whole (1, 2), core (2), in the order 1, 2; ignore label 3",
+        ),
+    ],
 )
-def test_labels_that_trainers_refuse_are_named(data, labels, text):
-    data.describe(labels={"background": 0, **labels})
-    assert data.text("labels").startswith(f"dataset.json declares {text}, which the trainers do not support")
+def test_kinds_of_labels_are_described(data, labels, text):
+    data.describe(labels={"background": 0, **labels}, regions_class_order=[1, 2])
+    found = {finding.name: finding for finding in check_dataset("501")}["labels"]
+    assert (found.level, found.text) == ("ok", text)
+
+
+def test_labels_for_programs(data):
+    data.describe(labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}, regions_class_order=[1, 2])
+    found = {finding.name: finding for finding in check_dataset("501")}["labels"]
+    assert found.details == {"classes": {"whole": (1, 2), "core": (2,)}, "order": (1, 2), "ignore": 3}
+
+
+def test_labels_that_nnunet_refuses_are_named(data):
+    data.describe(labels={"background": 0, "A": 1, "ignore": 7})
+    assert data.text("labels").startswith("dataset.json declares 7 as the ignore label, but it must be one above")
+
+
+def annotate(data, text):
+    """Two classes; write annotated.csv, and its copy beside the splits."""
+    data.describe(labels={"background": 0, "A": 1, "B": 2})
+    for folder in (data.raw, data.preprocessed):
+        (folder / "annotated.csv").write_text(text)
+
+
+def test_partly_annotated_cases_are_counted(data):
+    annotate(data, "case,classes\na,A\nb,A,B\n")
+    found = {finding.name: finding for finding in check_dataset("501")}["annotated.csv"]
+    assert (found.level, found.text) == ("ok", "1 of 3 labeled cases are partly annotated; cases by class: A 3, B 2")
+    assert found.details == {"partly": 1, "classes": {"A": 3, "B": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("case,classes\nu,A\n", "names 'u', which is no labeled case"),
+        ("case,classes\na,C\n", "names the class 'C' for a"),
+        ("case,classes\na,A\nb,A\nc,A\n", "no case was annotated for 'B'"),
+        ("case;classes\n", "first line of .* must be case,classes"),
+    ],
+)
+def test_annotations_that_do_not_fit_are_named(data, text, problem):
+    annotate(data, text)
+    assert re.search(problem, data.text("annotated.csv"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "copy", "problem"),
+    [("a,A", "a,B", "annotated.csv differs from "), ("a,A", None, "is missing in "), (None, "a,A", "is left over: ")],
+)
+def test_copy_of_annotations_that_differs_is_named(data, raw, copy, problem):
+    annotate(data, "")
+    for folder, line in ((data.raw, raw), (data.preprocessed, copy)):
+        if line:
+            (folder / "annotated.csv").write_text(f"case,classes\n{line}\n")
+        else:
+            (folder / "annotated.csv").unlink()
+    text = data.text("copy of annotated.csv", "warning")
+    assert problem in text and text.endswith("-> Run: synfoc3d split -d 501")
+
+
+def test_copy_of_annotations_may_be_written_otherwise(data):
+    annotate(data, "case,classes\na,A\nb,A,B\n")
+    (data.preprocessed / "annotated.csv").write_text("case,classes\nb,B,A\na,A\n")
+    assert data.problems() == {}
+
+
+def test_cases_in_both_lists_are_fine(data):
+    data.split(Split(("a", "b"), ("b", "u"), ("c",)))
+    found = {finding.name: finding for finding in check_dataset("501")}["splits_semi.json"]
+    assert found.text == "1 fold; fold 0: 2 labeled, 2 unlabeled, 1 validation, 1 both labeled and unlabeled"
+    assert found.details == {"folds": [{"labeled": 2, "unlabeled": 2, "val": 1, "both": 1}]}
 
 
 def test_mixed_orientation_is_named(data):

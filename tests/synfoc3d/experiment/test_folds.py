@@ -70,6 +70,31 @@ def test_lists_lie_in_the_folder_of_the_dataset(folders: Any, tmp_path: Path) ->
     assert data.splits == (Split(("b2",), ("a1",), ("a3", "b1")),)
 
 
+def annotate(raw: Path, write_label: Any) -> None:
+    """Two classes; in a1 only the first was annotated."""
+    content = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(content | {"labels": {"background": 0, "x": 1, "y": 2}}))
+    (raw / "annotated.csv").write_text("case,classes\na1,x\n")
+    write_label(raw / "labelsTr" / "a1.nii.gz", (0, 1))
+
+
+def test_partly_annotated_case_is_unlabeled_too(folders: Any, tmp_path: Path, write_label: Any) -> None:
+    annotate(folders[0], write_label)
+    for _ in range(2):  # the second time the splits are there
+        data = resolve(tmp_path)
+        write_data(data, DATASET, for_stock=True)
+    assert load_splits(folders[1]) == [Split(("a1", "a2"), ("a3", "b1", "b2", "u1", "a1"), ())]
+    assert (folders[1] / "annotated.csv").read_text() == "case,classes\na1,x\n"
+    assert json.loads((folders[1] / "splits_final.json").read_text())[0]["train"] == ["a1", "a2"]
+
+
+def test_folds_of_others_keep_their_annotations(folders: Any, tmp_path: Path, write_label: Any) -> None:
+    annotate(folders[0], write_label)
+    save_splits(folders[1], FOLDS)
+    write_data(resolve(tmp_path, splits=[{"fold": 0}]), DATASET, for_stock=False)
+    assert not (folders[1] / "annotated.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [

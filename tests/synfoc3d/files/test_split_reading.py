@@ -56,14 +56,24 @@ def test_fold_without_labeled_case_is_refused(tmp_path):
         load_splits(tmp_path)
 
 
-@pytest.mark.parametrize("parts", [(["a"], ["a"], []), (["a"], [], ["a"]), (["a"], ["b"], ["b"]), (["a", "a"], [], [])])
+@pytest.mark.parametrize(
+    "parts",
+    [(["a"], [], ["a"]), (["a"], ["b"], ["b"]), (["a", "a"], [], []), (["c"], ["b", "b"], []), (["c"], [], "aa")],
+)
 def test_case_on_two_sides_is_refused(tmp_path, parts):
-    write(tmp_path, [dict(zip(("labeled", "unlabeled", "val"), parts, strict=True))])
+    write(tmp_path, [dict(zip(("labeled", "unlabeled", "val"), map(list, parts), strict=True))])
     with pytest.raises(UserError, match="Fold 0 of .* lists case '[ab]' 2 times"):
         load_splits(tmp_path)
 
 
 def test_invalid_split_is_not_saved(tmp_path):
     with pytest.raises(UserError, match="lists case 'a' 2 times"):
-        save_splits(tmp_path, [Split(("a",), ("a",), ())])
+        save_splits(tmp_path, [Split(("a",), (), ("a",))])
     assert not (tmp_path / SPLITS_FILE).exists()
+
+
+def test_labeled_case_may_be_unlabeled_too(tmp_path):
+    split = Split(("a", "b"), ("c", "b"), ("d",))
+    save_splits(tmp_path, [split])
+    assert load_splits(tmp_path) == [split]
+    assert split.both == ("b",)
