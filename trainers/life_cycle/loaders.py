@@ -25,8 +25,13 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     rotation, dummy_2d, initial_patch, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     scales, configuration = trainer._get_deep_supervision_scales(), trainer.configuration_manager
     masked = configuration.use_mask_for_norm
+    manager = trainer.label_manager
+    declared = {
+        "regions": manager.foreground_regions if manager.has_regions else None,
+        "ignore_label": manager.ignore_label,
+    }
     nnunet = trainer.get_training_transforms(
-        configuration.patch_size, rotation, scales, mirror, dummy_2d, use_mask_for_norm=masked
+        configuration.patch_size, rotation, scales, mirror, dummy_2d, use_mask_for_norm=masked, **declared
     )
     whole = trainer.settings.augmentation.labeled_intensity
     labeled_transforms = nnunet if whole else weak_transforms(nnunet, labeled=True)
@@ -37,8 +42,7 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     known = None
     if trainer.annotated:
         labeled, val = (
-            PartlyAnnotatedCases(cases, trainer.annotated, trainer.declared_labels, trainer.label_manager)
-            for cases in (labeled, val)
+            PartlyAnnotatedCases(cases, trainer.annotated, trainer.declared_labels, manager) for cases in (labeled, val)
         )
         known = known_channels(trainer.declared_labels, trainer.annotated, everything)
     ranges = case_ranges(everything, intensity_cache(trainer.preprocessed))
@@ -57,7 +61,7 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
         first=epoch * trainer.num_iterations_per_epoch,
     )
     online = PairedLoader(
-        _patches(trainer, val, configuration.patch_size, trainer.get_validation_transforms(scales)),
+        _patches(trainer, val, configuration.patch_size, trainer.get_validation_transforms(scales, **declared)),
         None,
         ranges,
         known,
