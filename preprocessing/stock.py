@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.layout import CASE_ENDINGS
+from synfoc3d.nnunet.training import refuse_stage
 from synfoc3d.preprocessing.datasets import load_json_object
 
 log = logging.getLogger(__name__)
@@ -87,22 +88,7 @@ def check_configurations(plans: PlansManager, configurations: Sequence[str]) -> 
                 f"The plans {plans.plans_name} of {plans.dataset_name} have no configuration {configuration!r}."
                 f"{did_you_mean(configuration, plans.available_configurations)}"
             )
-        if _is_stage(plans, configuration):
-            others = [name for name in plans.available_configurations if not _is_stage(plans, name)]
-            raise UserError(
-                f"Configuration {configuration} is a stage of a cascade, which the trainers do not support: use "
-                f"{' or '.join(others)}."
-            )
-
-
-def _is_stage(plans: PlansManager, configuration: str) -> bool:
-    """Say whether a configuration is a stage of a cascade.
-
-    Of 3d_lowres alone, which is its first stage, nnU-Net's validation at the end of a training would predict for the
-    next stage, and fail where that is not preprocessed.
-    """
-    manager = plans.get_configuration(configuration)
-    return manager.previous_stage_name is not None or bool(manager.next_stage_names)
+        refuse_stage(plans, configuration)
 
 
 def preprocess_if_needed(

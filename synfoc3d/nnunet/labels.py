@@ -23,6 +23,11 @@ def label_space(manager: LabelManager) -> LabelSpace:
     return Regions(regions, manager.regions_class_order, manager.ignore_label)
 
 
+def foreground(manager: LabelManager) -> list[Any]:
+    """Return nnU-Net's classes (a value each) or regions (a value or a tuple of them), without the background."""
+    return manager.foreground_regions if manager.has_regions else manager.foreground_labels
+
+
 def manager_without_ignore(manager: LabelManager) -> LabelManager:
     """Return nnU-Net's manager of the same labels, to which every voxel counts: an unlabeled patch ignores none."""
     labels = {name: value for name, value in manager.label_dict.items() if name != "ignore"}
@@ -117,6 +122,6 @@ def annotated_locations(locations: Mapping[Any, Any] | None, known: np.ndarray, 
     """
     if locations is None:
         return None
-    channels = manager.foreground_regions if manager.has_regions else manager.all_labels
-    hidden = [key for key, is_known in zip(channels, known, strict=True) if not is_known]
+    keys = foreground(manager)
+    hidden = [key for key, is_known in zip(keys, known[-len(keys) :], strict=True) if not is_known]
     return {key: value for key, value in locations.items() if key not in hidden}

@@ -123,6 +123,29 @@ def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
     return name
 
 
+def refuse_stage(plans: PlansManager, configuration: str) -> None:
+    """Refuse a stage of a cascade, which the trainers do not support.
+
+    Of 3d_lowres alone, which is its first stage, nnU-Net's validation at the end of a training would predict for the
+    next stage, and fail where that is not preprocessed.
+
+    Raises:
+        UserError: the configuration is one.
+    """
+    if not _is_stage(plans, configuration):
+        return
+    others = [name for name in plans.available_configurations if not _is_stage(plans, name)]
+    raise UserError(
+        f"Configuration {configuration} is a stage of a cascade, which the trainers do not support: use "
+        f"{' or '.join(others)}."
+    )
+
+
+def _is_stage(plans: PlansManager, configuration: str) -> bool:
+    manager = plans.get_configuration(configuration)
+    return manager.previous_stage_name is not None or bool(manager.next_stage_names)
+
+
 def data_facts(plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> DataFacts:
     """Return what the dataset says about the settings of a training on it.
 

@@ -103,7 +103,8 @@ def test_upper_bound_needs_all_labels(project):
     assert message.startswith("The upper bound needs labels for all cases, but Btrain002 has none in ")
 
 
-def test_cascade_is_refused(mended):
+@pytest.mark.parametrize("stage", ["3d_fullres", "3d_cascade_fullres"])
+def test_stage_of_a_cascade_is_refused(stage, mended):
     def change(content):
         content["configurations"]["3d_cascade_fullres"] = {
             "inherits_from": "3d_fullres", "previous_stage": "3d_fullres"
@@ -111,8 +112,8 @@ def test_cascade_is_refused(mended):
         content["configurations"]["3d_fullres"]["next_stage"] = "3d_cascade_fullres"
 
     copy = mended("nnUNetPlans.json", change)
-    message = refusal(copy, configuration="3d_cascade_fullres")
-    assert message == "Configuration 3d_cascade_fullres is a cascade, which is not supported: use 2d or 3d_fullres."
+    message = refusal(copy, configuration=stage)
+    assert message == f"Configuration {stage} is a stage of a cascade, which the trainers do not support: use 2d."
 
 
 WRONG_FOR_THE_DATASET = {

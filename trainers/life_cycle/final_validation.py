@@ -20,6 +20,7 @@ from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, write_case
+from synfoc3d.nnunet.labels import foreground
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.prediction_modes import PredictionMode, possible_modes
 from synfoc3d.preferred_mode import foreground_dice, preferred_mode, write_validation_dice
@@ -122,9 +123,7 @@ def _summarize(trainer: Trainer, folder: Path) -> None:
         str(folder / SUMMARY_FILE),
         trainer.plans_manager.image_reader_writer_class(),
         trainer.dataset_json["file_ending"],
-        trainer.label_manager.foreground_regions
-        if trainer.label_manager.has_regions
-        else trainer.label_manager.foreground_labels,
+        foreground(trainer.label_manager),
         trainer.label_manager.ignore_label,
         chill=True,
     )
@@ -147,7 +146,13 @@ def keep_preference(trainer: Trainer) -> None:
     fold = Path(trainer.output_folder)
     files = {mode.name: fold / validation_folder(mode.name) / SUMMARY_FILE for mode in modes}
     summaries = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
-    dice = foreground_dice(summaries, {f"{case}{trainer.dataset_json['file_ending']}" for case in trainer.split().val})
+    ending, classes = trainer.dataset_json["file_ending"], trainer.declared_labels.classes
+    keys = foreground(trainer.label_manager)
+    unknown = {
+        f"{case}{ending}": {str(key) for key, name in zip(keys, classes, strict=True) if name not in names}
+        for case, names in trainer.annotated.items()
+    }
+    dice = foreground_dice(summaries, {f"{case}{ending}" for case in trainer.split().val}, unknown)
     preference = preferred_mode(trainer.students, [dice])
     if preference is None:
         return

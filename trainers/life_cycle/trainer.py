@@ -31,7 +31,7 @@ from synfoc3d.networks.precision import autocast, resolve_precision
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.provenance import provenance
 from synfoc3d.nnunet.labels import label_space, read_annotated
-from synfoc3d.nnunet.training import data_facts
+from synfoc3d.nnunet.training import data_facts, refuse_stage
 from synfoc3d.trainers.life_cycle.batches import labeled_stream, make_batch
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
@@ -70,10 +70,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
             raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
-        if self.is_cascaded:
-            raise UserError(
-                f"Configuration {configuration} is a cascade, which is not supported: use 2d or 3d_fullres."
-            )
+        refuse_stage(self.plans_manager, configuration)
         self.declared_labels = declared_labels(dataset_json, f"{self.plans_manager.dataset_name}'s dataset.json")
         self.labels = label_space(self.label_manager)
         self.foundation_identity: dict[str, Any] = {
