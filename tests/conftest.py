@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import multiprocessing
 import os
 import shutil
@@ -165,6 +166,33 @@ def two_channels(tmp_path_factory):
         skip_pictures(patch)
         project.trainer(epochs=1, iterations_per_epoch=1).run_training()
     return project
+
+
+REGIONS = {"background": 0, "heart": [1, 2, 3], "main": [1, 2], "cavity": 2, "ignore": 4}
+
+
+def everything(labeled):
+    """Declare regions over sparse labels, of which some cases have some regions only."""
+    file = labeled / "dataset.json"
+    content = json.loads(file.read_text()) | {"labels": REGIONS, "regions_class_order": [3, 1, 2]}
+    file.write_text(json.dumps(content))
+    lines = ("case,classes", "Atrain001,heart", "Atrain002,heart,main", "Atrain003,heart,cavity")
+    (labeled / "annotated.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def of_kind(tmp_path_factory):
+    """Return a function that makes a project with regions, sparse or partial labels, or everything at once, once."""
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            labels, change = ("sparse", everything) if kind == "everything" else (kind, None)
+            root = tmp_path_factory.mktemp(kind)
+            made[kind] = make_project(root, ["2d", "3d_fullres"], labels=labels, change=change)
+        return made[kind]
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,6 @@ import torch
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE
 
-from ..conftest import make_project
-
 METHODS = {
     "supervised": ("nnUNetTrainerSupervised", {}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}),
@@ -22,36 +20,19 @@ METHODS = {
     "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation", "tau": 0.4}),
     "SAMed": ("nnUNetTrainerSAMed", {}),
 }
-REGIONS = {"background": 0, "heart": [1, 2, 3], "main": [1, 2], "cavity": 2, "ignore": 4}
 CONFIGURATIONS = ("2d", "3d_fullres")
 
 
-def everything(labeled):
-    """Regions, sparse labels, and only some regions annotated, all in one dataset."""
-    file = labeled / DESCRIPTION_FILE
-    content = json.loads(file.read_text()) | {"labels": REGIONS, "regions_class_order": [3, 1, 2]}
-    file.write_text(json.dumps(content))
-    lines = ("Atrain001,heart", "Atrain002,heart,main", "Atrain003,heart,cavity")
-    (labeled / ANNOTATIONS_FILE).write_text("\n".join(["case,classes", *lines]) + "\n")
-
-
-KINDS = {"regions": ("regions", None), "sparse": ("sparse", None), "partial": ("partial", None)}
-KINDS["everything"] = ("sparse", everything)
-
-
 @pytest.fixture(scope="session")
-def of_kind(tmp_path_factory):
-    """Return a function that makes the project of a kind once, with a copy of it whose unknown labels are others."""
+def altered(of_kind, tmp_path_factory):
+    """Return a function that makes a copy of the project of a kind, once, whose unknown labels are others."""
     made = {}
 
     def make(kind):
         if kind not in made:
-            labels, change = KINDS[kind]
-            project = make_project(tmp_path_factory.mktemp(kind), CONFIGURATIONS, labels=labels, change=change)
-            copy = project.copy(tmp_path_factory.mktemp(f"{kind}_altered"))
+            made[kind] = of_kind(kind).copy(tmp_path_factory.mktemp(f"{kind}_altered"))
             for configuration in CONFIGURATIONS:
-                alter(copy, configuration)
-            made[kind] = project, copy
+                alter(made[kind], configuration)
         return made[kind]
 
     return make
@@ -104,19 +85,18 @@ def step(project, method, configuration):
     return trainer, logs, gradients
 
 
-CASES = list(product(METHODS, KINDS, CONFIGURATIONS))
+CASES = list(product(METHODS, ("regions", "sparse", "partial", "everything"), CONFIGURATIONS))
 
 
 @pytest.mark.parametrize(("method", "kind", "configuration"), CASES, ids=["-".join(case) for case in CASES])
-def test_step_trains_every_network_and_nothing_unknown_matters(method, kind, configuration, of_kind):
-    project, altered = of_kind(kind)
-    trainer, logs, gradients = step(project, method, configuration)
+def test_step_trains_every_network_and_nothing_unknown_matters(method, kind, configuration, of_kind, altered):
+    trainer, logs, gradients = step(of_kind(kind), method, configuration)
     assert np.isfinite([value for name, value in logs.items() if "loss" in name]).all()
     for student in trainer.students:
         own = [gradient for key, gradient in gradients.items() if key.startswith(f"{student}.")]
         assert all(gradient is None or gradient.isfinite().all() for gradient in own)
         assert sum(bool(gradient.any()) for gradient in own if gradient is not None) > 0.7 * len(own)
-    _, _, others = step(altered, method, configuration)
+    _, _, others = step(altered(kind), method, configuration)
     assert all(gradient is None or torch.equal(gradient, others[key]) for key, gradient in gradients.items())
 
 
@@ -124,7 +104,7 @@ def test_step_trains_every_network_and_nothing_unknown_matters(method, kind, con
 @pytest.mark.parametrize("kind", ["regions", "sparse"])
 def test_supervised_step_is_nnunets_on_the_same_batch(kind, configuration, of_kind):
     """nnU-Net's own network, loss and targets."""
-    project = of_kind(kind)[0]
+    project = of_kind(kind)
     trainer, _, gradients = step(project, "supervised", configuration)
     with project.active("nnunets_loss"):
         fresh = project.trainer("nnUNetTrainerSupervised", configuration)
@@ -138,7 +118,7 @@ def test_supervised_step_is_nnunets_on_the_same_batch(kind, configuration, of_ki
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_supervised_step_on_partial_labels_is_nnunets_on_merged_probabilities(configuration, of_kind):
-    project = of_kind("partial")[0]
+    project = of_kind("partial")
     trainer, _, gradients = step(project, "supervised", configuration)
     with project.active("nnunets_loss"):
         fresh = project.trainer("nnUNetTrainerSupervised", configuration)
@@ -164,7 +144,7 @@ def merge(p, known):
 
 
 def test_ignored_voxels_are_left_out_of_the_online_validation(of_kind):
-    project = of_kind("sparse")[0]
+    project = of_kind("sparse")
     with project.active("online"):
         trainer = project.trainer()
         trainer.initialize()
@@ -179,7 +159,7 @@ def test_ignored_voxels_are_left_out_of_the_online_validation(of_kind):
 
 
 def test_changed_annotations_are_refused(of_kind, tmp_path):
-    copy = of_kind("partial")[0].copy(tmp_path)
+    copy = of_kind("partial").copy(tmp_path)
     (copy.raw / ANNOTATIONS_FILE).write_text("case,classes\nAtrain001,wall\n")
     with copy.active(), pytest.raises(UserError, match=r"annotated.csv has changed .* synfoc3d split -d 501 anew"):
         trainer = copy.trainer()
