@@ -1,4 +1,8 @@
-"""Pictures of a case in three planes: the scan, the reference filled in, the prediction as an outline."""
+"""Pictures of a case in three planes: the scan, the reference filled in, the prediction as an outline.
+
+Of nested regions the innermost is filled, and the lines of the outer ones are wider: all are seen where they coincide.
+Voxels that the reference ignores are hatched.
+"""
 
 import base64
 import io
@@ -43,6 +47,11 @@ MARGIN = 0.25  # of the structures' extent, on every side
 MIN_MARGIN = 6  # voxels
 GRAY_RANGE = (0.5, 99.5)  # percentiles of the cut-out shown as black and white
 MAX_SAMPLES = 1_000_000  # voxels from which the percentiles are taken
+FILLED = 0.35  # opacity of the reference
+LINE = 1.6  # width of a prediction's outline in points
+AROUND = 1.4  # by how much the line of a region is wider than that of a region in it
+HATCH = "////"  # of ignored voxels
+HATCH_STYLE = {"hatch.color": "#9aa3ad", "hatch.linewidth": 0.6}
 JPEG = {"quality": 85, "subsampling": 0}  # no subsampling: it would smear the thin colored lines
 IMAGE_FOLDERS = ("imagesTr", "imagesTs", "images")
 PLANES = {2: "axial", 1: "coronal", 0: "sagittal"}  # by the axis (right, anterior, superior) they cut across
@@ -92,7 +101,8 @@ def case_means(evaluation: Evaluation) -> dict[str, float]:
     """Return by case the mean Dice over its classes (of slices: over the class means), NaN where none is known."""
     rows_of: dict[str, list[list[float]]] = {}
     for result in evaluation.cases:
-        values = [result.metrics[label].values[HEADLINE] for label in evaluation.classes]
+        metrics = [result.metrics.get(label) for label in evaluation.classes]
+        values = [of_class.values[HEADLINE] if of_class else np.nan for of_class in metrics]
         rows_of.setdefault(result.case, []).append(values)
     return {case: float(mean_known(mean_known(np.array(rows), 0), 0)) for case, rows in rows_of.items()}
 
@@ -124,6 +134,7 @@ def draw_case(
     predictions: Mapping[str, Path],
     classes: Mapping[str, Sequence[int]],
     scan: Path | None,
+    ignore: int | None = None,
 ) -> list[PlanePictures]:
     """Draw a case in three planes (a 2D image in its one), cut out around the structures, in true proportions.
 
@@ -136,11 +147,12 @@ def draw_case(
         predictions: file of the predicted labels by model, all on the grid of the reference.
         classes: label values by class; drawn in the order of `CLASS_COLORS`.
         scan: file of the scan on the same grid; None, or one that cannot be used: the masks are drawn on black.
+        ignore: value of the reference voxels that were left out of the comparison; None without.
 
     Raises:
         UserError: labels that cannot be read.
     """
-    case = _load_case(reference, predictions, scan)
+    case = _load_case(reference, predictions, scan, ignore)
     values = list(classes.values())
     axes = [axis for axis in PLANES if all(length > 1 for length in np.delete(case.lengths, axis))]
     if not axes:
@@ -154,7 +166,8 @@ class _Case:
     """A case turned to right, anterior, superior (a 2D image: across, down, 1) and cut out around its structures.
 
     Attributes:
-        truth: reference labels (X, Y, Z).
+        truth: reference labels (X, Y, Z), 0 where they are ignored.
+        ignored: which voxels of the reference are (X, Y, Z).
         predictions: predicted labels (X, Y, Z) by model.
         gray: the scan (X, Y, Z) in [0, 1], None without one.
         spacing: of the three axes in mm.
@@ -165,6 +178,7 @@ class _Case:
     """
 
     truth: NDArray
+    ignored: NDArray[np.bool_]
     predictions: dict[str, NDArray]
     gray: NDArray[np.float32] | None
     spacing: NDArray[np.float64]
@@ -178,7 +192,7 @@ class _Case:
         return np.array(self.truth.shape) * self.spacing
 
 
-def _load_case(reference: Path, predictions: Mapping[str, Path], scan: Path | None) -> _Case:
+def _load_case(reference: Path, predictions: Mapping[str, Path], scan: Path | None, ignore: int | None) -> _Case:
     """Read all files of a case; see `draw_case`."""
     labels = read_scan(reference, as_label=True)
     masks = {name: read_scan(path, as_label=True).values[0] for name, path in predictions.items()}
@@ -188,7 +202,10 @@ def _load_case(reference: Path, predictions: Mapping[str, Path], scan: Path | No
     def turned(values: NDArray) -> NDArray:
         return apply_orientation(values.T, turn)
 
-    marked = turned(labels.values[0]) > 0
+    truth = turned(labels.values[0])
+    ignored = np.zeros(truth.shape, bool) if ignore is None else truth == ignore
+    truth = np.where(ignored, 0, truth)
+    marked = truth > 0
     for mask in masks.values():
         marked |= turned(mask) > 0
     window = _window(marked)
@@ -196,7 +213,8 @@ def _load_case(reference: Path, predictions: Mapping[str, Path], scan: Path | No
     spacing = np.empty(3)
     spacing[turn[:, 0].astype(int)] = labels.spacing[::-1]
     return _Case(
-        truth=turned(labels.values[0])[window],
+        truth=truth[window],
+        ignored=ignored[window],
         predictions={name: turned(mask)[window] for name, mask in masks.items()},
         gray=None if gray is None else _to_unit(turned(gray)[window]),
         spacing=spacing,
@@ -261,38 +279,64 @@ def _draw_plane(case: _Case, axis: int, classes: Sequence[Sequence[int]], pixels
 
     width, height = (max(round(mm * pixels_per_mm), SHORTEST_SIDE) for mm in np.delete(case.extent, axis))
     gray = None if case.gray is None else picture(case.gray)
-    truth = picture(case.truth)
+    truth, ignored = picture(case.truth), picture(case.ignored)
     models = {}
     for name, labels in case.predictions.items():
         outlines = _outlines(truth, picture(labels), classes)
-        models[name] = _paint((width, height), truth.shape, gray, outlines)
+        models[name] = _paint((width, height), truth.shape, gray, outlines, ignored)
     return PlanePictures(
         name="image" if case.flat else PLANES[axis],
         slice_number=(case.start[axis] + index + 1, case.lengths[axis]),
-        scan=None if gray is None else _paint((width, height), truth.shape, gray, []),
+        scan=None if gray is None else _paint((width, height), truth.shape, gray),
         models=models,
         width=width,
         height=height,
     )
 
 
-def _outlines(
-    truth: NDArray, predicted: NDArray, classes: Sequence[Sequence[int]]
-) -> list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Return color, reference and prediction of each class that occurs in the slice, masks (H, W) as 0 and 1."""
+@dataclass(frozen=True)
+class _Outline:
+    """How one class is drawn in a slice.
+
+    Attributes:
+        color: of the class.
+        filled: where the reference is filled (H, W), 0 or 1.
+        line: the prediction (H, W), 0 or 1, whose outline is drawn.
+        width: of the line in points.
+
+    """
+
+    color: str
+    filled: NDArray[np.uint8]
+    line: NDArray[np.uint8]
+    width: float
+
+
+def _outlines(truth: NDArray, predicted: NDArray, classes: Sequence[Sequence[int]]) -> list[_Outline]:
+    """Return how each class that occurs in the slice is drawn, regions before those that they hold."""
     found = []
-    for index, values in enumerate(classes):
-        reference, prediction = (np.isin(labels, values).astype(np.uint8) for labels in (truth, predicted))
-        if reference.any() or prediction.any():
-            found.append((CLASS_COLORS[index % len(CLASS_COLORS)], reference, prediction))
+    for index in sorted(range(len(classes)), key=lambda index: -len(classes[index])):
+        values = set(classes[index])
+        inner = [set(other) for other in classes if set(other) < values]
+        own = values.difference(*inner)
+        filled, line = np.isin(truth, [*own]).astype(np.uint8), np.isin(predicted, [*values]).astype(np.uint8)
+        if filled.any() or line.any():
+            width = LINE + AROUND * _depth(inner)
+            found.append(_Outline(CLASS_COLORS[index % len(CLASS_COLORS)], filled, line, width))
     return found
+
+
+def _depth(regions: Sequence[set[int]]) -> int:
+    """Return how many regions lie one in another, at most."""
+    return max((1 + _depth([other for other in regions if other < region]) for region in regions), default=0)
 
 
 def _paint(
     size: tuple[int, int],
     shape: tuple[int, ...],
     gray: NDArray | None,
-    outlines: Sequence[tuple[str, NDArray, NDArray]],
+    outlines: Sequence[_Outline] = (),
+    ignored: NDArray[np.bool_] | None = None,
 ) -> str:
     """Return a JPEG picture as a ``data:`` address.
 
@@ -300,10 +344,11 @@ def _paint(
         size: width and height of the picture in pixels.
         shape: rows and columns of what is drawn, in voxels.
         gray: the scan (H, W) in [0, 1]; None leaves the picture black.
-        outlines: color, reference and prediction of each class, masks (H, W) as 0 and 1.
+        outlines: how each class is drawn, from the outermost to the innermost.
+        ignored: which voxels of the reference are ignored (H, W).
 
     """
-    with matplotlib.style.context("default"):
+    with matplotlib.style.context(["default", HATCH_STYLE]):
         figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, facecolor="black")
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
@@ -311,11 +356,15 @@ def _paint(
             axes.imshow(gray, cmap="gray", vmin=0, vmax=1, interpolation="bilinear", aspect="auto")
         # Contours run halfway between pixels; a border of zeros closes those at the edge of the picture.
         frame = [np.arange(-1, length + 1) for length in shape[::-1]]
-        for color, truth, predicted in outlines:
-            if truth.any():
-                axes.contourf(*frame, np.pad(truth, 1), levels=[0.5, 1.5], colors=[color], alpha=0.35)
-            if predicted.any():
-                axes.contour(*frame, np.pad(predicted, 1), levels=[0.5], colors=[color], linewidths=1.6)
+        if ignored is not None and ignored.any():
+            axes.contourf(
+                *frame, np.pad(ignored.astype(np.uint8), 1), levels=[0.5, 1.5], colors="none", hatches=[HATCH]
+            )
+        for one in outlines:
+            if one.filled.any():
+                axes.contourf(*frame, np.pad(one.filled, 1), levels=[0.5, 1.5], colors=[one.color], alpha=FILLED)
+            if one.line.any():
+                axes.contour(*frame, np.pad(one.line, 1), levels=[0.5], colors=[one.color], linewidths=one.width)
         rows, columns = shape
         axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
         file = io.BytesIO()

@@ -17,6 +17,7 @@ from synfoc3d.inference.report.plots import box_plot, model_color
 from synfoc3d.inference.report.shown_cases import draw_cases
 from synfoc3d.inference.report.trainings import describe_models
 from synfoc3d.inference.scores.comparison import Comparison
+from synfoc3d.inference.scores.evaluation_tables import annotation_note
 from synfoc3d.inference.scores.evaluations import ALL_CASES, MEAN_OF_CLASSES, CaseResult, Evaluation
 from synfoc3d.inference.scores.statistics import mean_known
 from synfoc3d.inference.scores.table_view import TableView, table_view
@@ -106,6 +107,7 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         "note": comparison.note,
         "marks": comparison.marks,
         "convention": first.policy,
+        "annotations": annotation_note(first) if first.annotations else "",
         "labels": comparison.labels,
     }
 
@@ -164,9 +166,9 @@ def _of_class(cases: Sequence[CaseResult], label: str, metric: str) -> list[floa
     """Return the value of one class (or the mean over the classes) of each case."""
     if label == MEAN_OF_CLASSES:
         return [_class_mean(case, metric) for case in cases]
-    return [case.metrics[label].values[metric] for case in cases]
+    return [case.metrics[label].values[metric] for case in cases if label in case.metrics]
 
 
 def _class_mean(case: CaseResult, metric: str) -> float:
-    """Return the mean of a metric over the classes that are not absent from both masks, NaN if all are."""
+    """Return the mean of a metric over the annotated classes that are not absent from both masks, NaN if all are."""
     return float(mean_known(np.array([metrics.values[metric] for metrics in case.metrics.values()]), 0))

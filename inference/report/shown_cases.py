@@ -1,5 +1,6 @@
 """The best, the median and the worst case of a comparison, drawn for the report."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class DrawnCase:
         domain: of the case, "" if none is known.
         means: its mean of the main metric by model, as texts.
         planes: its pictures.
+        not_annotated: names of the classes that were not annotated in it.
 
     """
 
@@ -35,6 +37,7 @@ class DrawnCase:
     domain: str
     means: dict[str, str]
     planes: list[PlanePictures]
+    not_annotated: list[str]
 
     @property
     def has_scan(self) -> bool:
@@ -59,8 +62,9 @@ class CaseSection:
     Attributes:
         cases: best, median and worst, as far as there are as many.
         ranked_by: the model whose cases were ranked.
-        note: what is said of missing scans, "" if none is missing.
+        note: what is said of nested regions and of missing scans, "" if there are none.
         colors: color of each class.
+        has_ignored: whether references may hold ignored voxels.
 
     """
 
@@ -68,6 +72,7 @@ class CaseSection:
     ranked_by: str
     note: str
     colors: dict[str, str]
+    has_ignored: bool
 
 
 def draw_cases(comparison: Comparison, images: Path | None) -> CaseSection:
@@ -87,7 +92,16 @@ def draw_cases(comparison: Comparison, images: Path | None) -> CaseSection:
     ranked = comparison.evaluations[ranked_by]
     cases = [_draw(comparison, chosen, images) for chosen in choose_cases(ranked)]
     colors = {label: CLASS_COLORS[i % len(CLASS_COLORS)] for i, label in enumerate(ranked.classes)}
-    return CaseSection(cases, ranked_by, _scan_note(cases, images), colors)
+    note = " ".join(filter(None, (_region_note(ranked.classes), _scan_note(cases, images))))
+    return CaseSection(cases, ranked_by, note, colors, ranked.ignore is not None)
+
+
+def _region_note(classes: Mapping[str, Sequence[int]]) -> str:
+    """Return what is said of regions that lie in one another."""
+    regions = [set(values) for values in classes.values()]
+    if not any(one < other for one in regions for other in regions):
+        return ""
+    return "Of nested regions the innermost is filled, and the outer ones have the wider lines."
 
 
 def _scan_note(cases: list[DrawnCase], images: Path | None) -> str:
@@ -106,7 +120,8 @@ def _draw(comparison: Comparison, chosen: ChosenCase, images: Path | None) -> Dr
         results[name] = next(result for result in evaluation.cases if result.case == chosen.case)
         means[name] = shown_mean(case_means(evaluation)[chosen.case])
     predictions = {name: result.prediction for name, result in results.items()}
-    one, classes = next(iter(results.values())), next(iter(comparison.evaluations.values())).classes
+    one, evaluation = next(iter(results.values())), next(iter(comparison.evaluations.values()))
     scan = find_scan(chosen.case, images) if images is not None else None
-    planes = draw_case(one.reference, predictions, classes, scan)
-    return DrawnCase(chosen.rank, chosen.case, one.domain, means, planes)
+    planes = draw_case(one.reference, predictions, evaluation.classes, scan, evaluation.ignore)
+    not_annotated = [label for label in evaluation.classes if label not in one.metrics]
+    return DrawnCase(chosen.rank, chosen.case, one.domain, means, planes, not_annotated)

@@ -44,7 +44,7 @@ class Estimate:
         domain: name of a domain, `ALL_CASES` or `MEAN_OF_DOMAINS`.
         label: name of a class or `MEAN_OF_CLASSES`.
         metric: key of one of `METRICS`.
-        n: number of cases (per slice: slices) that entered, without those that are NaN.
+        n: number of cases (per slice: slices) that entered, without those that are NaN or not annotated.
         mean: as `Evaluation.summaries` defines it, NaN if no case entered. Shares in [0, 1], distances in the
             unit of the convention.
         std: population standard deviation over the cases (slices), those of `MEAN_OF_CLASSES` averaged over their
@@ -129,6 +129,7 @@ def compare(
     baseline: str | None = None,
     domains: Path | None = None,
     *,
+    annotated: Path | None = None,
     per_slice: bool = False,
     num_processes: int | None = None,
     seed: int = 0,
@@ -145,8 +146,8 @@ def compare(
     each metric, class, the mean of classes, each domain and all cases. Holm's correction runs over all tests of one
     metric: these are what one table shows side by side; the metrics measure the same masks, so that correcting over
     them too would count one question several times. The mean of domains is not tested. Pairs in which a metric is NaN
-    are left out. The mean of classes is tested, and its difference given, over each case's mean of the classes it has:
-    where some case lacks a class, this difference is not exactly that of the means.
+    or the class was not annotated are left out. The mean of classes is tested, and its difference given, over each
+    case's mean of the classes it has: where some case lacks a class, this difference is not exactly that of the means.
 
     A case is the unit of intervals and tests. Slices of one case are not independent: intervals draw a case with all
     its slices, and tests compare the cases' means over slices. Neither are two scans of one patient, such as the two
@@ -160,6 +161,7 @@ def compare(
         models: by name, what `prediction_folders` accepts: masks, a fold or a trainer folder of nnU-Net.
         baseline: name of the model to test the others against. None: no tests.
         domains: CSV file with the header ``case,domain``.
+        annotated: CSV file of the classes annotated in each case. None: as `evaluate_folder`.
         per_slice: score 2D slices in pixels instead of volumes in mm.
         num_processes: cases compared at the same time. None: as `evaluate_folder`.
         seed: of the resampling.
@@ -175,7 +177,7 @@ def compare(
         raise UserError(f"The baseline {baseline!r} is none of the models.{did_you_mean(baseline, models)}")
     predictions = {name: prediction_folders(folder) for name, folder in models.items()}
     evaluations, failures = evaluate_models(
-        labels, predictions, domains, per_slice=per_slice, num_processes=num_processes
+        labels, predictions, domains, annotated=annotated, per_slice=per_slice, num_processes=num_processes
     )
     estimates, tests = _analyze(evaluations, baseline, np.random.default_rng(seed))
     return Comparison(
@@ -272,11 +274,11 @@ def _groups(evaluations: Mapping[str, Evaluation], generator: np.random.Generato
 
 
 def _figures(evaluation: Evaluation) -> Floats:
-    """Return the values of all cases (slices) as (cases, classes, metrics)."""
+    """Return the values of all cases (slices) as (cases, classes, metrics), NaN for what was not annotated."""
     rows = []
     for case in evaluation.cases:
-        of_classes = [case.metrics[label].values for label in evaluation.classes]
-        rows.append([[values[key] for key in METRICS] for values in of_classes])
+        of_classes = [case.metrics[label].values if label in case.metrics else {} for label in evaluation.classes]
+        rows.append([[values.get(key, math.nan) for key in METRICS] for values in of_classes])
     return np.array(rows, dtype=np.float64)
 
 

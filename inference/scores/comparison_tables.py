@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -15,12 +15,14 @@ from tabulate import SEPARATING_LINE
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.inference.scores.comparison import Comparison, PairedTest
+from synfoc3d.inference.scores.evaluation_tables import annotation_note
 from synfoc3d.inference.scores.evaluations import ALL_CASES, tidy_rows
-from synfoc3d.inference.scores.table_view import UNKNOWN, Cell, TableView, table_view
+from synfoc3d.inference.scores.table_view import UNKNOWN, Cell, TableView, common_number, table_view
 from synfoc3d.inference.scores.text_tables import LATEX, MARKDOWN, Row, draw
 from synfoc3d.metrics import HEADLINE, METRICS, Metric
 
 CSV_COLUMNS = "kind model baseline domain class metric unit n value std low high p p_holm best".split()
+NUMBER_ROW = "n"  # heading of the row that says how many cases entered, where classes differ in it
 WIDTH = 100  # of running text on the terminal, in characters
 MARKDOWN_SIGNS = re.compile(r"([\\|*`<])")
 LATEX_SIGNS = {
@@ -71,6 +73,8 @@ def terminal(comparison: Comparison) -> str:
     parts = [f"{view.overview}; mean +- standard deviation", *_terminal_means(view)]
     if view.challengers:
         parts.append(_terminal_tests(view))
+    if view.evaluation.annotations:
+        parts.append(textwrap.fill(annotation_note(view.evaluation), WIDTH))
     parts.append(textwrap.fill(" ".join([*_terminal_legend(view), comparison.note]), WIDTH))
     parts += [textwrap.fill(mark, WIDTH) for mark in comparison.marks]
     if comparison.failures:
@@ -106,7 +110,20 @@ def _terminal_table(view: TableView, corner: str, columns: Mapping[str, tuple[st
     rows = [[corner, *(f"{heading}  " for heading in columns)]]
     for model in view.models:
         rows.append([model, *(_terminal_mean(view.cell(model, *place)) for place in columns.values())])
+    if view.is_partial:
+        cells = [[view.cell(model, *place) for model in view.models] for place in columns.values()]
+        rows.append([NUMBER_ROW, *(f"{_number_of_cases(of_models)}  " for of_models in cells)])
     return draw(rows, left=1)
+
+
+def _number_of_cases(cells: Iterable[Cell]) -> str:
+    """Return how many cases (slices) entered the means of some cells, as text."""
+    return common_number(cell.estimate.n for cell in cells)
+
+
+def _number_of_pairs(cells: Iterable[Cell]) -> str:
+    """Return how many pairs entered the differences of some cells, as text."""
+    return common_number(cell.test.n for cell in cells if cell.test)
 
 
 def _terminal_mean(cell: Cell) -> str:
@@ -149,6 +166,7 @@ def markdown(comparison: Comparison) -> str:
         "Mean ± standard deviation (interval of the mean); the best in bold. "
         + _markdown_text(f"{view.star} {comparison.note}".strip()),
         view.evaluation.policy,
+        *([_markdown_text(annotation_note(view.evaluation))] if view.evaluation.annotations else []),
     ]
     for metric in METRICS.values():
         parts += _markdown_metric(view, metric)
@@ -178,7 +196,15 @@ def _markdown_summary(view: TableView) -> str:
 
 def _markdown_metric(view: TableView, metric: Metric) -> list[str]:
     """Return the tables of one metric: means, and differences from the baseline."""
-    means = _grid(view, metric, models=view.models, domains=view.domains, escape=_markdown_text, text=_markdown_mean)
+    means = _grid(
+        view,
+        metric,
+        models=view.models,
+        domains=view.domains,
+        escape=_markdown_text,
+        text=_markdown_mean,
+        number=_number_of_cases,
+    )
     parts = [f"## {metric.heading(view.unit)}", draw(list(chain(*means)), left=2, form=MARKDOWN)]
     if view.challengers:
         differences = _grid(
@@ -188,6 +214,7 @@ def _markdown_metric(view: TableView, metric: Metric) -> list[str]:
             domains=view.tested_domains,
             escape=_markdown_text,
             text=_markdown_difference,
+            number=_number_of_pairs,
         )
         parts.append(f"Difference from {_markdown_text(view.baseline or '')} (its interval), corrected p:")
         parts.append(draw(list(chain(*differences)), left=2, form=MARKDOWN))
@@ -231,7 +258,13 @@ def latex(comparison: Comparison) -> str:
 def _latex_table(view: TableView, metric: Metric, marks: Sequence[str]) -> str:
     """Return one metric as a LaTeX table: mean (standard deviation); the marks end its caption."""
     header, first, *others = _grid(
-        view, metric, models=view.models, domains=view.domains, escape=_latex_text, text=_latex_mean
+        view,
+        metric,
+        models=view.models,
+        domains=view.domains,
+        escape=_latex_text,
+        text=_latex_mean,
+        number=_number_of_cases,
     )
     rows: list[Row] = [*header, *first]
     for block in others:
@@ -239,6 +272,8 @@ def _latex_table(view: TableView, metric: Metric, marks: Sequence[str]) -> str:
     caption = (
         f"{metric.heading(view.unit)}, mean (standard deviation) of {view.overview}; the best in bold. {view.star}"
     )
+    if view.is_partial:
+        caption = f"{caption.strip()} {NUMBER_ROW}: how many {view.evaluation.convention.scored} entered."
     caption = " ".join([caption.strip(), *marks])
     return "\n".join(
         [
@@ -275,8 +310,11 @@ def _grid(
     domains: Sequence[str],
     escape: Callable[[str], str],
     text: Callable[[Cell], str],
+    number: Callable[[Iterable[Cell]], str],
 ) -> list[list[list[str]]]:
     """Return one metric as blocks of rows of cells: the header, then one block per domain with a row per model.
+
+    Where not all classes were annotated in all cases, a block ends in the number of cases by class.
 
     Args:
         view: the comparison.
@@ -285,6 +323,7 @@ def _grid(
         domains: which domains are shown.
         escape: what makes a name fit for the format.
         text: what a cell says.
+        number: how many cases entered the cells of all models.
 
     """
     blocks = [[["domain", "model", *map(escape, view.labels)]]]
@@ -295,6 +334,9 @@ def _grid(
             cells = [view.cell(model, domain, label, metric.key) for label in view.labels]
             block.append([named, escape(model), *map(text, cells)])
             named = ""  # in its first row only
+        if view.is_partial:
+            cells_of = [[view.cell(model, domain, label, metric.key) for model in models] for label in view.labels]
+            block.append(["", NUMBER_ROW, *map(number, cells_of)])
         blocks.append(block)
     return blocks
 

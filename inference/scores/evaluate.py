@@ -1,16 +1,15 @@
 """Compare a folder of predicted label volumes with their references, per case, class and domain."""
 
-import json
 import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
@@ -18,9 +17,16 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.domains import read_domains
-from synfoc3d.files.layout import DESCRIPTION_FILE
-from synfoc3d.files.volumes import Scan, check_same_grid, label_values, list_labels, read_scan
+from synfoc3d.files.volumes import check_same_grid, label_values, list_labels, read_scan
 from synfoc3d.inference.scores.evaluations import CaseResult, Evaluation, write_evaluation
+from synfoc3d.inference.scores.label_meaning import (
+    LabelMeaning,
+    find_annotations,
+    find_labels,
+    parse_labels,
+    read_annotated_classes,
+    values_as_classes,
+)
 from synfoc3d.metrics import PER_SLICE, PER_VOLUME, Convention
 
 log = logging.getLogger(__name__)
@@ -37,28 +43,13 @@ class _Pair:
     prediction: Path
 
 
-@dataclass(frozen=True)
-class _LabelMeaning:
-    """What the label values mean.
-
-    Attributes:
-        classes: label values by class name.
-        ignored: value of the reference that marks voxels to leave out of the comparison, or None.
-        declared: all values that may occur in a file, or None if any may.
-
-    """
-
-    classes: dict[str, tuple[int, ...]]
-    ignored: int | None
-    declared: frozenset[int] | None
-
-
 def evaluate_folder(
     labels: Path,
     predictions: Path,
     domains: Path | None = None,
     output: Path | None = None,
     *,
+    annotated: Path | None = None,
     classes: Mapping[str, int | Sequence[int]] | None = None,
     cases: Sequence[str] | None = None,
     num_processes: int | None = None,
@@ -67,12 +58,14 @@ def evaluate_folder(
     """Compare predicted label volumes with their references by all of `synfoc3d.metrics.METRICS`, per volume and in mm.
 
     Files belong together by case name (file name without ending), whatever their formats. Spacing is taken from the
-    reference. Voxels that carry nnU-Net's ignore label in the reference are left out. What empty masks count is said
-    by the `Evaluation.convention`, what is averaged by `Evaluation.summaries`.
+    reference. Voxels that carry nnU-Net's ignore label in the reference are in neither mask, and slices of nothing else
+    have no figures. A class that was not annotated in a case has no figures there. What empty masks count is said by
+    the `Evaluation.convention`, what is averaged by `Evaluation.summaries`.
 
     A case that cannot be evaluated does not stop the others; it is named in `Evaluation.failures`: a file that cannot
     be read or is no label map, a prediction on another grid than its reference, values that dataset.json does not
-    declare, a prediction without reference, a case without domain.
+    declare, a reference without any voxel to compare or with voxels of a class that was not annotated, a prediction
+    with the ignore label, a prediction without reference, a case without domain.
 
     With more than one process, workers are spawned: call this from a script only under ``if __name__ == "__main__"``.
 
@@ -81,6 +74,8 @@ def evaluate_folder(
         predictions: folder of the predictions.
         domains: CSV file with the header ``case,domain`` that names the domain of every case.
         output: JSON file to write; a CSV file of the same name is written beside it. None: nothing is written.
+        annotated: CSV file that names the annotated classes of the cases in which not all were, see
+            `synfoc3d.files.annotations`. None: annotated.csv in or above the folder of the references, if there is one.
         classes: label value (or values, for a region) by class name; only these are evaluated. None: those of
             dataset.json above or in the folder of the references, or in the folder of the predictions; without any,
             every value above 0 in the files is a class.
@@ -90,8 +85,8 @@ def evaluate_folder(
             (CVPR 2025) and related work do; see `synfoc3d.metrics.slice_metrics`.
 
     Raises:
-        UserError: folders missing, no case that can be evaluated, a file of domains or classes that cannot be used, an
-            output not ending in .json.
+        UserError: folders missing, no case that can be evaluated, a file of domains, annotations or classes that cannot
+            be used, an output not ending in .json.
 
     """
     if output is not None and output.suffix != ".json":
@@ -101,22 +96,26 @@ def evaluate_folder(
     pairs, unpredicted, failures = _pair_files(labels, predictions, cases, domains)
     if unpredicted:
         log.info("%d references in %s have no prediction and are left out.", len(unpredicted), labels)
-    meaning = _label_meaning(classes, labels, predictions)
+    asked = LabelMeaning(parse_labels(classes, "the classes to evaluate")) if classes is not None else None
+    meaning = asked or find_labels(labels, predictions)
     if meaning is None:
         values = _map_pairs(_values_in, pairs, failures, workers=workers, title="find classes")
         pairs = [pair for pair in pairs if pair.case in values]
-        meaning = _values_as_classes(set().union(*values.values()), labels, predictions)
+        meaning = values_as_classes(set().union(*values.values()), labels, predictions)
+    meaning = _add_annotations(meaning, labels, annotated, some_classes=asked is not None)
     convention = PER_SLICE if per_slice else PER_VOLUME
     compare = partial(_compare, meaning=meaning, convention=convention)
     results = _map_pairs(compare, pairs, failures, workers=workers, title="evaluate")
     evaluation = Evaluation(
         labels=labels,
         predictions=predictions,
-        classes=meaning.classes,
+        classes=meaning.labels.classes,
         cases=tuple(chain.from_iterable(results.values())),
         unpredicted=unpredicted,
         failures=dict(sorted(failures.items())),
         convention=convention,
+        ignore=meaning.labels.ignore,
+        annotations=meaning.annotated.path if meaning.annotated else None,
     )
     if output is not None:
         write_evaluation(evaluation, output)
@@ -161,55 +160,25 @@ def _pair_files(
     return pairs, unpredicted, failures
 
 
-def _label_meaning(
-    classes: Mapping[str, int | Sequence[int]] | None, labels: Path, predictions: Path
-) -> _LabelMeaning | None:
-    """Return the meaning of label values as asked for or as dataset.json declares it, None without either."""
-    if classes is not None:
-        return _parse_labels(classes, "the classes to evaluate", any_value=True)
-    for path in (labels.resolve().parent / DESCRIPTION_FILE, labels / DESCRIPTION_FILE, predictions / DESCRIPTION_FILE):
-        if path.is_file():
-            try:
-                declared = json.loads(path.read_text(encoding="utf-8"))["labels"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is no dataset.json of nnU-Net ({error!r}); mend or remove it.") from error
-            return _parse_labels(declared, str(path), any_value=False)
-    return None
+def _add_annotations(meaning: LabelMeaning, labels: Path, given: Path | None, some_classes: bool) -> LabelMeaning:
+    """Add which classes were annotated in each case, where a file says so.
 
+    Args:
+        meaning: what the label values mean.
+        labels: folder of the references.
+        given: the file; None looks for one in and above the folder.
+        some_classes: whether there may be more classes than those to evaluate.
 
-def _parse_labels(declared: Any, source: str, any_value: bool) -> _LabelMeaning:
-    """Return the meaning of nnU-Net's "labels": {name: value or list of values}."""
-    advice = f'write the labels in {source} as nnU-Net v2 does: {{"background": 0, "name": 1}}'
-    if not isinstance(declared, Mapping):
-        raise UserError(f"{declared!r} does not name label values; {advice}.")
-    values = {name: _parse_values(name, value, advice) for name, value in declared.items()}
-    foreground = {name: several for name, several in values.items() if name != "ignore" and several != (0,)}
-    if not foreground:
-        raise UserError(f"{source} names no class but the background; {advice}.")
-    return _LabelMeaning(
-        classes=foreground,
-        ignored=values["ignore"][0] if "ignore" in values else None,
-        declared=None if any_value else frozenset({0}.union(*values.values())),
-    )
+    Raises:
+        UserError: a file that cannot be used.
 
-
-def _parse_values(name: str, value: Any, advice: str) -> tuple[int, ...]:  # noqa: ANN401 - whatever the file says
-    """Return the values of one label: itself, or those of a region."""
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not values or not all(isinstance(item, int) and not isinstance(item, bool) for item in values):
-        raise UserError(f"The label {name!r} has the value {value!r}, not a whole number; {advice}.")
-    return values
-
-
-def _values_as_classes(values: set[int], labels: Path, predictions: Path) -> _LabelMeaning:
-    """Make every label value above 0 a class of that name."""
-    found = sorted(values - {0})
-    if not found:
-        raise UserError(
-            f"No label volume in {labels} or {predictions} has a value above 0, and no dataset.json names classes; "
-            "check the files or give the classes."
-        )
-    return _LabelMeaning(classes={str(value): (value,) for value in found}, ignored=None, declared=None)
+    """
+    path = given or find_annotations(labels)
+    if path is None:
+        return meaning
+    classes, references = list(meaning.labels.classes), list_labels(labels)
+    annotated = read_annotated_classes(path, classes, references, some_classes=some_classes)
+    return replace(meaning, annotated=annotated)
 
 
 def _map_pairs(
@@ -270,31 +239,23 @@ def _values_in(pair: _Pair) -> set[int]:
     return {*label_values(reference), *label_values(prediction)}
 
 
-def _compare(pair: _Pair, meaning: _LabelMeaning, convention: Convention) -> tuple[CaseResult, ...]:
-    """Read and compare the two files of one case; return one result, or one per slice."""
-    reference, prediction = (_read_labels(path, meaning) for path in (pair.reference, pair.prediction))
+def _compare(pair: _Pair, meaning: LabelMeaning, convention: Convention) -> tuple[CaseResult, ...]:
+    """Read and compare the two files of one case; return one result, or one per slice that is not ignored."""
+    reference, prediction = (read_scan(path, as_label=True) for path in (pair.reference, pair.prediction))
+    meaning.check_reference(pair.case, pair.reference, label_values(reference))
+    meaning.check_prediction(pair.prediction, label_values(prediction))
     check_same_grid(reference, prediction)
     truth, predicted = reference.values[0], prediction.values[0]
-    valid = np.ones(truth.shape, bool) if meaning.ignored is None else truth != meaning.ignored
-    by_class = {
-        name: convention.measure(np.isin(predicted, values) & valid, np.isin(truth, values) & valid, reference.spacing)
-        for name, values in meaning.classes.items()
-    }
+    valid = np.ones(truth.shape, bool) if meaning.labels.ignore is None else truth != meaning.labels.ignore
+    by_class = {}
+    for name in meaning.classes_of(pair.case):
+        values = meaning.labels.classes[name]
+        masks = np.isin(predicted, values) & valid, np.isin(truth, values) & valid
+        by_class[name] = convention.measure(*masks, reference.spacing)
     parts = list(next(iter(by_class.values())))  # the slices, or None alone for the volume
     results = []
     for part in parts:
-        metrics = {name: measured[part] for name, measured in by_class.items()}
-        results.append(CaseResult(pair.case, pair.domain, pair.reference, pair.prediction, metrics, slice=part))
+        if part is None or valid[part].any():
+            metrics = {name: measured[part] for name, measured in by_class.items()}
+            results.append(CaseResult(pair.case, pair.domain, pair.reference, pair.prediction, metrics, slice=part))
     return tuple(results)
-
-
-def _read_labels(path: Path, meaning: _LabelMeaning) -> Scan:
-    """Read a label map and check that its values are declared."""
-    scan = read_scan(path, as_label=True)
-    found = set(label_values(scan))
-    if meaning.declared is not None and not found <= meaning.declared:
-        raise UserError(
-            f"{path} has the label values {sorted(found - meaning.declared)}, which dataset.json does not declare "
-            f"(it declares {sorted(meaning.declared)}); correct the file or dataset.json."
-        )
-    return scan

@@ -16,10 +16,12 @@ def format_table(evaluation: Evaluation) -> str:
     """Return the means and spreads of an evaluation as a table, one row per domain and class.
 
     Rows and spreads are those of `Evaluation.summaries`; n is the number of cases (slices), domains or classes
-    averaged. Below stand what empty masks count and how many there are of each kind and class, and how many cases are
-    not part of the table.
+    averaged. Below stand what empty masks count and how many there are of each kind and class, which classes were not
+    annotated in all cases, and how many cases are not part of the table.
     """
     parts = [_means_table(evaluation), evaluation.policy, _empty_table(evaluation)]
+    if evaluation.annotations:
+        parts.append(annotation_note(evaluation))
     if evaluation.unpredicted:
         subject = _count(
             evaluation.unpredicted, "reference without a prediction is", "references without a prediction are"
@@ -50,6 +52,17 @@ def _empty_table(evaluation: Evaluation) -> str:
     for label, count in evaluation.empty_masks().items():
         rows.append([label, str(count["both"]), str(count["prediction"]), str(count["reference"])])
     return draw(rows, left=1)
+
+
+def annotation_note(evaluation: Evaluation) -> str:
+    """Say in how many of the cases each class was annotated, and by which file."""
+    if not evaluation.is_partial:
+        return f"By {evaluation.annotations} all classes were annotated in these cases."
+    counts = ", ".join(f"{label} in {count}" for label, count in evaluation.annotated_cases().items())
+    return (
+        f"Of {len(evaluation.case_names)} cases these were annotated by {evaluation.annotations}: {counts}. "
+        "A class counts in these cases only."
+    )
 
 
 def comparison_table(evaluations: Mapping[str, Evaluation], metric: str = HEADLINE) -> str:

@@ -29,7 +29,7 @@ class CaseResult:
         domain: scanner, vendor or site of the case; "" if the evaluation knows no domains.
         reference: file of the reference labels.
         prediction: file of the predicted labels.
-        metrics: its metrics by class name.
+        metrics: its metrics by class name, without the classes that were not annotated in it.
         slice: index along the file's last axis, counted from 0; None where the volume was compared as a whole.
 
     """
@@ -75,6 +75,8 @@ class Evaluation:
         unpredicted: cases of the reference folder that have no prediction and were not asked for.
         failures: what is wrong with each case that could not be evaluated, as a sentence.
         convention: how cases were scored.
+        ignore: value of reference voxels that were left out; None without.
+        annotations: the file that says which classes were annotated in each case; None without.
 
     """
 
@@ -85,6 +87,8 @@ class Evaluation:
     unpredicted: tuple[str, ...]
     failures: dict[str, str] = field(default_factory=dict)
     convention: Convention = PER_VOLUME
+    ignore: int | None = None
+    annotations: Path | None = None
 
     @property
     def case_names(self) -> tuple[str, ...]:
@@ -106,11 +110,21 @@ class Evaluation:
         """Names of the domains, sorted; none if the evaluation knows no domains."""
         return tuple(sorted({case.domain for case in self.cases} - {""}))
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether in some case not all classes were annotated."""
+        return any(len(case.metrics) < len(self.classes) for case in self.cases)
+
+    def annotated_cases(self) -> dict[str, int]:
+        """Return by class in how many of the evaluated cases it was annotated."""
+        return {label: len({case.case for case in self.cases if label in case.metrics}) for label in self.classes}
+
     def summaries(self) -> list[Summary]:
         """Return means and spreads, one `Summary` per row of the table.
 
-        - a domain, a class: over the cases of the domain (per slice: over the slices of all its cases);
-        - `ALL_CASES`, a class: over all cases (slices), unweighted, whatever their domain;
+        - a domain, a class: over the cases of the domain in which the class was annotated (per slice: over the slices
+          of all these cases);
+        - `ALL_CASES`, a class: over all such cases (slices), unweighted, whatever their domain;
         - `MEAN_OF_DOMAINS`, a class: over the means of the domains, so that each domain counts the same;
         - any of these, `MEAN_OF_CLASSES` (with two classes or more): over the means of the classes, as nnU-Net's
           foreground mean.
@@ -127,12 +141,16 @@ class Evaluation:
         return rows
 
     def empty_masks(self) -> dict[str, dict[str, int]]:
-        """Return by class how many cases (slices) lack it: in "both" masks, only "prediction" or only "reference"."""
+        """Return by class how many cases (slices) lack it: in "both" masks, only "prediction" or only "reference".
+
+        Cases in which a class was not annotated are not counted.
+        """
         counts = {}
         for label in self.classes:
             present = [
                 (bool(case.metrics[label].predicted_voxels), bool(case.metrics[label].reference_voxels))
                 for case in self.cases
+                if label in case.metrics
             ]
             counts[label] = {
                 "both": present.count((False, False)),
@@ -143,7 +161,9 @@ class Evaluation:
 
     def _over_cases(self, domain: str, cases: Sequence[CaseResult]) -> list[Summary]:
         """Summarize cases class by class, and over the classes."""
-        values = {label: [case.metrics[label].values for case in cases] for label in self.classes}
+        values = {
+            label: [case.metrics[label].values for case in cases if label in case.metrics] for label in self.classes
+        }
         return _summarize_classes(domain, values)
 
 
@@ -152,7 +172,8 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
 
     The JSON file holds nnU-Net's keys (`metric_per_case`, `mean`, `foreground_mean`, with NaN written as nnU-Net
     does in summary.json), so that tools made for nnU-Net read it, and ours: `convention`, `cases`, `summary`,
-    `empty_masks`, `classes`, `failures`, `references_without_prediction`. Shares are in [0, 1], distances in the unit
+    `empty_masks`, `classes`, `failures`, `references_without_prediction`, and where not all classes were annotated in
+    all cases, `annotations`. Shares are in [0, 1], distances in the unit
     of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
 
     Both files are replaced at once: a reader never sees half of one.
@@ -177,6 +198,7 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
             "policy": evaluation.policy,
             f"{evaluation.convention.scored}_per_class": evaluation.empty_masks(),
         },
+        **_annotations(evaluation),
         "failures": evaluation.failures,
         "references_without_prediction": evaluation.unpredicted,
     }
@@ -186,6 +208,13 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     atomic_write_text(output.with_suffix(".csv"), table.getvalue())
+
+
+def _annotations(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what is said of cases in which not all classes were annotated; nothing if there is none."""
+    if not evaluation.is_partial:
+        return {}
+    return {"annotations": {"file": str(evaluation.annotations), "cases_per_class": evaluation.annotated_cases()}}
 
 
 def _summarize_classes(domain: str, values: Mapping[str, Sequence[dict[str, float]]]) -> list[Summary]:
@@ -212,7 +241,7 @@ def _known(values: Sequence[float]) -> Sequence[float]:
 
 
 def tidy_rows(evaluation: Evaluation) -> Iterable[dict[str, Any]]:
-    """Yield one flat row per case (slice) and class."""
+    """Yield one flat row per case (slice) and class that was annotated in it."""
     for case in evaluation.cases:
         for label, metrics in case.metrics.items():
             yield {
@@ -239,13 +268,13 @@ def _nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
             "reference_file": str(case.reference),
             "prediction_file": str(case.prediction),
             **_slice(case),
-            "metrics": {keys[label]: _nnunet_metrics(metrics) for label, metrics in case.metrics.items()},
+            "metrics": {key: _nnunet_metrics(case.metrics.get(label)) for label, key in keys.items()},
         }
         for case in evaluation.cases
     ]
     mean = {}
     for label, key in keys.items():
-        of_class = [_nnunet_metrics(case.metrics[label]) for case in evaluation.cases]
+        of_class = [_nnunet_metrics(case.metrics.get(label)) for case in evaluation.cases]
         mean[key] = _average_by_name(of_class, leave_out_nan=True)
     foreground = _average_by_name(list(mean.values()), leave_out_nan=False)
     return {"foreground_mean": foreground, "mean": mean, "metric_per_case": per_case}
@@ -256,8 +285,14 @@ def _nnunet_key(values: tuple[int, ...]) -> str:
     return str(values[0]) if len(values) == 1 else str(values)
 
 
-def _nnunet_metrics(metrics: CaseMetrics) -> dict[str, float]:
-    """Return the metrics of one class of a case under nnU-Net's names."""
+def _nnunet_metrics(metrics: CaseMetrics | None) -> dict[str, float]:
+    """Return the metrics of one class of a case under nnU-Net's names.
+
+    Of a class that was not annotated (None) all are NaN, the numbers of voxels too: nnU-Net asks every case for every
+    class and leaves NaN out of its means.
+    """
+    if metrics is None:
+        return dict.fromkeys([*(metric.nnunet_name for metric in METRICS.values()), "n_pred", "n_ref"], math.nan)
     named = {METRICS[key].nnunet_name: value for key, value in metrics.values.items()}
     return {**named, "n_pred": metrics.predicted_voxels, "n_ref": metrics.reference_voxels}
 

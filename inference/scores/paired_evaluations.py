@@ -19,6 +19,7 @@ def evaluate_models(
     predictions: Mapping[str, Sequence[Path]],
     domains: Path | None = None,
     *,
+    annotated: Path | None = None,
     per_slice: bool = False,
     num_processes: int | None = None,
 ) -> tuple[dict[str, Evaluation], dict[str, str]]:
@@ -28,6 +29,7 @@ def evaluate_models(
         labels: folder of the references.
         predictions: folders of masks by model, from `prediction_folders`.
         domains: CSV file with the header ``case,domain``, or None.
+        annotated: CSV file of the classes annotated in each case; None as `evaluate_folder`.
         per_slice: score 2D slices in pixels instead of volumes in mm.
         num_processes: cases compared at the same time; None as `evaluate_folder`.
 
@@ -39,7 +41,14 @@ def evaluate_models(
             folds that predict the same case; no case that all models have.
 
     """
-    evaluate = partial(evaluate_folder, labels, domains=domains, num_processes=num_processes, per_slice=per_slice)
+    evaluate = partial(
+        evaluate_folder,
+        labels,
+        domains=domains,
+        annotated=annotated,
+        num_processes=num_processes,
+        per_slice=per_slice,
+    )
     evaluations = {}
     for name, folders in predictions.items():
         try:

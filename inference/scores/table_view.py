@@ -40,6 +40,15 @@ def best_models(metric: Metric, means: Mapping[str, float]) -> set[str]:
     return {model for model, value in printed.items() if value == best}
 
 
+def common_number(numbers: Iterable[int]) -> str:
+    """Return the number of cases of several models as text: one number, or the lowest and the highest.
+
+    Models differ where a structure is absent from the reference and only some of them predict it.
+    """
+    low, *_, high = sorted([*numbers] * 2)
+    return str(low) if low == high else f"{low} to {high}"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One metric of one model, in one class of one domain.
@@ -157,6 +166,11 @@ class TableView:
         if not any(cell.is_significant for cell in self.cells.values()):
             return ""
         return f"* differs from {self.baseline}, corrected p < {SIGNIFICANT}."
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether in some case not all classes were annotated: classes then differ in their number of cases."""
+        return self.evaluation.is_partial
 
     def cell(self, model: str, domain: str, label: str, metric: str) -> Cell:
         """Return one cell; the metric is given by its key."""

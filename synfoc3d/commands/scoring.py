@@ -11,11 +11,26 @@ from synfoc3d.commands.common import (
 from synfoc3d.errors import cases_failed
 
 
+def _add_annotated(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names the partly annotated cases."""
+    parser.add_argument(
+        "--annotated",
+        type=Path,
+        metavar="FILE",
+        help="CSV of partly annotated cases (case,classes), default: annotated.csv in or above the labels",
+    )
+
+
 def _evaluate(commands: Commands) -> None:
     parser = command(commands, "evaluate", "overlap and surface distance per case, class and domain", _run_evaluate)
     parser.add_argument("-g", dest="labels", type=Path, required=True, help="folder of reference labels")
     parser.add_argument("-p", dest="predictions", type=Path, required=True, help="folder of predictions")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument(
+        "--annotated",
+        type=Path,
+        help="CSV case,classes of partly annotated cases, default: annotated.csv by the labels",
+    )
     parser.add_argument(
         "--per-slice", action="store_true", help="each 2D slice in pixels, as in SynFoC's tables; default: volumes, mm"
     )
@@ -31,7 +46,13 @@ def _run_evaluate(args: argparse.Namespace) -> None:
 
     output = args.output or args.predictions / "results.json"
     result = evaluate_folder(
-        args.labels, args.predictions, args.domains, output, num_processes=args.processes, per_slice=args.per_slice
+        args.labels,
+        args.predictions,
+        args.domains,
+        output,
+        annotated=args.annotated,
+        num_processes=args.processes,
+        per_slice=args.per_slice,
     )
     print(format_table(result))
     print(f"Written to {output}")
@@ -48,6 +69,11 @@ def _compare(commands: Commands) -> None:
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for report.html and the tables")
     parser.add_argument("--baseline", metavar="NAME", help="what the others are tested against, default: the first")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
+    parser.add_argument(
+        "--annotated",
+        type=Path,
+        help="CSV case,classes of partly annotated cases, default: annotated.csv by the labels",
+    )
     parser.add_argument(
         "--per-slice", action="store_true", help="each 2D slice in pixels, as in SynFoC's tables; default: volumes, mm"
     )
@@ -71,6 +97,7 @@ def _run_compare(args: argparse.Namespace) -> None:
         models,
         baseline,
         args.domains,
+        annotated=args.annotated,
         per_slice=args.per_slice,
         num_processes=args.processes,
         seed=args.seed,

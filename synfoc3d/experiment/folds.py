@@ -17,7 +17,7 @@ from synfoc3d.experiment.plan import Plan, SplitPlan, TestSet
 from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import nnunet_folder
-from synfoc3d.files.layout import DESCRIPTION_FILE, DOMAINS_FILE, SPLITS_FILE, STOCK_SPLITS_FILE
+from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, SPLITS_FILE, STOCK_SPLITS_FILE
 from synfoc3d.files.splits import Split, load_splits, save_splits
 from synfoc3d.files.volumes import list_images, list_labels, name_and_ending
 
@@ -33,11 +33,13 @@ class HeldOutCases:
         images: folder of images.
         labels: folder of references.
         domains: CSV file; None without domains.
+        annotated: CSV file of the classes annotated in each case; None looks for one in or above the references.
     """
 
     images: Path
     labels: Path
     domains: Path | None
+    annotated: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ def resolve_data(plan: Plan, dataset: str, output: Path) -> ExperimentData:
             raise UserError(
                 f"Split {name!r} has no validation case to test on; name images and labels under test: in the plan."
             )
+    raw = nnunet_folder("nnUNet_raw") / dataset
     if plan.test is None:
-        test = {name: _validation_set(output / "test" / name, folder) for name in folds}
+        test = {name: _validation_set(output / "test" / name, raw, folder) for name in folds}
     else:
-        test = dict.fromkeys(folds, _test_set(plan.test, nnunet_folder("nnUNet_raw") / dataset))
+        test = dict.fromkeys(folds, _test_set(plan.test, raw))
     return ExperimentData(folder, splits, folds, test, val=plan.test is None, writes_splits=own)
 
 
@@ -164,10 +167,16 @@ def _place(cases: SplitCases, domain: str | None) -> tuple[str, str]:
     return f"domain {domain!r} of {cases.dataset}", f" Its domains: {', '.join(domains) or 'none'}."
 
 
-def _validation_set(place: Path, preprocessed: Path) -> HeldOutCases:
-    """Return where the validation cases of a split are collected; their domains are the dataset's."""
+def _validation_set(place: Path, raw: Path, preprocessed: Path) -> HeldOutCases:
+    """Return where the validation cases of a split are collected; their domains and annotations are the dataset's."""
     domains = preprocessed / DOMAINS_FILE
-    return HeldOutCases(place / "images", place / "labels", domains if domains.is_file() else None)
+    annotated = raw / ANNOTATIONS_FILE  # beside the labels that are collected
+    return HeldOutCases(
+        place / "images",
+        place / "labels",
+        domains if domains.is_file() else None,
+        annotated if annotated.is_file() else None,
+    )
 
 
 def _test_set(test: TestSet, raw: Path) -> HeldOutCases:

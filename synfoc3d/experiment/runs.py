@@ -187,8 +187,9 @@ class Experiment:
         return Command(tuple(arguments), self.report / RUN_LOG_FILE)
 
     def _scoring_arguments(self, test: HeldOutCases) -> list[str]:
-        domains = ["--domains", str(test.domains)] if test.domains else []
-        return domains + (["--per-slice"] if self.plan.per_slice else [])
+        files = {"--domains": test.domains, "--annotated": test.annotated}
+        given = [text for option, file in files.items() if file for text in (option, str(file))]
+        return given + (["--per-slice"] if self.plan.per_slice else [])
 
     def _device_arguments(self) -> list[str]:
         return ["-device", self.device] if self.device else []

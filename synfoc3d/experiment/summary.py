@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ class Scores:
         overall: mean of the domains, or of all cases where there are no domains.
         headline: which of the two ``overall`` is.
         unit: of distances.
+        annotated: in how many cases each class was annotated; empty where all were in all cases.
     """
 
     domains: dict[str, dict[str, float]]
     overall: dict[str, float]
     headline: str
     unit: str
+    annotated: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def read_scores(path: Path) -> Scores:
     }
     headline = MEAN_OF_DOMAINS if MEAN_OF_DOMAINS in means else ALL_CASES
     domains = {name: values for name, values in means.items() if name not in (ALL_CASES, MEAN_OF_DOMAINS)}
-    return Scores(domains, means[headline], headline, content["convention"]["unit"])
+    annotated = content.get("annotations", {}).get("cases_per_class", {})
+    return Scores(domains, means[headline], headline, content["convention"]["unit"], annotated)
 
 
 def summarize(plan: Plan, scores: Mapping[Key, Scores]) -> list[Cell]:
@@ -126,7 +129,7 @@ def write_summary(
     """
     cells = summarize(plan, scores)
     unit = ", ".join(sorted({scores_of.unit for scores_of in scores.values()}))
-    parts = ["# Results", _explanation(plan), *(f"**{mark}**" for mark in marks)]
+    parts = ["# Results", f"{_explanation(plan)} {_annotated(scores)}".rstrip(), *(f"**{mark}**" for mark in marks)]
     for key, metric in METRICS.items():
         parts += [f"## {metric.title} ({metric.shown_unit(unit)})", _table(plan, cells, key)]
     by_domain = _domain_table(plan, cells)
@@ -206,6 +209,20 @@ def _explanation(plan: Plan) -> str:
     if plan.published:
         sentences.append(f"*Published* figures: {plan.published.source}.")
     return " ".join(sentences)
+
+
+def _annotated(scores: Mapping[Key, Scores]) -> str:
+    """Say in how many test cases each class was annotated; "" where all were in all cases."""
+    splits: dict[str, list[str]] = {}  # by what is said of them
+    for (_, split, _), found in scores.items():
+        counts = ", ".join(f"{label} in {count}" for label, count in found.annotated.items())
+        if counts and split not in splits.setdefault(counts, []):
+            splits[counts].append(split)
+    several = len(splits) > 1
+    numbers = [f"{counts} ({', '.join(named)})" if several else counts for counts, named in splits.items()]
+    if not numbers:
+        return ""
+    return f"A class counts in the test cases in which it was annotated: {'; '.join(numbers)}."
 
 
 def _table(plan: Plan, cells: Iterable[Cell], metric: str) -> str:

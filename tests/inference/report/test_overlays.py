@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
@@ -263,3 +264,56 @@ def test_scan_of_a_case(tmp_path):
     assert find_scan("a", tmp_path) == tmp_path / "a_0000.nii.gz"
     assert find_scan("b", tmp_path) == tmp_path / "b.png"
     assert find_scan("c", tmp_path) is None
+
+
+# ---- regions, ignored voxels, partly annotated cases
+
+NESTED = {"whole": (1, 2), "core": (2,)}
+
+
+def test_of_nested_regions_the_innermost_is_filled(write):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[4:26, 4:20, 2:8], mask[8:22, 8:16, 2:8] = 1, 2
+    reference, nothing = write("reference", mask), write("prediction", np.zeros(SHAPE, np.uint8))
+    picture = pixels(draw_case(reference, {"A": nothing}, NESTED, None)[0].models["A"])
+    height, width = picture.shape[:2]
+    outer, inner = picture[height // 2, width // 4], picture[height // 2, width // 2]
+    for color, place in zip(CLASS_COLORS, (outer, inner), strict=False):
+        assert np.abs(place - 0.35 * 255 * np.array(to_rgb(color))).max() < 8  # on black
+
+
+@pytest.mark.parametrize("order", [["whole", "core"], ["core", "whole"]])
+def test_lines_of_nested_regions_are_seen_where_they_coincide(write, order):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[5:20, 5:20, 2:8] = 2  # the core is all there is of the whole
+    nothing, prediction = write("reference", np.zeros(SHAPE, np.uint8)), write("prediction", mask)
+    classes = {name: NESTED[name] for name in order}
+    address = draw_case(nothing, {"A": prediction}, classes, None)[0].models["A"]
+    seen = [len(colored(address, CLASS_COLORS[index])) for index in range(2)]
+    assert min(seen) > 100
+
+
+def test_ignored_voxels_are_hatched(write):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[8:22, 6:12, 3:7], mask[8:22, 12:18, 3:7] = 1, 3
+    reference, nothing = write("reference", mask), write("prediction", np.zeros(SHAPE, np.uint8))
+    plane = draw_case(reference, {"A": nothing}, CLASSES, None, 3)[0]
+    picture = pixels(plane.models["A"]).max(axis=2)
+    # cut out are 6 voxels around the class, x in [2, 28) and y in [0, 18), drawn from front (top) to back
+    box = (slice(0, plane.height // 3), slice(plane.width * 6 // 26, plane.width * 20 // 26))
+    assert 0.05 < (picture[box] > 60).mean() < 0.5
+    assert picture[box[0], : plane.width * 5 // 26].max() < 30
+    assert picture[plane.height * 3 // 4 :].max() < 30
+
+
+def test_slices_of_ignored_voxels_are_not_chosen(write):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[5:9, 5:9, 3] = 1
+    mask[:, :, 6:] = 3
+    assert draw_case(write("reference", mask), {}, CLASSES, None, 3)[0].slice_number == (4, 10)
+
+
+def test_classes_that_were_not_annotated_do_not_count():
+    result = evaluation({"a": (0.5, 0.7), "b": (0.9, 0.1)})
+    one = replace(result.cases[1], metrics={"0": result.cases[1].metrics["0"]})
+    assert case_means(replace(result, cases=(result.cases[0], one))) == {"a": pytest.approx(0.6), "b": 0.9}

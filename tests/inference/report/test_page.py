@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -346,6 +347,50 @@ def test_nothing_is_written_if_a_mask_cannot_be_read(folders, tmp_path):
     with pytest.raises(UserError, match="masks_0.*cannot be read"):
         write_report(compare(data, ["A"], ["a"]), tmp_path / "new" / "report.html")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture(scope="module")
+def partial(comparison):
+    """The comparison, with LV annotated in three of the four cases, not in the best one."""
+    evaluations, fewer = {}, {"a": ["RV"]}
+    for name, one in comparison.evaluations.items():
+        cases = []
+        for result in one.cases:
+            names = fewer.get(result.case, one.classes)
+            cases.append(replace(result, metrics={label: result.metrics[label] for label in names}))
+        evaluations[name] = replace(one, cases=tuple(cases), annotations=Path("some/annotated.csv"))
+    estimates = [replace(e, n=3) if e.label == "LV" else e for e in comparison.estimates]
+    return replace(comparison, evaluations=evaluations, estimates=tuple(estimates))
+
+
+def test_numbers_of_annotated_cases_are_shown(partial, write):
+    page = write(partial)
+    assert page.text.count("were annotated by some/annotated.csv: RV in 4, LV in 3.") == 2  # below figures, at the end
+    tables = estimate_tables(table_view(partial))
+    numbers = {group.label: {cells[0].estimate.n for cells in group.rows.values()} for group in tables[0].groups}
+    assert numbers == {MEAN_OF_CLASSES: {4}, "RV": {4}, "LV": {3}}
+
+
+def test_classes_that_were_not_annotated_are_named_below_the_pictures(partial, write):
+    text = write(partial).text
+    assert text.count("Not annotated in this case") == 1
+    assert "Not annotated in this case, so neither filled nor scored: LV." in text.split("Median: b")[0]
+
+
+def test_nothing_is_said_of_annotations_and_ignored_voxels_where_there_are_none(page):
+    assert "annotated" not in page.text and "ignored by the reference" not in page.text
+
+
+def test_the_drawing_of_nested_regions_is_explained(comparison, write, page):
+    nested = {"RV": (1, 2), "LV": (2,)}
+    evaluations = {name: replace(one, classes=nested) for name, one in comparison.evaluations.items()}
+    assert "Of nested regions the innermost is filled" in write(replace(comparison, evaluations=evaluations)).text
+    assert "nested" not in page.text
+
+
+def test_ignored_voxels_are_in_the_legend(comparison, write):
+    evaluations = {name: replace(one, ignore=3) for name, one in comparison.evaluations.items()}
+    assert "ignored by the reference, not scored" in write(replace(comparison, evaluations=evaluations)).text
 
 
 def test_a_large_comparison_stays_small(folders, tmp_path):

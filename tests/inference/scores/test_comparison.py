@@ -281,3 +281,30 @@ def test_the_baseline_must_be_a_model():
 def test_there_must_be_a_model():
     with pytest.raises(UserError, match="no model to compare"):
         compare(Path("labels"), {})
+
+
+# ---- partly annotated cases
+
+
+def test_only_cases_in_which_a_class_was_annotated_are_paired(compare_dice):
+    base = {f"c{i}": {"LV": dice, "RV": 0.5} for i, dice in enumerate(BASE)}
+    new = {f"c{i}": {"LV": dice, "RV": 0.6 + i / 100} for i, dice in enumerate(BETTER)}
+    for case in ("c6", "c7"):
+        del base[case]["RV"], new[case]["RV"]
+    result = compare_dice({"base": base, "new": new}, "base")
+    numbers = {label: find(result.estimates, model="new", label=label, metric="dice").n for label in ("LV", "RV")}
+    assert numbers == {"LV": 8, "RV": 6}
+    assert find(result.estimates, model="new", label="RV", metric="dice").mean == pytest.approx(0.625)
+    test = find(result.tests, label="RV", metric="dice")
+    assert (test.n, test.difference) == (6, pytest.approx(0.125))
+    assert test.p == wilcoxon([0.1 + i / 100 for i in range(6)]).pvalue
+    own = [np.mean([new[case][label] - base[case][label] for label in new[case]]) for case in new]
+    mean = find(result.tests, label=MEAN_OF_CLASSES, metric="dice")
+    assert (mean.n, mean.difference) == (8, pytest.approx(np.mean(own)))
+
+
+def test_groups_of_cases_with_different_classes_have_a_mean_of_classes(compare_dice):
+    dice = {"a": {"LV": 0.5, "RV": 0.7}, "b": {"LV": 0.7}, "c": {"RV": 0.9}}
+    estimates = compare_dice({"A": dice}).estimates
+    mean = find(estimates, label=MEAN_OF_CLASSES, metric="dice")
+    assert (mean.n, mean.mean) == (3, pytest.approx((0.6 + 0.8) / 2))

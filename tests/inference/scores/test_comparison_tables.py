@@ -315,3 +315,52 @@ def test_the_output_must_not_be_a_file(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="output .*out is a file; give a folder"):
         write_tables(make(), tmp_path / "out")
+
+
+# ---- partly annotated cases
+
+
+@pytest.fixture
+def partial():
+    """The comparison, but RV was annotated in one of the two cases only, and LV is there for one model only."""
+    made = make()
+    numbers = {("base", "LV"): 1, ("base", "RV"): 1, ("better", "RV"): 1}
+    evaluations = {}
+    for name, one in made.evaluations.items():
+        cases = (one.cases[0], replace(one.cases[1], metrics={"LV": one.cases[1].metrics["LV"]}))
+        evaluations[name] = replace(one, cases=cases, annotations=Path("some/annotated.csv"))
+    estimates = [replace(e, n=numbers.get((e.model, e.label), 2)) for e in made.estimates]
+    tests = [replace(test, n=numbers.get((test.model, test.label), 2)) for test in made.tests]
+    return replace(made, evaluations=evaluations, estimates=tuple(estimates), tests=tuple(tests))
+
+
+def test_terminal_shows_the_number_of_cases_by_class(partial):
+    text = terminal(partial)
+    assert cells(text.split("\n\n")[2].splitlines()[-1]) == ["n", "1", "1 to 2", "2"]
+    assert "Of 2 cases these were annotated by some/annotated.csv: RV in 1, LV in 2." in text
+
+
+def test_markdown_shows_the_number_of_cases_by_class(partial):
+    lines = [cells(line) for line in section(markdown(partial), "Dice %")]
+    assert [line[1:] for line in lines if line[:1] == ["n"]] == [["1", "1 to 2", "2"]] * 4 + [["1", "2", "2"]] * 3
+    assert "annotated.csv: RV in 1, LV in 2." in markdown(partial)
+
+
+def test_latex_shows_the_number_of_cases_by_class(partial):
+    text = squeezed(latex(partial))
+    assert text.count(r"& n & 1 & 1 to 2 & 2 \\") == 4 * len(METRICS)
+    assert text.count("n: how many cases entered.") == len(METRICS)
+
+
+def test_csv_has_the_number_of_cases_and_no_row_of_what_was_not_annotated(partial):
+    rows = list(csv.DictReader(io.StringIO(tidy_csv(partial))))
+    chosen = [row for row in rows if (row["model"], row["class"], row["kind"]) == ("better", "RV", "mean")]
+    assert {row["n"] for row in chosen} == {"1"}
+    single = list(csv.DictReader(io.StringIO(cases_csv(partial))))
+    assert [(row["case"], row["class"]) for row in single[:3]] == [("G", "RV"), ("G", "LV"), ("S", "LV")]
+
+
+def test_where_all_classes_are_annotated_the_number_of_cases_has_no_row():
+    comparison = make()
+    assert "annotated" not in terminal(comparison) + markdown(comparison) + latex(comparison)
+    assert not [line for line in terminal(comparison).splitlines() if line.startswith("n ")]

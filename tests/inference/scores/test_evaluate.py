@@ -359,3 +359,207 @@ def test_json_agrees_with_nnunet(tmp_path, folders):
         for region in ((1, 2), 2):
             for name in ("Dice", "IoU", "n_pred", "n_ref"):
                 assert case["metrics"][region][name] == pytest.approx(theirs[region][name], nan_ok=True)
+
+
+# ---- regions and ignored voxels
+
+
+NESTED = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
+
+
+@pytest.fixture
+def ignoring(tmp_path, folders):
+    """The folders with a dataset.json of the class RV, and 2 as the ignore label."""
+    write_dataset_json(tmp_path / "data", RV=1, ignore=2)
+    return folders
+
+
+def test_nested_regions_with_ignored_voxels_agree_with_nnunet(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", **NESTED, ignore=4)
+    rng = np.random.default_rng(0)
+    write(folders[0], a=rng.integers(0, 5, SHAPE).astype(np.uint8))
+    write(folders[1], a=rng.integers(0, 4, SHAPE).astype(np.uint8))
+    evaluation = evaluate(folders, cases=["a"], output=tmp_path / "results.json")
+    (ours,) = load_summary_json(str(tmp_path / "results.json"))["metric_per_case"]
+    regions = [(1, 2, 3), (2, 3), 3]
+    theirs = compute_metrics(ours["reference_file"], ours["prediction_file"], NibabelIO(), regions, ignore_label=4)
+    for region in regions:
+        for name in ("Dice", "IoU", "n_pred", "n_ref"):
+            assert ours["metrics"][region][name] == pytest.approx(theirs["metrics"][region][name])
+    assert evaluation.ignore == 4 and 0 < dice(evaluation.cases[0], "core") < dice(evaluation.cases[0], "whole") < 1
+
+
+def test_nested_regions_by_hand(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", **NESTED)
+    # 8 voxels of each value in the reference; the prediction takes 2 for 3 and 3 for 2, and misses 4 of the 1
+    reference = cube(0, 0, 0) + cube(2, 2, 2, value=2) + cube(4, 4, 4, value=3)
+    predicted = cube(0, 0, 0) + cube(2, 2, 2, value=3) + cube(4, 4, 4, value=2)
+    predicted[0, 0:2, 0:2] = 0
+    case = evaluate([write(folders[0], a=reference), write(folders[1], a=predicted)]).cases[0]
+    assert dice(case, "whole") == pytest.approx(2 * 20 / (20 + 24))
+    assert (dice(case, "core"), dice(case, "enhancing")) == (1, 0)
+
+
+def test_an_ignored_area_ends_a_structure_as_the_border_of_the_volume_does(ignoring):
+    reference = cube(0, 0, 0, size=5)
+    reference[:, :, 4:] = 2
+    predicted = np.zeros(SHAPE, np.uint8)
+    predicted[2, 2, 3:6] = 1  # of which one voxel is left, in the middle of the last slice that is not ignored
+    write(ignoring[0], a=reference)
+    write(ignoring[1], a=predicted)
+    metrics = evaluate(ignoring).cases[0].metrics["RV"]
+    assert (metrics.predicted_voxels, metrics.reference_voxels) == (1, 100)
+    assert metrics.values["dice"] == pytest.approx(2 / 101)
+    assert metrics.values["asd"] == 0  # that slice is surface; else the nearest one would be 2 x 0.5 mm away
+
+
+def test_a_prediction_alters_nothing_within_an_ignored_area(ignoring):
+    reference = cube(1, 1, 1)
+    reference[:, :, 4:] = 2
+    write(ignoring[0], a=reference)
+    results = []
+    for value in (0, 1):
+        predicted = cube(1, 1, 2)
+        predicted[:, :, 4:] = value
+        write(ignoring[1], a=predicted)
+        results.append(evaluate(ignoring).cases[0].metrics)
+    assert results[0] == results[1]
+
+
+def test_a_reference_of_ignored_voxels_alone_is_named(ignoring):
+    write(ignoring[0], a=np.full(SHAPE, 2, np.uint8))
+    assert re.search(r"All voxels of .*labelsTr/a\.nii\.gz carry the ignore label", failure(ignoring, "a"))
+
+
+def test_a_prediction_with_the_ignore_label_is_named(ignoring):
+    write(ignoring[1], a=cube(1, 1, 1, value=2))
+    assert re.search(r"predicted/a\.nii\.gz holds the value 2, the ignore label, which only", failure(ignoring, "a"))
+
+
+def test_slices_of_ignored_voxels_alone_have_no_figures(ignoring):
+    reference = cube(1, 1, 1)
+    reference[:, :, 3:] = 2
+    write(ignoring[0], a=reference)
+    evaluation = evaluate(ignoring, cases=["a"], per_slice=True)
+    assert [case.slice for case in evaluation.cases] == [0, 1, 2]
+    assert evaluation.empty_masks()["RV"] == {"both": 1, "prediction": 1, "reference": 0}
+
+
+def test_several_ignore_labels_are_refused(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", RV=1, ignore=[2, 3])
+    with pytest.raises(UserError, match=r"declares \[2, 3\] as the ignore label, not one whole number"):
+        evaluate(folders)
+
+
+# ---- partly annotated cases
+
+
+def annotated_file(folder, *lines):
+    path = folder / "annotated.csv"
+    path.write_text("\n".join(["case,classes", *lines]))
+    return path
+
+
+@pytest.fixture
+def partial(tmp_path, folders):
+    """Classes RV and LV: `a` was annotated for RV only; the masks of both cases hold LV."""
+    write_dataset_json(tmp_path / "data", RV=1, LV=2)
+    lv = cube(4, 4, 4, value=2)
+    write(folders[0], b=cube(2, 2, 2) + lv)
+    write(folders[1], a=cube(1, 1, 2) + lv, b=cube(2, 2, 2) + lv)
+    return folders
+
+
+def test_a_class_that_was_not_annotated_has_no_value(tmp_path, partial):
+    file = annotated_file(tmp_path, "a,RV")
+    evaluation = evaluate(partial, annotated=file)
+    assert [list(case.metrics) for case in evaluation.cases] == [["RV"], ["RV", "LV"]]
+    assert (evaluation.annotations, evaluation.is_partial) == (file, True)
+    assert evaluation.annotated_cases() == {"RV": 2, "LV": 1}
+    assert evaluation.empty_masks()["LV"] == {"both": 0, "prediction": 0, "reference": 0}
+    means = {row.label: (row.n, row.mean["dice"]) for row in evaluation.summaries()}
+    assert means == {"RV": (2, 0.75), "LV": (1, 1.0), "mean of classes": (2, 0.875)}
+
+
+def test_without_a_file_all_classes_are_annotated(partial):
+    evaluation = evaluate(partial)
+    assert (evaluation.annotations, evaluation.is_partial, dice(evaluation.cases[0], "LV")) == (None, False, 0)
+
+
+@pytest.mark.parametrize("place", ["data", "data/labelsTr"])
+def test_annotations_lie_in_or_above_the_references(tmp_path, partial, place, caplog):
+    caplog.set_level("INFO")
+    file = annotated_file(tmp_path / place, "a,RV")
+    assert evaluate(partial).annotations == file
+    assert f"is taken from {file}" in caplog.text
+
+
+def test_the_nearest_annotations_count(tmp_path, partial):
+    annotated_file(tmp_path / "data", "b,RV")
+    assert evaluate([partial[0], partial[1]], annotated=annotated_file(partial[0], "a,RV")).is_partial
+    assert evaluate(partial).annotations == partial[0] / "annotated.csv"
+
+
+def test_annotations_of_a_dataset_may_name_its_training_cases(tmp_path, partial):
+    test = write(tmp_path / "data" / "labelsTs", t=cube(1, 1, 1))
+    annotated_file(tmp_path / "data", "a,RV")
+    evaluation = evaluate([test, write(tmp_path / "masks", t=cube(1, 1, 1))])
+    assert not evaluation.is_partial and evaluation.annotations is not None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("e,RV", r"annotated\.csv names 'e', which has no reference\. Known: a, b, c"),
+        ("a,RW", r"annotated\.csv names the class 'RW' for a\. Known: LV, RV"),
+    ],
+)
+def test_annotations_of_what_is_not_there_are_refused(tmp_path, partial, line, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(partial, annotated=annotated_file(tmp_path, line))
+
+
+def test_annotations_that_are_not_there_are_refused(tmp_path, partial):
+    with pytest.raises(UserError, match=r"none\.csv cannot be read"):
+        evaluate(partial, annotated=tmp_path / "none.csv")
+
+
+def test_a_reference_with_a_class_that_was_not_annotated_is_named(tmp_path, partial):
+    write(partial[0], a=cube(1, 1, 1) + cube(4, 4, 4, value=2))
+    message = failure(partial, "a", annotated=annotated_file(tmp_path, "a,RV"))
+    assert re.search(r"labelsTr/a\.nii\.gz holds the value 2 \(LV\), which .*annotated\.csv does not name", message)
+
+
+def test_of_given_classes_those_that_were_annotated_are_evaluated(tmp_path, partial):
+    file = annotated_file(tmp_path, "a,RV", "b,LV")
+    write(partial[0], b=cube(4, 4, 4, value=2))
+    evaluation = evaluate(partial, annotated=file, classes={"LV": 2})
+    assert evaluation.case_names == ("b",)
+    assert re.search(r"none of the classes to evaluate was annotated in .*a\.nii\.gz", evaluation.failures["a"])
+
+
+def test_regions_are_annotated_by_name(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", whole=[1, 2], core=2)
+    write(folders[1], a=cube(1, 1, 1, value=2))
+    case = evaluate(folders, annotated=annotated_file(tmp_path, "a,whole")).cases[0]
+    assert {name: metrics.values["dice"] for name, metrics in case.metrics.items()} == {"whole": 1}
+
+
+def test_nnunet_reads_the_json_of_partly_annotated_cases(tmp_path, partial):
+    evaluate(partial, annotated=annotated_file(tmp_path, "a,RV"), output=tmp_path / "results.json")
+    content = load_summary_json(str(tmp_path / "results.json"))
+    assert math.isnan(content["metric_per_case"][0]["metrics"][2]["n_ref"])  # 0 where both masks are empty
+    for label in (1, 2):  # as nnU-Net averages
+        for name, mean in content["mean"][label].items():
+            assert mean == np.nanmean([case["metrics"][label][name] for case in content["metric_per_case"]])
+    assert content["foreground_mean"]["Dice"] == pytest.approx((0.75 + 1) / 2)
+    assert [(row["case"], row["class"]) for row in content["cases"]] == [("a", "RV"), ("b", "RV"), ("b", "LV")]
+    assert content["annotations"] == {
+        "file": str(tmp_path / "annotated.csv"),
+        "cases_per_class": {"RV": 2, "LV": 1},
+    }
+
+
+def test_completely_annotated_cases_say_nothing_of_annotations(tmp_path, partial):
+    evaluate(partial, output=tmp_path / "results.json")
+    assert "annotations" not in json.loads((tmp_path / "results.json").read_text())

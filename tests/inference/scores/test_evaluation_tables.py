@@ -134,3 +134,26 @@ def test_unknown_metric_is_refused():
 def test_comparison_of_nothing_is_refused():
     with pytest.raises(UserError, match="no evaluation to compare"):
         comparison_table({})
+
+
+def partial():
+    """LV was annotated in two of three cases only."""
+    result = evaluation({"a": (0.9, 0.7), "b": (0.8, 0.6), "c": (0.6,)})
+    return replace(result, annotations=Path("data/annotated.csv"))
+
+
+def test_the_number_of_cases_is_that_of_the_annotated_ones():
+    rows = {row[1]: row for row in cells(part(format_table(partial()), 0))[2:]}
+    assert (rows["RV"][-1], rows["LV"][-1]) == ("3", "2")
+    assert rows["LV"][2] == "65.00 +- 5.00"
+
+
+def test_annotated_cases_are_counted_below():
+    assert part(format_table(partial()), 3) == (
+        "Of 3 cases these were annotated by data/annotated.csv: RV in 3, LV in 2. A class counts in these cases only."
+    )
+
+
+def test_annotations_without_any_of_the_cases_are_named():
+    complete = replace(SYNFOC, annotations=Path("annotated.csv"))
+    assert part(format_table(complete), 3) == "By annotated.csv all classes were annotated in these cases."

@@ -196,3 +196,22 @@ def test_a_folder_without_masks(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="holds neither masks nor nnU-Net's validation results"):
         prediction_folders(tmp_path)
+
+
+# ---- partly annotated cases
+
+
+def test_annotations_count_for_all_models_and_folds(data, folds, write):
+    write(data / "labelsTr", b=mask(1, absent={2}))
+    (data / "annotated.csv").write_text("case,classes\nb,RV\n")
+    comparison = run(data, ["A", folds.name])
+    for evaluation in comparison.evaluations.values():
+        assert evaluation.annotated_cases() == {"RV": 4, "LV": 3}
+    numbers = {(e.model, e.label): e.n for e in comparison.estimates if e.metric == "dice"}
+    assert numbers["A", "LV"] == numbers[folds.name, "LV"] == 2  # d has no LV
+
+
+def test_annotations_of_another_file(data):
+    (data / "other.csv").write_text("case,classes\nd,RV\n")
+    comparison = run(data, annotated=data / "other.csv")
+    assert [list(case.metrics) for case in comparison.evaluations["A"].cases][2:] == [["RV", "LV"], ["RV"]]

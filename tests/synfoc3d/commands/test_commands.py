@@ -114,6 +114,26 @@ def test_evaluate_per_slice(labels, capsys):
     assert "95HD px" in capsys.readouterr().out
 
 
+@pytest.fixture
+def partly(labels, write_label):
+    """The same, with a second class that is in the masks, and in the references of the first three cases alone."""
+    for number in range(6):
+        for folder in ("worse", "perfect", *(["labels"] if number < 3 else [])):
+            write_label(labels / folder / f"case{number}.nii.gz", np.arange(210) % 3, (7, 6, 5))
+    lines = [f"case{number},1" for number in range(3, 6)]
+    (labels / "names.csv").write_text("\n".join(["case,classes", *lines]))
+    return labels
+
+
+def test_partly_annotated_cases_are_evaluated_and_compared(partly, capsys):
+    common = ["-g", str(partly / "labels"), "--annotated", str(partly / "names.csv"), "-np", "1"]
+    main(["evaluate", *common, "-p", str(partly / "perfect")])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("all cases")]
+    assert [(row[2], row[-1]) for row in rows[:2]] == [("1", "6"), ("2", "3")]
+    main(["compare", *common, f"perfect={partly / 'perfect'}", "-o", str(partly / "out")])
+    assert "names.csv: 1 in 6, 2 in 3." in " ".join(capsys.readouterr().out.split())
+
+
 def test_compare_writes_report_and_tables(labels, capsys):
     models = [f"{name}={labels / name}" for name in ("worse", "perfect")]
     main(["compare", "-g", str(labels / "labels"), *models, "-o", str(labels / "out"), "-np", "1"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +156,25 @@ def test_summary_without_domains_and_published_figures(tmp_path: Path) -> None:
     text = write_summary(plan, {("low", "A", 1): one}, tmp_path)
     assert "by domain" not in text and "ublished" not in text
     assert "One seed: no spread is known." in text and "single slices, distances in pixels" in text
+
+
+def test_numbers_of_annotated_cases_are_read_and_shown(tmp_path: Path) -> None:
+    mean = {"dice": 0.5, "jaccard": 0.4, "hd95": 3.0, "asd": 1.0}
+    content = {"summary": [{"domain": "all cases", "label": "x", "mean": mean}], "convention": {"unit": "mm"}}
+    (tmp_path / "plain.json").write_text(json.dumps(content))
+    content["annotations"] = {"file": "annotated.csv", "cases_per_class": {"LV": 5, "RV": 3}}
+    (tmp_path / "partial.json").write_text(json.dumps(content))
+    assert read_scores(tmp_path / "plain.json").annotated == {}
+    partial = read_scores(tmp_path / "partial.json")
+    assert partial.annotated == {"LV": 5, "RV": 3}
+
+    def written(scores: dict) -> str:
+        return write_summary(parse_plan(PLAN, "plan"), scores, tmp_path).split("\n\n")[1]
+
+    sentence = "A class counts in the test cases in which it was annotated:"
+    assert written({("low", "A", 1): partial, ("low", "B", 1): partial}).endswith(f"{sentence} LV in 5, RV in 3.")
+    other = replace(partial, annotated={"LV": 2, "RV": 4})
+    assert written({("low", "A", 1): partial, ("low", "A", 2): partial, ("low", "B", 1): other}).endswith(
+        f"{sentence} LV in 5, RV in 3 (A); LV in 2, RV in 4 (B)."
+    )
+    assert "annotated" not in written(FOUND)

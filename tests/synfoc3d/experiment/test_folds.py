@@ -166,6 +166,15 @@ def test_validation_cases_are_collected(folders: Any, tmp_path: Path) -> None:
     assert (test.labels.parent / "dataset.json").is_file() and test.domains == folders[1] / "domains.csv"
 
 
+def test_collected_cases_keep_the_annotations_of_the_dataset(folders: Any, tmp_path: Path) -> None:
+    save_splits(folders[1], FOLDS)
+    assert resolve(tmp_path / "out", splits=[{"fold": 0}], test=None).test["fold0"].annotated is None
+    (folders[0] / "annotated.csv").write_text("case,classes\na1,x\n")
+    assert resolve(tmp_path / "out", splits=[{"fold": 0}], test=None).test["fold0"].annotated == (
+        folders[0] / "annotated.csv"
+    )
+
+
 def test_split_without_anything_to_test_on_is_refused(folders: Any, tmp_path: Path) -> None:
     save_splits(folders[1], FOLDS)
     with pytest.raises(UserError, match="Split 'fold1' has no validation case to test on"):

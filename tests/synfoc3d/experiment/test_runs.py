@@ -110,6 +110,15 @@ def test_commands_of_a_plan(tmp_path: Path) -> None:
     ]
 
 
+def test_annotations_of_test_cases_are_handed_on(tmp_path: Path) -> None:
+    experiment = make(tmp_path)
+    test = {"A": replace(TEST, annotated=Path("/ts/annotated.csv"))}
+    lines = list_commands(replace(experiment, data=replace(experiment.data, test=test)))
+    scoring = [line for line in lines if " evaluate " in line or " compare " in line]
+    assert len(scoring) == 4
+    assert all("--domains /ts/d.csv --annotated /ts/annotated.csv" in line for line in scoring)
+
+
 def test_options_reach_the_commands(tmp_path: Path) -> None:
     options = {"disable_tta": True, "fast": True, "step_size": 0.75, "processes": 0}
     lines = list_commands(make(tmp_path, predict=options, per_slice=True, baseline="low", settings={"epochs": 3}))
