@@ -15,6 +15,7 @@ from torch import nn
 from synfoc3d.config import Settings, override, read_partial, resolve
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.experiment.plan import MethodPlan, Plan, assignments
+from synfoc3d.losses.label_space import Classes
 from synfoc3d.methods.base import Builder, Method
 from synfoc3d.networks.weights.known import find_checkpoint
 from synfoc3d.nnunet.training import TRAINER_VARIABLE, preprocessed_facts, trainers_folder
@@ -121,7 +122,7 @@ def _method_class(trainer: str) -> type[Method]:
 
 def _students(method_class: type[Method], settings: Settings) -> set[str]:
     """Return the names of the networks that a method trains, found by building it around networks without content."""
-    build = Builder(2, nn.Identity, nn.Identity, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
+    build = Builder(Classes(2), nn.Identity, nn.Identity, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
     return set(method_class(settings.method, build).students())
 
 
