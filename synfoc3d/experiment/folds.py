@@ -52,7 +52,7 @@ class ExperimentData:
         folds: fold of each split of the plan, by its name.
         test: cases to test on, by the split's name.
         val: whether these are the split's validation cases, which are to be collected first.
-        writes_splits: whether the folds are the plan's own.
+        source: where the cases of the plan's own splits lie; None where the dataset has its splits.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class ExperimentData:
     folds: dict[str, int]
     test: dict[str, HeldOutCases]
     val: bool
-    writes_splits: bool
+    source: Path | None
 
 
 def resolve_data(plan: Plan, dataset: str, output: Path) -> ExperimentData:
@@ -76,8 +76,8 @@ def resolve_data(plan: Plan, dataset: str, output: Path) -> ExperimentData:
             test on.
     """
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
-    own = plan.splits[0].fold is None
-    splits = tuple(_own_splits(plan, dataset, folder) if own else load_splits(folder))
+    cases = _cases_to_split(plan, dataset)
+    splits = tuple(load_splits(folder) if cases is None else _own_splits(plan, cases, folder))
     folds = {split.name: index if split.fold is None else split.fold for index, split in enumerate(plan.splits)}
     for name, fold in folds.items():
         if fold >= len(splits):
@@ -91,7 +91,7 @@ def resolve_data(plan: Plan, dataset: str, output: Path) -> ExperimentData:
         test = {name: _validation_set(output / "test" / name, raw, folder) for name in folds}
     else:
         test = dict.fromkeys(folds, _test_set(plan.test, raw))
-    return ExperimentData(folder, splits, folds, test, val=plan.test is None, writes_splits=own)
+    return ExperimentData(folder, splits, folds, test, val=plan.test is None, source=cases and cases.folder)
 
 
 def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:
@@ -103,27 +103,41 @@ def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:
         for_stock: write nnU-Net's splits_final.json as well.
 
     Raises:
-        UserError: a splits_final.json of other cases.
+        UserError: a splits_final.json of other cases, or partly annotated cases for nnU-Net's own trainers.
     """
-    from synfoc3d.preprocessing.split_cases import source_folder
-
     if for_stock:
+        _refuse_partial_labels(nnunet_folder("nnUNet_raw") / dataset)
         _write_stock_splits(data)
-    if data.writes_splits and not (data.folder / SPLITS_FILE).is_file():
+    if data.source is not None and not (data.folder / SPLITS_FILE).is_file():
         save_splits(data.folder, data.splits)
-        copy_annotations(source_folder(dataset)[0], data.folder)
+        copy_annotations(data.source, data.folder)
     if data.val:
         for name, fold in data.folds.items():
             _collect(nnunet_folder("nnUNet_raw") / dataset, data.splits[fold].val, data.test[name])
 
 
-def _own_splits(plan: Plan, dataset: str, folder: Path) -> list[Split]:
-    """Choose the cases of the plan's splits; refuse a file of other splits."""
-    from synfoc3d.preprocessing.incomplete import add_incomplete
+def _refuse_partial_labels(raw: Path) -> None:
+    """Refuse to let nnU-Net's own trainers learn that a class that was not annotated in a case is background."""
+    file = raw / ANNOTATIONS_FILE
+    if file.is_file():
+        raise UserError(
+            f"{file} names partly annotated cases, in which nnU-Net's own trainers would take the other classes for "
+            f"background: take nnUNetTrainerSupervised in their place."
+        )
+
+
+def _cases_to_split(plan: Plan, dataset: str) -> SplitCases | None:
+    """Return the cases that the plan deals into splits of its own; None where it names folds of the dataset's."""
     from synfoc3d.preprocessing.split_cases import read_split_cases
 
-    cases = read_split_cases(dataset, plan.patient_pattern)
-    splits = add_incomplete(cases, [_choose(split, cases, dataset) for split in plan.splits])
+    return read_split_cases(dataset, plan.patient_pattern) if plan.splits[0].fold is None else None
+
+
+def _own_splits(plan: Plan, cases: SplitCases, folder: Path) -> list[Split]:
+    """Choose the cases of the plan's splits; refuse a file of other splits."""
+    from synfoc3d.preprocessing.incomplete import add_incomplete
+
+    splits = add_incomplete(cases, [_choose(split, cases, folder.name) for split in plan.splits])
     if (folder / SPLITS_FILE).is_file() and load_splits(folder) != splits:
         raise UserError(
             f"{folder / SPLITS_FILE} holds other splits than the plan: name its folds in the plan (fold: 0), or move "

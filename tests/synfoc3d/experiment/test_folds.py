@@ -82,10 +82,20 @@ def test_partly_annotated_case_is_unlabeled_too(folders: Any, tmp_path: Path, wr
     annotate(folders[0], write_label)
     for _ in range(2):  # the second time the splits are there
         data = resolve(tmp_path)
-        write_data(data, DATASET, for_stock=True)
+        write_data(data, DATASET, for_stock=False)
     assert load_splits(folders[1]) == [Split(("a1", "a2"), ("a3", "b1", "b2", "u1", "a1"), ())]
     assert (folders[1] / "annotated.csv").read_text() == "case,classes\na1,x\n"
-    assert json.loads((folders[1] / "splits_final.json").read_text())[0]["train"] == ["a1", "a2"]
+
+
+def test_nnunets_own_trainers_are_refused_where_cases_are_partly_annotated(
+    folders: Any, tmp_path: Path, write_label: Any
+) -> None:
+    annotate(folders[0], write_label)
+    with pytest.raises(
+        UserError, match=r"annotated\.csv names partly annotated cases, .* take nnUNetTrainerSupervised"
+    ):
+        write_data(resolve(tmp_path), DATASET, for_stock=True)
+    assert not (folders[1] / "splits_semi.json").exists()
 
 
 def test_folds_of_others_keep_their_annotations(folders: Any, tmp_path: Path, write_label: Any) -> None:

@@ -43,7 +43,7 @@ def make(output: Path, device: str | None = None, **changes: Any) -> Experiment:
     plan = parse_plan(PLAN | changes, "plan")
     folds = {split.name: index for index, split in enumerate(plan.splits)}
     splits = (Split(("a",), ("b",), ()),) * len(folds)
-    data = ExperimentData(output / "pre", splits, folds, dict.fromkeys(folds, TEST), val=False, writes_splits=True)
+    data = ExperimentData(output / "pre", splits, folds, dict.fromkeys(folds, TEST), val=False, source=output)
     return Experiment(plan, output, "Dataset501_X", data, device)
 
 
