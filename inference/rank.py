@@ -180,8 +180,8 @@ def _picture(image: Tensor, opinions: Opinions, labels: LabelSpace, info: ModelI
     # where nothing differs, the slice with most foreground says more than an arbitrary one
     z = int((differing if differing.any() else (teacher > 0).sum((1, 2))).argmax())
     height, width = info.plans.get_configuration(info.configuration).spacing[-2:]
-    shown = [labels.values(answer[z].long()).numpy() for answer in (teacher, foundation)]
-    return _Picture(image[0, z].numpy(), *shown, height / width)
+    by_teacher, by_foundation = (labels.values(answer[z].long()).numpy() for answer in (teacher, foundation))
+    return _Picture(image[0, z].numpy(), by_teacher, by_foundation, height / width)
 
 
 def _draw(ranked: Sequence[tuple[CaseConfidence, _Picture]], file: Path) -> None:

@@ -91,7 +91,9 @@ def resolve_data(plan: Plan, dataset: str, output: Path) -> ExperimentData:
         test = {name: _validation_set(output / "test" / name, raw, folder) for name in folds}
     else:
         test = dict.fromkeys(folds, _test_set(plan.test, raw))
-    return ExperimentData(folder, splits, folds, test, val=plan.test is None, source=cases and cases.folder)
+    return ExperimentData(
+        folder, splits, folds, test, val=plan.test is None, source=None if cases is None else cases.folder
+    )
 
 
 def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:

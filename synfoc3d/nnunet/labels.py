@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import Annotations, read_annotations
-from synfoc3d.files.declared_labels import DeclaredLabels
+from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE
 from synfoc3d.losses.label_space import Classes, LabelSpace, Regions
 
@@ -93,6 +94,54 @@ def merged_values(labels: DeclaredLabels, names: Collection[str]) -> np.ndarray:
     first: dict[tuple[bool, ...], int] = {}
     table = [first.setdefault(signature(value), value) for value in values]
     return np.array([*table, -1], dtype=np.int16)
+
+
+class DatasetLabels:
+    """What a training knows about the labels of its dataset.
+
+    Args:
+        manager: nnU-Net's view of them.
+        dataset_json: content of the dataset's ``dataset.json``.
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+
+    Raises:
+        UserError: labels that nnU-Net refuses, or an order of regions that would write other labels.
+    """
+
+    def __init__(self, manager: LabelManager, dataset_json: Mapping[str, Any], preprocessed: Path) -> None:
+        self.manager, self.preprocessed = manager, preprocessed
+        self.declared = declared_labels(dataset_json, f"The dataset.json of {preprocessed.name}")
+        self.space = label_space(manager)
+
+    @cached_property
+    def annotated(self) -> dict[str, tuple[str, ...]]:
+        """Names of the annotated classes of the cases in which not all were annotated; see :func:`read_annotated`."""
+        return read_annotated(self.preprocessed)
+
+    def known(self, cases: Collection[str]) -> dict[str, np.ndarray] | None:
+        """Return which channels were annotated in each case, (K) bool; None where all are in all cases."""
+        return known_channels(self.declared, self.annotated, cases) if self.annotated else None
+
+    def unknown(self) -> dict[str, set[str]]:
+        """Return the classes that were not annotated in each partly annotated case, as nnU-Net's summary.json does."""
+        keys = [str(key) for key in foreground(self.manager)]
+        return {
+            case: {key for key, name in zip(keys, self.declared.classes, strict=True) if name not in names}
+            for case, names in self.annotated.items()
+        }
+
+    def describe(self, labeled: Collection[str], unlabeled: Collection[str]) -> str:
+        """Say what a training learns from, for its log: a sentence."""
+        kind = "regions" if self.declared.overlap else "classes"
+        parts = [f"{len(self.declared.classes)} {kind} ({', '.join(self.declared.classes)})"]
+        if self.declared.ignore is not None:
+            parts.append(f"voxels with label {self.declared.ignore} are ignored")
+        counted = {
+            "partly annotated": sum(case in self.annotated for case in labeled),
+            "also in the unlabeled stream": len({*labeled} & {*unlabeled}),
+        }
+        parts += [f"{count} of {len(labeled)} labeled cases are {what}" for what, count in counted.items() if count]
+        return f"Labels: {'; '.join(parts)}."
 
 
 class MergedLabels:

@@ -25,16 +25,13 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.annotations import Annotations
 from synfoc3d.files.atomic import atomic_write_text
-from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.layout import IMAGE_ENDING, LABEL_ENDING
 from synfoc3d.networks.slicewise import intensity_range
-from synfoc3d.nnunet.labels import MergedLabels, annotated_locations, known_channels, merged_values
+from synfoc3d.nnunet.labels import DatasetLabels, MergedLabels, annotated_locations, merged_values
 
 UNKNOWN = -1  # label of a voxel whose truth is not known; only quality logs look at it
 SPATIAL = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
@@ -120,17 +117,17 @@ class PartlyAnnotatedCases(nnUNetBaseDataset):
 
     Args:
         cases: nnU-Net's dataset.
-        annotated: names of the annotated classes of the cases that have not all.
-        labels: what is declared.
-        manager: nnU-Net's view of the same.
+        labels: of the dataset.
     """
 
-    def __init__(
-        self, cases: nnUNetBaseDataset, annotated: Annotations, labels: DeclaredLabels, manager: LabelManager
-    ) -> None:
-        self.cases, self.identifiers, self.manager = cases, cases.identifiers, manager
-        self.tables = {case: merged_values(labels, annotated[case]) for case in self.identifiers if case in annotated}
-        self.known = known_channels(labels, annotated, self.tables)
+    def __init__(self, cases: nnUNetBaseDataset, labels: DatasetLabels) -> None:
+        self.cases, self.identifiers, self.manager = cases, cases.identifiers, labels.manager
+        self.tables = {
+            case: merged_values(labels.declared, labels.annotated[case])
+            for case in self.identifiers
+            if case in labels.annotated
+        }
+        self.known = labels.known(self.tables) or {}
 
     def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, Any]]:
         """Load image (C, D, H, W), label (1, D, H, W), nothing of a previous stage, and nnU-Net's properties."""

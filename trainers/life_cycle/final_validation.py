@@ -146,12 +146,8 @@ def keep_preference(trainer: Trainer) -> None:
     fold = Path(trainer.output_folder)
     files = {mode.name: fold / validation_folder(mode.name) / SUMMARY_FILE for mode in modes}
     summaries = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
-    ending, classes = trainer.dataset_json["file_ending"], trainer.declared_labels.classes
-    keys = foreground(trainer.label_manager)
-    unknown = {
-        f"{case}{ending}": {str(key) for key, name in zip(keys, classes, strict=True) if name not in names}
-        for case, names in trainer.annotated.items()
-    }
+    ending = trainer.dataset_json["file_ending"]
+    unknown = {f"{case}{ending}": keys for case, keys in trainer.labels.unknown().items()}
     dice = foreground_dice(summaries, {f"{case}{ending}" for case in trainer.split().val}, unknown)
     preference = preferred_mode(trainer.students, [dice])
     if preference is None:

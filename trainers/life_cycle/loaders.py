@@ -6,7 +6,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from synfoc3d.files.layout import intensity_cache
-from synfoc3d.nnunet.labels import known_channels, manager_without_ignore
+from synfoc3d.nnunet.labels import manager_without_ignore
 from synfoc3d.trainers.life_cycle.data import (
     PairedLoader,
     PartlyAnnotatedCases,
@@ -39,12 +39,10 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     labeled, val = trainer.get_tr_and_val_datasets()
     folders = trainer.unlabeled_folders()
     everything = folders | dict.fromkeys([*labeled.identifiers, *val.identifiers], trainer.preprocessed)
-    known = None
-    if trainer.annotated:
-        labeled, val = (
-            PartlyAnnotatedCases(cases, trainer.annotated, trainer.declared_labels, manager) for cases in (labeled, val)
-        )
-        known = known_channels(trainer.declared_labels, trainer.annotated, everything)
+    known = trainer.labels.known(everything)
+    if known is not None:
+        labeled, val = (PartlyAnnotatedCases(cases, trainer.labels) for cases in (labeled, val))
+    trainer.print_to_log_file(trainer.labels.describe(labeled.identifiers, folders))
     ranges = case_ranges(everything, intensity_cache(trainer.preprocessed))
     unlabeled = None
     if folders:

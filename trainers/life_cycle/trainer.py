@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -20,7 +19,6 @@ from synfoc3d import config
 from synfoc3d.errors import UserError
 from synfoc3d.files import layout
 from synfoc3d.files.atomic import atomic_write_text
-from synfoc3d.files.declared_labels import declared_labels
 from synfoc3d.files.splits import Split, read_splits
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
@@ -30,7 +28,7 @@ from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, m
 from synfoc3d.networks.precision import autocast, resolve_precision
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.provenance import provenance
-from synfoc3d.nnunet.labels import label_space, read_annotated
+from synfoc3d.nnunet.labels import DatasetLabels
 from synfoc3d.nnunet.training import data_facts, refuse_stage
 from synfoc3d.trainers.life_cycle.batches import labeled_stream, make_batch
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
@@ -71,8 +69,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.is_ddp:
             raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
         refuse_stage(self.plans_manager, configuration)
-        self.declared_labels = declared_labels(dataset_json, f"{self.plans_manager.dataset_name}'s dataset.json")
-        self.labels = label_space(self.label_manager)
+        folder = Path(self.preprocessed_dataset_folder_base)
+        self.labels = DatasetLabels(self.label_manager, dataset_json, folder)
         self.foundation_identity: dict[str, Any] = {
             "name": None,
             "checkpoint": None,
@@ -121,7 +119,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             return waiting.pop() if waiting else self._another_network()
 
         build = Builder(
-            self.labels,
+            self.labels.space,
             conventional,
             self._build_foundation,
             self.supervised_loss,
@@ -140,14 +138,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.plans_manager,
             self.configuration_manager,
             self.num_input_channels,
-            self.label_manager.num_segmentation_heads,
+            self.labels.space.num_channels,
             self.enable_deep_supervision,
         )
 
     def _build_foundation(self) -> SlicewiseFoundation:
-        network, self.foundation_identity = build_foundation(
-            self.settings.foundation, self.label_manager.num_segmentation_heads
-        )
+        network, self.foundation_identity = build_foundation(self.settings.foundation, self.labels.space.num_channels)
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in network.parameters())
         without = "" if self.foundation_identity["sha256"] else " (no pre-trained weights: random start)"
@@ -167,10 +163,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Compute the labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
         known = labeled.target.known
         if self.settings.conventional.loss == "paper":
-            return segmentation_loss(full_resolution(output), labeled.target, self.labels)
+            return segmentation_loss(full_resolution(output), labeled.target, self.labels.space)
         if self.enable_deep_supervision:
-            return self.loss([self.labels.marginal(level, known) for level in output], labeled.pyramid)
-        return self.loss(self.labels.marginal(full_resolution(output), known), labeled.pyramid[0])
+            return self.loss([self.labels.space.marginal(level, known) for level in output], labeled.pyramid)
+        return self.loss(self.labels.space.marginal(full_resolution(output), known), labeled.pyramid[0])
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -187,11 +183,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def split(self) -> Split:
         """Return the semi-supervised split of this fold."""
         return read_splits(Path(self.preprocessed_dataset_folder_base), self.fold)
-
-    @cached_property
-    def annotated(self) -> dict[str, tuple[str, ...]]:
-        """Names of the annotated classes of the cases in which not all were annotated."""
-        return read_annotated(Path(self.preprocessed_dataset_folder_base))
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Return labeled and validation cases; without any of the latter the labeled ones, as nnU-Net's fold all."""
@@ -269,7 +260,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             optimizer.zero_grad(set_to_none=True)
         total = self.num_epochs * self.num_iterations_per_epoch
         # in full precision: a blur with weights of 8 bits shifts the gray values
-        views = make_batch(batch, self.device, self.settings.foundation.intensity, self.method.strong_view, self.labels)
+        views = make_batch(
+            batch, self.device, self.settings.foundation.intensity, self.method.strong_view, self.labels.space
+        )
         with autocast(self.settings.precision, self.device.type):
             loss, logs = self.method.training_step(views, Progress(self.step, total))
         if self.grad_scaler is None:
@@ -325,13 +318,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """Do nnU-Net's step for the conventional student, and count the same for all others, named before each key."""
-        image, pyramid, value_range, known = labeled_stream(batch, self.device, self.labels)
-        target = self.labels.target(pyramid[0], known)
+        image, pyramid, value_range, known = labeled_stream(batch, self.device, self.labels.space)
+        target = self.labels.space.target(pyramid[0], known)
         result: dict[str, np.ndarray] = {}
         for name, student in self.students.items():
             with autocast(self.settings.precision, self.device.type):
                 logits = logits_on_net_grid(student, image, value_range)
-            result |= {f"{name}/{key}": value for key, value in count_hits(logits, target, self.labels).items()}
+            result |= {f"{name}/{key}": value for key, value in count_hits(logits, target, self.labels.space).items()}
         return result
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:

@@ -91,9 +91,7 @@ def test_nnunets_own_trainers_are_refused_where_cases_are_partly_annotated(
     folders: Any, tmp_path: Path, write_label: Any
 ) -> None:
     annotate(folders[0], write_label)
-    with pytest.raises(
-        UserError, match=r"annotated\.csv names partly annotated cases, .* take nnUNetTrainerSupervised"
-    ):
+    with pytest.raises(UserError, match=r"partly annotated cases, .* take nnUNetTrainerSupervised"):
         write_data(resolve(tmp_path), DATASET, for_stock=True)
     assert not (folders[1] / "splits_semi.json").exists()
 
