@@ -1,6 +1,6 @@
 """The loaders of a training: nnU-Net's patches, in the streams of :mod:`synfoc3d.trainers.life_cycle.data`."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -20,22 +20,18 @@ Trainer = Any  # the base trainer, whose module imports this one
 TRAINING, VALIDATION = 0, 1  # streams of batches, each with random numbers of its own
 
 
+class _Transforms(NamedTuple):
+    """What nnU-Net does with patches of each stream, and how large they are cut before it."""
+
+    size: Any
+    labeled: Any
+    unlabeled: Any
+    validation: Any
+
+
 def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     """Make the batches of training and of online validation, from the trainer's epoch on."""
-    rotation, dummy_2d, initial_patch, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    scales, configuration = trainer._get_deep_supervision_scales(), trainer.configuration_manager
-    masked = configuration.use_mask_for_norm
-    manager = trainer.label_manager
-    declared = {
-        "regions": manager.foreground_regions if manager.has_regions else None,
-        "ignore_label": manager.ignore_label,
-    }
-    nnunet = trainer.get_training_transforms(
-        configuration.patch_size, rotation, scales, mirror, dummy_2d, use_mask_for_norm=masked, **declared
-    )
-    whole = trainer.settings.augmentation.labeled_intensity
-    labeled_transforms = nnunet if whole else weak_transforms(nnunet, labeled=True)
-
+    transforms = _transforms(trainer)
     labeled, val = trainer.get_tr_and_val_datasets()
     folders = trainer.unlabeled_folders()
     everything = folders | dict.fromkeys([*labeled.identifiers, *val.identifiers], trainer.preprocessed)
@@ -46,12 +42,12 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     ranges = case_ranges(everything, intensity_cache(trainer.preprocessed))
     unlabeled = None
     if folders:
-        cases, transforms = UnlabeledCases(folders, trainer.preprocessed), weak_transforms(nnunet, labeled=False)
-        unlabeled = _patches(trainer, cases, initial_patch, transforms, by_label=False)
+        cases = UnlabeledCases(folders, trainer.preprocessed)
+        unlabeled = _patches(trainer, cases, transforms.size, transforms.unlabeled, by_label=False)
 
     seed, epoch = trainer.settings.seed, trainer.current_epoch
     train = PairedLoader(
-        _patches(trainer, labeled, initial_patch, labeled_transforms),
+        _patches(trainer, labeled, transforms.size, transforms.labeled),
         unlabeled,
         ranges,
         known,
@@ -59,7 +55,7 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
         first=epoch * trainer.num_iterations_per_epoch,
     )
     online = PairedLoader(
-        _patches(trainer, val, configuration.patch_size, trainer.get_validation_transforms(scales, **declared)),
+        _patches(trainer, val, trainer.configuration_manager.patch_size, transforms.validation),
         None,
         ranges,
         known,
@@ -68,6 +64,24 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     )
     processes, pin = get_allowed_n_proc_DA(), trainer.device.type == "cuda"
     return start_workers(train, processes, pin), start_workers(online, min(processes, 1), pin)
+
+
+def _transforms(trainer: Trainer) -> _Transforms:
+    """Take from nnU-Net's transforms what each stream needs."""
+    rotation, dummy_2d, size, mirror = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    scales, configuration = trainer._get_deep_supervision_scales(), trainer.configuration_manager
+    manager = trainer.label_manager
+    declared = {
+        "regions": manager.foreground_regions if manager.has_regions else None,
+        "ignore_label": manager.ignore_label,
+    }
+    masked = configuration.use_mask_for_norm
+    nnunet = trainer.get_training_transforms(
+        configuration.patch_size, rotation, scales, mirror, dummy_2d, use_mask_for_norm=masked, **declared
+    )
+    labeled = nnunet if trainer.settings.augmentation.labeled_intensity else weak_transforms(nnunet, labeled=True)
+    validation = trainer.get_validation_transforms(scales, **declared)
+    return _Transforms(size, labeled, weak_transforms(nnunet, labeled=False), validation)
 
 
 def _patches(
