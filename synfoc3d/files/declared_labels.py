@@ -54,15 +54,7 @@ def declared_labels(description: Mapping[str, Any], source: str) -> DeclaredLabe
         name: _values(name, value, source) for name, value in declared.items() if name not in (BACKGROUND, IGNORE)
     }
     labels = DeclaredLabels(classes, ignore)
-    if not classes:
-        raise UserError(f"{source} names no class but the background; declare one more.")
-    if ignore is not None and ignore != labels.values[-1] + 1:
-        raise UserError(
-            f"{source} declares {ignore} as the ignore label, but it must be one above the highest label, "
-            f"{labels.values[-1] + 1}."
-        )
-    if labels.values != tuple(range(len(labels.values))):
-        raise UserError(f"{source} declares the label values {list(labels.values)}, but nnU-Net needs 0, 1, 2, ...")
+    _check_numbers(labels, source)
     if any(len(values) > 1 for values in classes.values()):
         return _with_order(labels, description.get("regions_class_order"), source)
     for name, other in combinations(classes, 2):
@@ -72,6 +64,19 @@ def declared_labels(description: Mapping[str, Any], source: str) -> DeclaredLabe
                 f"keep one."
             )
     return DeclaredLabels(dict(sorted(classes.items(), key=lambda item: item[1])), ignore)
+
+
+def _check_numbers(labels: DeclaredLabels, source: str) -> None:
+    """Check that there is a class, that values have no gaps, and that the ignore label is the highest."""
+    if not labels.classes:
+        raise UserError(f"{source} names no class but the background; declare one more.")
+    if labels.ignore is not None and labels.ignore != labels.values[-1] + 1:
+        raise UserError(
+            f"{source} declares {labels.ignore} as the ignore label, but it must be one above the highest label, "
+            f"{labels.values[-1] + 1}."
+        )
+    if labels.values != tuple(range(len(labels.values))):
+        raise UserError(f"{source} declares the label values {list(labels.values)}, but nnU-Net needs 0, 1, 2, ...")
 
 
 def _whole_number(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - whatever the file says
