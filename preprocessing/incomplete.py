@@ -119,19 +119,22 @@ def spare_needed(
     """
     if not cases.annotated:
         return [list(group) for group in groups]
-    annotated, classes = _annotated_classes(cases, candidates), frozenset(cases.labels.classes)
-    needed = _cover(classes, annotated, number) or []
-    spared: set[str] = set()
-    for group in groups:
-        outside = {patient: names for patient, names in annotated.items() if patient not in group}
-        if _cover(classes, outside, number) is None:
-            spared.update(patient for patient in needed if patient in group)
+    spared = set[str]().union(*(_indispensable(cases, group, candidates, number) for group in groups))
     if spared:
         log.warning(
             "Not validated on, because no others were annotated for the same classes: %s.", ", ".join(sorted(spared))
         )
     left = [[patient for patient in group if patient not in spared] for group in groups]
     return [group for group in left if group] or [[]]
+
+
+def _indispensable(cases: SplitCases, group: Sequence[str], candidates: Sequence[str], number: int) -> set[str]:
+    """Return the patients of a group without whom no draw from the others has every class; none where one has."""
+    annotated, classes = _annotated_classes(cases, candidates), frozenset(cases.labels.classes)
+    others = {patient: names for patient, names in annotated.items() if patient not in group}
+    if _cover(classes, others, number) is not None:
+        return set()
+    return set(_cover(classes, annotated, number) or ()) & set(group)
 
 
 def _annotated_classes(cases: SplitCases, patients: Sequence[str]) -> dict[str, frozenset[str]]:
