@@ -8,6 +8,7 @@ import torch
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import RGBTo01Normalization
 
 from synfoc3d.config import read_partial
+from synfoc3d.losses.label_space import Classes
 from synfoc3d.networks.slicewise import to_unit
 from synfoc3d.trainers.life_cycle.batches import make_batch
 
@@ -37,7 +38,7 @@ def batch_of(project, tmp_path):
         target = torch.zeros(2, 1, 12, 20)
         raw = {"data": image, "target": target, "value_range": CASE_RANGE}
         both = raw | {f"unlabeled_{key}": value for key, value in raw.items()}
-        return make_batch(both, trainer.device, trainer.settings.foundation.intensity, trainer.strong_view)
+        return make_batch(both, trainer.device, trainer.settings.foundation.intensity, trainer.strong_view, Classes(2))
 
     return make
 

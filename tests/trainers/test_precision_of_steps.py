@@ -65,5 +65,5 @@ def test_views_are_made_in_full_precision(project):
         state = torch.get_rng_state()
         trainer.train_step(raw)
         torch.set_rng_state(state)
-        expected = make_batch(raw, trainer.device, "case", trainer.strong_view).unlabeled.strong
+        expected = make_batch(raw, trainer.device, "case", trainer.strong_view, trainer.labels.space).unlabeled.strong
     assert torch.equal(seen[0], expected)
