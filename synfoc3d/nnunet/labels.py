@@ -172,5 +172,5 @@ def annotated_locations(locations: Mapping[Any, Any] | None, known: np.ndarray, 
     if locations is None:
         return None
     keys = foreground(manager)
-    hidden = [key for key, is_known in zip(keys, known[-len(keys) :], strict=True) if not is_known]
+    hidden = {key for key, is_known in zip(keys, known[-len(keys) :], strict=True) if not is_known}
     return {key: value for key, value in locations.items() if key not in hidden}
