@@ -171,6 +171,20 @@ def two_channels(tmp_path_factory):
 REGIONS = {"background": 0, "heart": [1, 2, 3], "main": [1, 2], "cavity": 2, "ignore": 4}
 
 
+def scribbles_of_some_classes(labeled):
+    """Name one class of each case's sparse labels, and make background of the others."""
+    lines, values = ["case,classes"], {"wall": 1, "cavity": 2, "side_chamber": 3}
+    for number, file in enumerate(sorted((labeled / "labels").glob("*.nii.gz"))):
+        name = list(values)[number % 3]
+        image = nibabel.load(file)
+        label = np.asarray(image.dataobj).copy()
+        label[~np.isin(label, (0, values[name], 4))] = 0
+        file.unlink()
+        nibabel.save(nibabel.Nifti1Image(label, image.affine), file)
+        lines.append(f"{file.name.removesuffix('.nii.gz')},{name}")
+    (labeled / "annotated.csv").write_text("\n".join(lines) + "\n")
+
+
 def everything(labeled):
     """Declare regions over sparse labels, of which some cases have some regions only."""
     file = labeled / "dataset.json"
@@ -180,6 +194,9 @@ def everything(labeled):
     (labeled / "annotated.csv").write_text("\n".join(lines) + "\n")
 
 
+MIXED_KINDS = {"everything": ("sparse", everything), "sparse and partial": ("sparse", scribbles_of_some_classes)}
+
+
 @pytest.fixture(scope="session")
 def of_kind(tmp_path_factory):
     """Return a function that makes a project with regions, sparse or partial labels, or everything at once, once."""
@@ -187,7 +204,7 @@ def of_kind(tmp_path_factory):
 
     def make(kind):
         if kind not in made:
-            labels, change = ("sparse", everything) if kind == "everything" else (kind, None)
+            labels, change = MIXED_KINDS.get(kind, (kind, None))
             root = tmp_path_factory.mktemp(kind)
             made[kind] = make_project(root, ["2d", "3d_fullres"], labels=labels, change=change)
         return made[kind]

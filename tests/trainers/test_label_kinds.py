@@ -85,7 +85,7 @@ def step(project, method, configuration):
     return trainer, logs, gradients
 
 
-CASES = list(product(METHODS, ("regions", "sparse", "partial", "everything"), CONFIGURATIONS))
+CASES = list(product(METHODS, ("regions", "sparse", "partial", "sparse and partial", "everything"), CONFIGURATIONS))
 
 
 @pytest.mark.parametrize(("method", "kind", "configuration"), CASES, ids=["-".join(case) for case in CASES])

@@ -124,9 +124,7 @@ def test_plain_log(dataset):
 def test_changed_or_vanished_annotations_are_refused(dataset, tmp_path):
     labels, raw = dataset(PLAIN, "x,a"), tmp_path / "raw" / "Dataset501_X" / "annotated.csv"
     raw.unlink()
-    with pytest.raises(
-        UserError, match=r"annotated\.csv has changed since .* run synfoc3d split -d 501"
-    ):
+    with pytest.raises(UserError, match=r"annotated\.csv has changed since .* run synfoc3d split -d 501"):
         labels.known(["x"])
 
 
