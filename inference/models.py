@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError
+from synfoc3d.files.declared_labels import declared_labels
 from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo
+from synfoc3d.nnunet.labels import meaning
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
 from synfoc3d.nnunet.training import register_trainers
@@ -191,6 +193,7 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     mode = preference.mode if preference else _resolve_mode(choice, trained[0])
     folds, settings = [], []
     for file, checkpoint in zip(files, found, strict=True):
+        _check_labels(file, checkpoint, info, folder)
         folds.append(_fold_networks(choice.trainer, mode, info, file=file, checkpoint=checkpoint))
         if checkpoints.SECTION in checkpoint:
             settings.append(checkpoint[checkpoints.SECTION]["settings"])
@@ -202,6 +205,19 @@ def load_model(choice: ModelChoice) -> TrainedModel:
         settings=tuple(settings),
         preference=preference,
     )
+
+
+def _check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo, folder: Path) -> None:
+    """Refuse a network whose channels mean something else than the dataset.json beside it says."""
+    trained = checkpoint.get(checkpoints.SECTION, {}).get("labels")  # checkpoints of 0.1 have none
+    if trained is None:
+        return
+    declared = meaning(declared_labels(info.dataset_json, str(folder / DESCRIPTION_FILE)))
+    if any(trained[key] != value for key, value in declared.items()):
+        raise UserError(
+            f"{file} was trained for other labels than {folder / DESCRIPTION_FILE} declares, which a later training "
+            f"may have written: train this fold anew, or restore the file."
+        )
 
 
 def _preference(

@@ -63,37 +63,30 @@ def preferred_mode(trained: Collection[str], folds: Sequence[Dice]) -> Preferenc
     return Preference(ranked[0], {mode.name: means[mode.name] for mode in ranked}, len(validated))
 
 
-def foreground_dice(
-    summaries: Mapping[str, Mapping[str, Any]], masks: Collection[str], unknown: Mapping[str, Collection[str]]
-) -> dict[str, float]:
+def foreground_dice(summaries: Mapping[str, Mapping[str, Any]], masks: Collection[str]) -> dict[str, float]:
     """Average the Dice of cases, then of foreground classes, as nnU-Net does, for each mode over the same ones.
 
     Args:
         summaries: content of nnU-Net's summary.json by name of the mode.
         masks: file names of the cases that count; others are left by an earlier split.
-        unknown: classes that were not annotated in a case, by its file name, as summary.json calls them.
 
     Returns:
         The mean over the classes that have a Dice in every mode; a class has none where neither a reference nor a mask
         holds it. Nothing where no class is left.
     """
-    of_modes = {name: _dice_of_classes(summary, masks, unknown) for name, summary in summaries.items()}
+    of_modes = {name: _dice_of_classes(summary, masks) for name, summary in summaries.items()}
     labels = set.intersection(*(set(dice) for dice in of_modes.values()))
     return {name: fmean(dice[label] for label in labels) for name, dice in of_modes.items()} if labels else {}
 
 
-def _dice_of_classes(
-    summary: Mapping[str, Any], masks: Collection[str], unknown: Mapping[str, Collection[str]]
-) -> dict[str, float]:
+def _dice_of_classes(summary: Mapping[str, Any], masks: Collection[str]) -> dict[str, float]:
     """Return the mean Dice of each class that has one."""
     found: dict[str, list[float]] = {}
     for case in summary["metric_per_case"]:
-        mask = Path(case["prediction_file"]).name
-        if mask in masks:
+        if Path(case["prediction_file"]).name in masks:
             for label, metrics in case["metrics"].items():
-                if not math.isnan(metrics["Dice"]) and label not in unknown.get(mask, ()):
-                    found.setdefault(label, []).append(metrics["Dice"])
-    return {label: fmean(values) for label, values in found.items()}
+                found.setdefault(label, []).extend([] if math.isnan(metrics["Dice"]) else [metrics["Dice"]])
+    return {label: fmean(values) for label, values in found.items() if values}
 
 
 def write_validation_dice(fold: Path, training: str, dice: Dice) -> None:

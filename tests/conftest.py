@@ -31,6 +31,7 @@ SETTINGS = {
     "foundation": {"name": "compact", "image_size": 32, "checkpoint": "random"},
 }
 SPLIT = {"labeled": ["Atrain001", "Atrain002"], "hidden": ["Atrain003", "Atrain004"], "val": ["Btrain001"]}
+SPLIT_OF_THREE = {"labeled": ["Atrain001", "Atrain002", "Atrain003"], "hidden": ["Atrain004"]}
 UNLABELED_SCANS = ["Btrain002", "Btrain003"]
 
 
@@ -138,11 +139,12 @@ def make_project(root, configurations, num_channels=1, orientations=("RAS",), la
         (root / "nnUNet_preprocessed").mkdir()
         import_dataset(int(DATASET), "Tiny", scans / "labeled", scans / "unlabeled", domains=scans / "domains.csv")
         preprocess_dataset(DATASET, configurations, num_processes=1)
-    both = SPLIT["labeled"] if labels in ("sparse", "partial") else ()
-    unlabeled = (*both, *SPLIT["hidden"], *UNLABELED_SCANS)
     if (project.raw / ANNOTATIONS_FILE).is_file():
         shutil.copy(project.raw / ANNOTATIONS_FILE, project.preprocessed)  # as synfoc3d split does
-    save_splits(project.preprocessed, [Split(tuple(SPLIT["labeled"]), unlabeled, tuple(SPLIT["val"]))])
+    cases = SPLIT if labels == "plain" else SPLIT | SPLIT_OF_THREE
+    both = cases["labeled"] if labels in ("sparse", "partial") else ()
+    unlabeled = (*both, *cases["hidden"], *UNLABELED_SCANS)
+    save_splits(project.preprocessed, [Split(tuple(cases["labeled"]), unlabeled, tuple(cases["val"]))])
     return project
 
 

@@ -166,6 +166,11 @@ def values_as_classes(values: Collection[int], labels: Path, predictions: Path) 
             f"No label volume in {labels} or {predictions} has a value above 0, and no dataset.json names classes; "
             "check the files or give the classes."
         )
+    log.warning(
+        "No dataset.json says what the values in %s mean: each of %s is taken for a class by itself.",
+        labels,
+        ", ".join(map(str, found)),
+    )
     return LabelMeaning(DeclaredLabels({str(value): (value,) for value in found}))
 
 

@@ -29,8 +29,8 @@ def read_annotations(path: Path) -> dict[str, tuple[str, ...]]:
         if not case or not names:
             line = ",".join((case, *names))
             raise UserError(
-                f"A line of {path} must be a case and the classes annotated in it, but one is {line!r}; a case "
-                f"without any belongs to the unlabeled ones."
+                f"A line of {path} must be a case and the classes annotated in it, separated by commas, but one is "
+                f"{line!r}; a case without any belongs to the unlabeled ones."
             )
         if case in annotated:
             raise UserError(f"{path} names case {case!r} twice; keep one line.")

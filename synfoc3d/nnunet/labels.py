@@ -49,10 +49,14 @@ def read_annotated(preprocessed: Path) -> dict[str, tuple[str, ...]]:
     raw = Path(os.environ.get("nnUNet_raw", "")) / preprocessed.name
     if (raw / DESCRIPTION_FILE).is_file():
         original = raw / ANNOTATIONS_FILE
-        if (read_annotations(original) if original.is_file() else {}) != annotated:
+        if _as_sets(read_annotations(original) if original.is_file() else {}) != _as_sets(annotated):
             dataset = preprocessed.name.removeprefix("Dataset").split("_")[0]
             raise UserError(f"{original} has changed since the split was made; run synfoc3d split -d {dataset} anew.")
     return annotated
+
+
+def _as_sets(annotated: Annotations) -> dict[str, frozenset[str]]:
+    return {case: frozenset(names) for case, names in annotated.items()}
 
 
 def known_channels(labels: DeclaredLabels, annotated: Annotations, cases: Collection[str]) -> dict[str, np.ndarray]:
@@ -96,6 +100,14 @@ def merged_values(labels: DeclaredLabels, names: Collection[str]) -> np.ndarray:
     return np.array([*table, -1], dtype=np.int16)
 
 
+def meaning(labels: DeclaredLabels) -> dict[str, Any]:
+    """Return what the channels of a network mean, in JSON's types: the same channels, the same meaning."""
+    return {
+        "values": [list(values) for values in labels.classes.values()],
+        "order": labels.order and list(labels.order),
+    }
+
+
 class DatasetLabels:
     """What a training knows about the labels of its dataset.
 
@@ -116,7 +128,30 @@ class DatasetLabels:
     @cached_property
     def annotated(self) -> dict[str, tuple[str, ...]]:
         """Names of the annotated classes of the cases in which not all were annotated; see :func:`read_annotated`."""
-        return read_annotated(self.preprocessed)
+        annotated = read_annotated(self.preprocessed)
+        for name in {name for names in annotated.values() for name in names} - set(self.declared.classes):
+            raise UserError(
+                f"{self.preprocessed / ANNOTATIONS_FILE} names the class {name!r}, which the dataset.json beside "
+                f"it does not declare; bring the files into line and run synfoc3d split anew."
+            )
+        return annotated
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, in JSON's types: what the channels mean, and what was annotated."""
+        return meaning(self.declared) | {"annotated": {case: sorted(names) for case, names in self.annotated.items()}}
+
+    def check(self, labeled: Collection[str], unlabeled: Collection[str]) -> None:
+        """Check a split that may have been written by hand.
+
+        Raises:
+            UserError: a class that was annotated in no labeled case, or a complete case that is labeled and unlabeled.
+        """
+        for name in self.declared.classes:
+            if not any(name in self.annotated.get(case, self.declared.classes) for case in labeled):
+                raise UserError(f"No labeled case of the split was annotated for {name!r}: run synfoc3d split anew.")
+        twice = sorted({*labeled} & {*unlabeled} - {*self.annotated}) if self.declared.ignore is None else []
+        if twice:
+            raise UserError(f"The split lists {twice[0]!r} as labeled and unlabeled, but it is annotated completely.")
 
     def known(self, cases: Collection[str]) -> dict[str, np.ndarray] | None:
         """Return which channels were annotated in each case, (K) bool; None where all are in all cases."""

@@ -85,22 +85,22 @@ def summary(**cases: tuple[float, ...]) -> dict[str, Any]:
 
 def test_foreground_dice_is_the_mean_of_the_classes_means() -> None:
     # class 1: (0.2 + 0.6) / 2 = 0.4; class 2: 0.8, unknown in the second case
-    dice = foreground_dice({"ensemble": summary(a=(0.2, 0.8), b=(0.6, math.nan))}, {"a.nii.gz", "b.nii.gz"}, {})
+    dice = foreground_dice({"ensemble": summary(a=(0.2, 0.8), b=(0.6, math.nan))}, {"a.nii.gz", "b.nii.gz"})
     assert dice == {"ensemble": pytest.approx(0.6)}
 
 
 def test_class_without_dice_in_one_mode_counts_in_none() -> None:
     summaries = {"conventional": summary(a=(0.5, math.nan)), "foundation": summary(a=(0.7, 0.0))}
-    assert foreground_dice(summaries, {"a.nii.gz"}, {}) == {"conventional": 0.5, "foundation": 0.7}
+    assert foreground_dice(summaries, {"a.nii.gz"}) == {"conventional": 0.5, "foundation": 0.7}
 
 
 def test_nothing_is_known_without_any_class() -> None:
-    assert foreground_dice({"conventional": summary(a=(math.nan,))}, {"a.nii.gz"}, {}) == {}
+    assert foreground_dice({"conventional": summary(a=(math.nan,))}, {"a.nii.gz"}) == {}
 
 
 def test_masks_left_by_an_earlier_split_do_not_count() -> None:
     summaries = {"conventional": summary(old=(1.0,), a=(0.3,)), "foundation": summary(a=(0.4,))}
-    assert foreground_dice(summaries, {"a.nii.gz"}, {}) == {"conventional": 0.3, "foundation": 0.4}
+    assert foreground_dice(summaries, {"a.nii.gz"}) == {"conventional": 0.3, "foundation": 0.4}
 
 
 def test_figures_are_those_of_their_training(tmp_path: Path) -> None:
@@ -126,9 +126,3 @@ def test_module_is_light_to_import() -> None:
     code = "import sys, synfoc3d.preferred_mode; print({'torch', 'numpy', 'nnunetv2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_classes_that_were_not_annotated_have_no_dice() -> None:
-    of_mode = {"ensemble": summary(a=(0.2, 0.8), b=(0.6, 0.0))}
-    unknown = {"b.nii.gz": {"2"}}
-    assert foreground_dice(of_mode, {"a.nii.gz", "b.nii.gz"}, unknown) == {"ensemble": pytest.approx((0.4 + 0.8) / 2)}

@@ -11,6 +11,7 @@ import torch
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE
+from synfoc3d.inference.models import ModelChoice, load_model
 
 METHODS = {
     "supervised": ("nnUNetTrainerSupervised", {}),
@@ -49,7 +50,7 @@ def alter(project, configuration):
     for file in sorted((project.preprocessed / f"nnUNetPlans_{configuration}").glob("*_seg.b2nd")):
         case = file.name.removesuffix("_seg.b2nd")
         values = blosc2.open(str(file))[:]
-        if case in ("Atrain003", "Atrain004"):
+        if case == "Atrain004":
             values = random.integers(0, 4, values.shape).astype(values.dtype)  # hidden: nothing of them counts
         elif case in annotated:
             values = same_for(values, [np.atleast_1d(declared[name]) for name in annotated[case]], random)
@@ -165,3 +166,82 @@ def test_changed_annotations_are_refused(of_kind, tmp_path):
         trainer = copy.trainer()
         trainer.initialize()
         trainer.get_dataloaders()
+
+
+@pytest.fixture
+def partly(of_kind, tmp_path, quick):
+    """A copy of the project with partial labels, trained for an epoch of two and validated."""
+    copy = of_kind("partial").copy(tmp_path)
+    with copy.active() as patch:
+        quick(patch)
+        copy.trainer("nnUNetTrainerSupervised", epochs=1, iterations_per_epoch=1).run_training()
+        trainer = copy.trainer("nnUNetTrainerSupervised", resume=True)
+        trainer.load_checkpoint(str(copy.results(trainer="nnUNetTrainerSupervised") / "checkpoint_final.pth"))
+        trainer.perform_actual_validation()
+    return copy
+
+
+def refused(project, act):
+    with project.active(), pytest.raises(UserError) as caught:
+        act()
+    return str(caught.value)
+
+
+def load(project):
+    trainer = project.trainer("nnUNetTrainerSupervised", resume=True)
+    trainer.load_checkpoint(str(project.results(trainer="nnUNetTrainerSupervised") / "checkpoint_final.pth"))
+
+
+def test_summary_of_the_validation_leaves_out_what_was_not_annotated(partly):
+    folder = partly.results(trainer="nnUNetTrainerSupervised") / "validation"
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = csv.reader((partly.raw / ANNOTATIONS_FILE).read_text().splitlines())
+    annotated = {case: names for case, *names in rows}["Btrain001"]
+    declared = json.loads((partly.raw / DESCRIPTION_FILE).read_text())["labels"]
+    of_case = summary["metric_per_case"][0]["metrics"]
+    for name, value in declared.items():
+        if value:
+            assert np.isnan(of_case[str(value)]["Dice"]) == (name not in annotated)
+    (known,) = (of_case[str(declared[name])]["Dice"] for name in annotated)
+    assert summary["foreground_mean"]["Dice"] == known
+
+
+def test_training_does_not_go_on_with_other_annotations(partly):
+    for folder in (partly.raw, partly.preprocessed):
+        (folder / ANNOTATIONS_FILE).unlink()
+    assert "The training began with other labels, or another annotated.csv" in refused(partly, lambda: load(partly))
+
+
+def test_training_does_not_go_on_with_other_labels(partly):
+    for folder in (partly.raw, partly.preprocessed):
+        (folder / ANNOTATIONS_FILE).unlink()
+    file = partly.preprocessed / DESCRIPTION_FILE
+    regions = {"background": 0, "a": [1, 2, 3], "b": [2, 3], "c": [3], "d": [3]}
+    content = json.loads(file.read_text()) | {"labels": regions, "regions_class_order": [1, 2, 3, 3]}
+    file.write_text(json.dumps(content))
+    assert "The training began with other labels" in refused(partly, lambda: load(partly))
+
+
+def test_model_is_not_read_by_other_labels(partly):
+    """A later training of another fold writes the description of its own labels beside the model."""
+    file = partly.results(trainer="nnUNetTrainerSupervised").parent / DESCRIPTION_FILE
+    regions = {"background": 0, "a": [1, 2, 3], "b": [2, 3], "c": [3], "d": [3]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"labels": regions, "regions_class_order": [1, 2, 3, 3]}))
+    choice = ModelChoice("501", "2d", trainer="nnUNetTrainerSupervised")
+    message = refused(partly, lambda: load_model(choice))
+    assert "checkpoint_final.pth was trained for other labels than" in message
+
+
+@pytest.mark.parametrize(
+    ("labeled", "unlabeled", "message"),
+    [
+        (("Atrain001",), ("Atrain003",), "No labeled case of the split was annotated for"),
+        (("Atrain001", "Atrain002", "Atrain003", "x"), ("x",), "The split lists 'x' as labeled and unlabeled"),
+    ],
+)
+def test_splits_by_hand_are_checked(labeled, unlabeled, message, of_kind):
+    project = of_kind("partial")
+    with project.active():
+        labels = project.trainer("nnUNetTrainerSupervised").labels
+        with pytest.raises(UserError, match=message):
+            labels.check(labeled, unlabeled)

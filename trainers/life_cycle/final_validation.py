@@ -1,11 +1,13 @@
 """Validation on whole cases after the last epoch, in every mode in which the students can predict, and what is best."""
 
 import json
+import math
 import multiprocessing
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.layout import REFERENCES, SUMMARY_FILE, validation_folder
 from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.slicewise import SlicewiseFoundation
@@ -130,6 +133,45 @@ def _summarize(trainer: Trainer, folder: Path) -> None:
     trainer.print_to_log_file(f"Mean Validation Dice ({folder.name}): ", metrics["foreground_mean"]["Dice"])
 
 
+def leave_out_unknown(trainer: Trainer) -> None:
+    """Take the classes that were not annotated in a case out of every summary.json, and log the means that are left.
+
+    Args:
+        trainer: one whose modes are all validated.
+    """
+    ending = trainer.dataset_json["file_ending"]
+    unknown = {f"{case}{ending}": keys for case, keys in trainer.labels.unknown().items()}
+    for mode in possible_modes(trainer.students) if unknown else []:
+        folder = validation_folder(mode.name)
+        file = Path(trainer.output_folder) / folder / SUMMARY_FILE
+        mean = _leave_out(file, unknown)
+        trainer.print_to_log_file(f"Mean Validation Dice ({folder}) over the classes annotated in each case: ", mean)
+
+
+def _leave_out(file: Path, unknown: Mapping[str, Collection[str]]) -> float:
+    """Set the metrics of classes in a summary.json to NaN, by file name of the mask; return the mean Dice."""
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    for case in summary["metric_per_case"]:
+        for key in unknown.get(Path(case["prediction_file"]).name, ()):
+            case["metrics"][key] = dict.fromkeys(case["metrics"][key], math.nan)
+    for key, metrics in summary["mean"].items():
+        summary["mean"][key] = {
+            name: _mean_of_known([case["metrics"][key][name] for case in summary["metric_per_case"]])
+            for name in metrics
+        }
+    summary["foreground_mean"] = {
+        name: _mean_of_known([metrics[name] for metrics in summary["mean"].values()])
+        for name in summary["foreground_mean"]
+    }
+    atomic_write_text(file, json.dumps(summary, indent=4, sort_keys=True) + "\n")
+    return float(summary["foreground_mean"]["Dice"])
+
+
+def _mean_of_known(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return fmean(known) if known else math.nan
+
+
 def keep_preference(trainer: Trainer) -> None:
     """Compare the modes by their summaries, log which is best, and keep it for ``synfoc3d predict``.
 
@@ -147,8 +189,7 @@ def keep_preference(trainer: Trainer) -> None:
     files = {mode.name: fold / validation_folder(mode.name) / SUMMARY_FILE for mode in modes}
     summaries = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items()}
     ending = trainer.dataset_json["file_ending"]
-    unknown = {f"{case}{ending}": keys for case, keys in trainer.labels.unknown().items()}
-    dice = foreground_dice(summaries, {f"{case}{ending}" for case in trainer.split().val}, unknown)
+    dice = foreground_dice(summaries, {f"{case}{ending}" for case in trainer.split().val})
     preference = preferred_mode(trainer.students, [dice])
     if preference is None:
         return

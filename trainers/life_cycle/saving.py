@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synfoc3d import checkpoint as checkpoints
+from synfoc3d.errors import UserError
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 
@@ -20,6 +21,7 @@ def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
     section = {
         "settings": trainer.settings.model_dump(mode="json"),
         "foundation": trainer.foundation_identity,
+        "labels": trainer.labels.facts(),
         "students": {name: trainable_state(student, with_base) for name, student in trainer.students.items()},
         "method": {name: value for name, value in trainer.method.state_dict().items() if name not in frozen},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
@@ -47,10 +49,15 @@ def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     """Put a training that was built with a checkpoint's settings back to where the checkpoint was written.
 
     Raises:
-        UserError: the weights do not fit, or the frozen base is not the one that was trained with.
+        UserError: the weights do not fit, or the frozen base or the labels are not those that were trained with.
     """
     section = checkpoints.section_of(checkpoint)
     checkpoints.check_base(trainer.foundation_identity, section["foundation"])
+    if section.get("labels", trainer.labels.facts()) != trainer.labels.facts():  # checkpoints of 0.1 have none
+        raise UserError(
+            f"The training began with other labels, or another annotated.csv, than {trainer.labels.preprocessed} has "
+            f"now: restore them, or train anew without --c and --val."
+        )
     # not nnU-Net's own loading: given a dict, it fails; given a file, it unpickles whatever code lies in there
     trainer.my_init_kwargs = checkpoint["init_args"]
     trainer.current_epoch = checkpoint["current_epoch"]
