@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from synfoc3d.doctor.findings import Finding, some
-from synfoc3d.doctor.preprocessed import check_annotations_copy, check_preprocessed, load_plans
+from synfoc3d.doctor.preprocessed import check_annotations_copy, check_labels_copy, check_preprocessed, load_plans
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_annotations, partly_annotated, read_annotations
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
@@ -73,6 +73,7 @@ def check_dataset(dataset: str) -> list[Finding]:
         findings.append(Finding("raw data", "warning", "there is no folder in nnUNet_raw", mend))
     if preprocessed:
         if raw:
+            findings += check_labels_copy(cases.description, preprocessed)
             findings += check_annotations_copy(raw, preprocessed, number)
         return findings + check_preprocessed(
             preprocessed, number, plans, labeled=set(cases.images), unlabeled=set(cases.unlabeled)

@@ -9,7 +9,7 @@ from synfoc3d.doctor.cascades import cascade_stages, check_cascades, data_folder
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import read_annotations
-from synfoc3d.files.layout import ANNOTATIONS_FILE, CASE_ENDINGS, SPLITS_FILE, unlabeled_folder
+from synfoc3d.files.layout import ANNOTATIONS_FILE, CASE_ENDINGS, DESCRIPTION_FILE, SPLITS_FILE, unlabeled_folder
 from synfoc3d.files.splits import Split, load_splits
 
 
@@ -90,6 +90,23 @@ def preprocessed_cases(folder: Path) -> set[str]:
     names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     cases = {name.removesuffix(".pkl") for name in names if name.endswith(".pkl")}
     return {case for case in cases if all(f"{case}{ending}" in names for ending in CASE_ENDINGS)}
+
+
+def check_labels_copy(description: Mapping[str, Any], folder: Path) -> list[Finding]:
+    """Compare the labels that trainings read with those of the raw dataset.
+
+    Args:
+        description: content of the raw dataset.json.
+        folder: the dataset's folder in nnUNet_preprocessed.
+    """
+    copy = folder / DESCRIPTION_FILE
+    content = _load(copy)
+    keys = ("labels", "regions_class_order")
+    if not content or all(content.get(key) == description.get(key) for key in keys):
+        return []
+    text = f"{copy} declares other labels than the raw dataset.json, and trainings read {copy.name} there"
+    mend = f"Copy the raw one there, or delete {folder} and preprocess again; train anew after either."
+    return [Finding("copy of dataset.json", "warning", text, mend)]
 
 
 def check_annotations_copy(raw: Path, folder: Path, dataset_id: int) -> list[Finding]:

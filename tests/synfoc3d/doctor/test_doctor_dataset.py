@@ -320,3 +320,12 @@ def test_split_with_unknown_cases_is_named(data, split):
 def test_fold_without_unlabeled_case_is_named(data):
     data.split(Split(("a",), ("b",), ("c",)), Split(("a", "b"), (), ("c",)))
     assert data.text("splits_semi.json", "warning").startswith("fold 1 has no unlabeled case")
+
+
+def test_labels_of_the_preprocessed_copy_that_differ_are_named(data):
+    content = json.loads((data.raw / "dataset.json").read_text())
+    (data.preprocessed / "dataset.json").write_text(json.dumps(content))
+    assert data.problems() == {}
+    content["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
+    (data.preprocessed / "dataset.json").write_text(json.dumps(content | {"regions_class_order": [1, 2]}))
+    assert "declares other labels than the raw dataset.json" in data.text("copy of dataset.json", "warning")
