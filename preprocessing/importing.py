@@ -95,6 +95,8 @@ def import_dataset(
         _check_annotations(annotations, labels, labeled_cases, facts=facts, source=annotated)
     _write(target, cases, dataset_json, domain_of=domain_of, annotations=annotations)
     log.info("%s: %d labeled and %d unlabeled cases.", target, len(labeled_cases), len(unlabeled_cases))
+    if annotations:
+        log.info("%d labeled cases are partly annotated, by %s.", len(annotations), annotated)
     return target
 
 

@@ -34,6 +34,7 @@ def add_incomplete(cases: SplitCases, splits: Sequence[Split], also_unlabeled: b
     """
     for fold, split in enumerate(splits):
         _check_classes(cases, split, fold)
+        _tell_unknown(cases, split, fold)
     incomplete = partly_annotated(cases.annotated, cases.labels) | _check_label_files(cases, splits)
     for fold, split in enumerate(splits):
         for case in split.both:
@@ -61,6 +62,13 @@ def _check_classes(cases: SplitCases, split: Split, fold: int) -> None:
             f"{cases.folder / ANNOTATIONS_FILE}; label more patients (--num-labeled), draw others (--seed) or list "
             f"them (--labeled-ids)."
         )
+
+
+def _tell_unknown(cases: SplitCases, split: Split, fold: int) -> None:
+    """Warn of classes of which validation will say nothing."""
+    missing = set(cases.labels.classes) - cases.classes_of(split.val) if split.val else ()
+    if missing:
+        log.warning("Fold %d: no validation case was annotated for %s.", fold, ", ".join(sorted(missing)))
 
 
 def _check_label_files(cases: SplitCases, splits: Sequence[Split]) -> set[str]:

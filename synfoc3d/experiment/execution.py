@@ -12,7 +12,7 @@ from tqdm import tqdm
 from synfoc3d.config import dump
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.checks import check_methods, is_stock, known_epochs
-from synfoc3d.experiment.folds import resolve_data, write_data
+from synfoc3d.experiment.folds import refuse_partial_labels, resolve_data, write_data
 from synfoc3d.experiment.plan import Plan, read_plan
 from synfoc3d.experiment.processes import Command, execute
 from synfoc3d.experiment.runs import Experiment, Run
@@ -35,8 +35,14 @@ def prepare(plan: Plan, output: Path, device: str | None = None) -> Experiment:
     _refuse_other_plan(plan, output / PLAN_FILE)
     check_methods(plan)
     dataset = find_dataset(plan.dataset)
+    if _has_stock(plan):
+        refuse_partial_labels(dataset)
     data = resolve_data(plan, dataset, output)
     return Experiment(plan, output, dataset, data, device, known_epochs(plan))
+
+
+def _has_stock(plan: Plan) -> bool:
+    return any(is_stock(method.trainer) for method in plan.methods.values())
 
 
 def list_commands(experiment: Experiment, num_parts: int = 1, part_id: int = 0) -> list[str]:
@@ -67,8 +73,7 @@ def run_experiment(experiment: Experiment, num_parts: int = 1, part_id: int = 0,
     mine = _part(experiment, num_parts, part_id)
     experiment.output.mkdir(parents=True, exist_ok=True)
     atomic_write_text(experiment.output / PLAN_FILE, dump(experiment.plan.model_dump(mode="json")))
-    stock = any(is_stock(method.trainer) for method in experiment.plan.methods.values())
-    write_data(experiment.data, experiment.dataset, stock)
+    write_data(experiment.data, experiment.dataset, _has_stock(experiment.plan))
     failures = _run_each({one.name: experiment.remaining(one) for one in mine}, run, unit="run")
     if failures:
         raise _failed("runs", failures, len(mine))

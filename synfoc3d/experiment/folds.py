@@ -105,10 +105,9 @@ def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:
         for_stock: write nnU-Net's splits_final.json as well.
 
     Raises:
-        UserError: a splits_final.json of other cases, or partly annotated cases for nnU-Net's own trainers.
+        UserError: a splits_final.json of other cases.
     """
     if for_stock:
-        _refuse_partial_labels(nnunet_folder("nnUNet_raw") / dataset)
         _write_stock_splits(data)
     if data.source is not None and not (data.folder / SPLITS_FILE).is_file():
         save_splits(data.folder, data.splits)
@@ -118,9 +117,13 @@ def write_data(data: ExperimentData, dataset: str, for_stock: bool) -> None:
             _collect(nnunet_folder("nnUNet_raw") / dataset, data.splits[fold].val, data.test[name])
 
 
-def _refuse_partial_labels(raw: Path) -> None:
-    """Refuse to let nnU-Net's own trainers learn that a class that was not annotated in a case is background."""
-    file = raw / ANNOTATIONS_FILE
+def refuse_partial_labels(dataset: str) -> None:
+    """Refuse to let nnU-Net's own trainers learn that a class that was not annotated in a case is background.
+
+    Raises:
+        UserError: the dataset, given by its full name, has partly annotated cases.
+    """
+    file = nnunet_folder("nnUNet_raw") / dataset / ANNOTATIONS_FILE
     if file.is_file():
         raise UserError(
             f"{file} names partly annotated cases, in which nnU-Net's own trainers would take the other classes for "

@@ -317,10 +317,12 @@ class TestKinds:
         assert content["labels"] == {"background": 0, "x": 1, "y": 2}
         assert "regions_class_order" not in content
 
-    def test_annotations_beside_the_description_are_taken(self, source, write_label):
+    def test_annotations_beside_the_description_are_taken(self, source, write_label, caplog):
+        caplog.set_level("INFO")
         write_label(source / "labeled" / "labels" / "a.nii.gz", (0, 2))
         (source / "labeled" / "annotated.csv").write_text("case,classes\na,class_2\n")
         assert (run(source) / "annotated.csv").read_text() == "case,classes\na,class_2\n"
+        assert f"1 labeled cases are partly annotated, by {source / 'labeled' / 'annotated.csv'}." in caplog.text
 
     def test_annotations_that_are_named_come_first(self, source, write_label):
         write_label(source / "labeled" / "labels" / "a.nii.gz", (0, 2))

@@ -42,6 +42,19 @@ def make_cases(train, extra=(), annotated=None):
     )
 
 
+def test_classes_that_validation_says_nothing_of_are_named(caplog):
+    cases = make_cases(["a", "b", "c"], annotated={"b": ("x",), "c": ("x", "y")})
+    for val in (("a",), ()):
+        incomplete._tell_unknown(cases, Split(("a",), (), val), 0)
+    assert not caplog.messages
+    incomplete._tell_unknown(cases, Split(("a",), (), ("b", "c")), 2)
+    incomplete._tell_unknown(cases, Split(("a",), (), ("b",)), 3)
+    assert caplog.messages == [
+        "Fold 2: no validation case was annotated for z.",
+        "Fold 3: no validation case was annotated for y, z.",
+    ]
+
+
 class TestDraws:
     @pytest.mark.parametrize("annotated", [{}, {"A_patient0_f0": ("z", "x", "y")}])
     @pytest.mark.parametrize(

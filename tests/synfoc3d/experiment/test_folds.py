@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.experiment.folds import ExperimentData, resolve_data, write_data
+from synfoc3d.experiment.folds import ExperimentData, refuse_partial_labels, resolve_data, write_data
 from synfoc3d.experiment.plan import parse_plan
 from synfoc3d.files.domains import write_domains
 from synfoc3d.files.splits import Split, load_splits, save_splits
@@ -92,8 +92,9 @@ def test_nnunets_own_trainers_are_refused_where_cases_are_partly_annotated(
 ) -> None:
     annotate(folders[0], write_label)
     with pytest.raises(UserError, match=r"partly annotated cases, .* take nnUNetTrainerSupervised"):
-        write_data(resolve(tmp_path), DATASET, for_stock=True)
-    assert not (folders[1] / "splits_semi.json").exists()
+        refuse_partial_labels(DATASET)
+    (folders[0] / "annotated.csv").unlink()
+    refuse_partial_labels(DATASET)
 
 
 def test_folds_of_others_keep_their_annotations(folders: Any, tmp_path: Path, write_label: Any) -> None:
