@@ -66,8 +66,8 @@ def _check_classes(cases: SplitCases, split: Split, fold: int) -> None:
 
 def _tell_unknown(cases: SplitCases, split: Split, fold: int) -> None:
     """Warn of classes of which validation will say nothing."""
-    missing = set(cases.labels.classes) - cases.classes_of(split.val) if split.val else ()
-    if missing:
+    missing = set(cases.labels.classes) - cases.classes_of(split.val)
+    if split.val and missing:
         log.warning("Fold %d: no validation case was annotated for %s.", fold, ", ".join(sorted(missing)))
 
 
