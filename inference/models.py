@@ -193,7 +193,7 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     mode = preference.mode if preference else _resolve_mode(choice, trained[0])
     folds, settings = [], []
     for file, checkpoint in zip(files, found, strict=True):
-        _check_labels(file, checkpoint, info, folder)
+        check_labels(file, checkpoint, info)
         folds.append(_fold_networks(choice.trainer, mode, info, file=file, checkpoint=checkpoint))
         if checkpoints.SECTION in checkpoint:
             settings.append(checkpoint[checkpoints.SECTION]["settings"])
@@ -207,8 +207,18 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     )
 
 
-def _check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo, folder: Path) -> None:
-    """Refuse a network whose channels mean something else than the dataset.json beside it says."""
+def check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a network's channels mean what the dataset.json of its model says.
+
+    Args:
+        file: the checkpoint, in the folder of a fold of the model.
+        checkpoint: its content.
+        info: plans and description of the model.
+
+    Raises:
+        UserError: they mean something else.
+    """
+    folder = file.parent.parent
     trained = checkpoint.get(checkpoints.SECTION, {}).get("labels")  # checkpoints of 0.1 have none
     if trained is None:
         return
