@@ -18,6 +18,17 @@ def _draw(interval: tuple[float, float]) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
+def with_noise(image: Tensor, deviation: float) -> Tensor:
+    """Add Gaussian noise, clamped at twice its standard deviation, drawn on the CPU (mean teacher's perturbation).
+
+    Args:
+        image: of any shape.
+        deviation: standard deviation, in the image's units.
+    """
+    bound = 2 * deviation
+    return image + (deviation * torch.randn(image.shape)).clamp(-bound, bound).to(image.device)
+
+
 def blur_in_plane(image: Tensor, sigma: tuple[float, float]) -> Tensor:
     """Blur each slice by a Gaussian, with a reflected border.
 

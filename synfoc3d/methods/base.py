@@ -152,6 +152,13 @@ class Method(nn.Module):
         """Return the networks trained by gradients, by name; the models that can predict have the same names."""
         raise NotImplementedError
 
+    def auxiliaries(self) -> Mapping[str, nn.Module]:
+        """Return what is trained by gradients beside the students but predicts nothing, such as an auxiliary head.
+
+        Each has an optimizer with the conventional network's settings.
+        """
+        return {}
+
     def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
         """Make the strong view of unlabeled patches; a method with an augmentation of its own replaces this.
 

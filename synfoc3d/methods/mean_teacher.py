@@ -4,19 +4,18 @@ The weights of both losses, the noise and the moving average are those of UA-MT 
 segmentation.
 """
 
-from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor
 
 from synfoc3d.config import MethodSettings
 from synfoc3d.losses.rampup import gaussian_rampup
-from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult, full_resolution, teacher_of
+from synfoc3d.methods.augmentation import with_noise
+from synfoc3d.methods.base import Batch, Builder, Panel, Progress, full_resolution, teacher_of
+from synfoc3d.methods.retraining import LABELED_WEIGHT, RetrainingModule, Terms
 from synfoc3d.networks.teacher import update_teacher
-
-LABELED_WEIGHT = 0.5  # the public code takes the mean of cross-entropy and Dice; the labeled loss here is their sum
 
 
 class MeanTeacherSettings(MethodSettings):
@@ -27,15 +26,17 @@ class MeanTeacherSettings(MethodSettings):
         rampup_length: length of the ramp, in units of 150 steps.
         noise: standard deviation of the teacher's input noise, clamped at twice its value; units of the input.
         ema_decay: highest decay of the moving average.
+        consistency_on: patches on which student and teacher are compared; ``all`` as in CFR's code.
     """
 
     consistency_weight: Annotated[float, Field(ge=0)] = 0.1
     rampup_length: Annotated[int, Field(ge=1)] = 40
     noise: Annotated[float, Field(ge=0)] = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    consistency_on: Literal["unlabeled", "all"] = "unlabeled"
 
 
-class MeanTeacher(Method):
+class MeanTeacher(RetrainingModule):
     """L = 1/2 L_s + w(t) mean((p_student - p_teacher)^2) on unlabeled patches; the teacher's input carries noise.
 
     L_s is the labeled loss, cross-entropy + Dice.
@@ -47,27 +48,36 @@ class MeanTeacher(Method):
     def __init__(self, settings: MeanTeacherSettings, build: Builder) -> None:
         super().__init__(settings, build)
         self.settings = settings
-        self.conventional = build.conventional()
         self.teacher = teacher_of(self.conventional)
 
-    def students(self) -> Mapping[str, nn.Module]:
-        """Return the one trained network."""
-        return {"conventional": self.conventional}
-
-    def training_step(self, batch: Batch, progress: Progress) -> StepResult:
+    def terms(self, batch: Batch, progress: Progress) -> Terms:
         """Add half the labeled loss and the weighted consistency (scalar); both are logged before their weights."""
         labeled, unlabeled = batch.pair()
-        supervised = self.build.supervised_loss(self.conventional(labeled.image), labeled)
-        image = unlabeled.weak
-        bound = 2 * self.settings.noise
-        noise = (self.settings.noise * torch.randn(image.shape)).clamp(-bound, bound).to(image.device)
-        with torch.no_grad():
-            target = self.labels.probabilities(full_resolution(self.teacher(image + noise)))
-        prediction = self.labels.probabilities(full_resolution(self.conventional(image)))
-        consistency = (prediction - target).square().mean()
+        output = self.conventional(labeled.image)
+        supervised = self.build.supervised_loss(output, labeled)
+        logits = full_resolution(self.conventional(unlabeled.weak))
+        student, image = logits, unlabeled.weak
+        if self.settings.consistency_on == "all":
+            student, image = torch.cat([full_resolution(output), logits]), torch.cat([labeled.image, image])
+        consistency = self.consistency(self.labels.probabilities(student), self._teach(image), progress)
         weight = gaussian_rampup(progress.step, self.settings.consistency_weight, self.settings.rampup_length)
         logs = {"loss_supervised": supervised.detach(), "loss_consistency": consistency.detach()}
-        return StepResult(LABELED_WEIGHT * supervised + weight * consistency, logs)
+        return Terms(LABELED_WEIGHT * supervised + weight * consistency, logits, logs)
+
+    @torch.no_grad()
+    def _teach(self, image: Tensor) -> Tensor:
+        """Return the teacher's probabilities (B, K, [D,] H, W) for patches with noise on them."""
+        return self.labels.probabilities(full_resolution(self.teacher(with_noise(image, self.settings.noise))))
+
+    def consistency(self, student: Tensor, teacher: Tensor, progress: Progress) -> Tensor:
+        """Return the mean squared distance of probabilities (B, K, [D,] H, W), a scalar with gradient to ``student``.
+
+        Args:
+            student: of the student.
+            teacher: of the teacher.
+            progress: position in the run.
+        """
+        return (student - teacher).square().mean()
 
     def update_teachers(self, step: int) -> None:
         """Move the teacher to the moving average of the student's parameters."""

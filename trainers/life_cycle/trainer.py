@@ -127,7 +127,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         )
         self.method = self.method_class(self.settings.method, build).to(self.device)
         self.students = dict(self.method.students())
-        self.optimizers = {name: self._optimizer(student) for name, student in self.students.items()}
+        self.trained = self.students | dict(self.method.auxiliaries())
+        self.optimizers = {name: self._optimizer(network) for name, network in self.trained.items()}
         self.first = next(iter(self.students))  # whose best epoch nnU-Net follows itself
         self.best_epochs = {name: BestEpoch() for name in self.students if name != self.first}
         first = next(iter(self.optimizers.values()))
@@ -152,12 +153,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         )
         return network
 
-    def _optimizer_settings(self, student: nn.Module) -> config.OptimizerSettings:
+    def _optimizer_settings(self, network: nn.Module) -> config.OptimizerSettings:
         kinds = self.settings.optimizers
-        return kinds.foundation if isinstance(student, SlicewiseFoundation) else kinds.conventional
+        return kinds.foundation if isinstance(network, SlicewiseFoundation) else kinds.conventional
 
-    def _optimizer(self, student: nn.Module) -> torch.optim.Optimizer:
-        return make_optimizer(student, self._optimizer_settings(student))
+    def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(network, self._optimizer_settings(network))
 
     def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
         """Compute the labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
@@ -241,7 +242,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def panels(self) -> list[Panel]:
         """Return the curves of this training's picture: the loss, the method's own, validation and learning rates."""
-        val_dice, rates = (tuple(f"{what}_{name}" for name in self.students) for what in ("val_dice", "lr"))
+        val_dice = tuple(f"val_dice_{name}" for name in self.students)
+        rates = tuple(f"lr_{name}" for name in self.trained)
         validation = Panel("validation Dice", val_dice, is_share=True)
         return [Panel("loss", ("loss",)), *self.method.panels, validation, Panel("learning rate", rates)]
 
@@ -270,7 +272,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         else:
             self.grad_scaler.scale(loss).backward()
         for name, optimizer in self.optimizers.items():
-            self._optimize(optimizer, self.students[name])
+            self._optimize(optimizer, self.trained[name])
         if self.grad_scaler is not None:
             self.grad_scaler.update()
         self.method.update_teachers(self.step)
@@ -284,18 +286,18 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def _set_learning_rates(self) -> None:
         for name, optimizer in self.optimizers.items():
-            settings = self._optimizer_settings(self.students[name])
+            settings = self._optimizer_settings(self.trained[name])
             rate = learning_rate(
                 settings, step=self.step, steps_per_epoch=self.num_iterations_per_epoch, epochs=self.num_epochs
             )
             set_learning_rate(optimizer, rate)
 
-    def _optimize(self, optimizer: torch.optim.Optimizer, student: nn.Module) -> None:
+    def _optimize(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(optimizer)
-        largest = self._optimizer_settings(student).gradient_norm
+        largest = self._optimizer_settings(network).gradient_norm
         if largest is not None:
-            nn.utils.clip_grad_norm_(student.parameters(), largest)
+            nn.utils.clip_grad_norm_(network.parameters(), largest)
         if self.grad_scaler is None:
             optimizer.step()
         else:
