@@ -36,10 +36,11 @@ from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.networks.intensity import intensity_range, to_unit
 from synfoc3d.networks.lora import prepare_for_training
 from synfoc3d.networks.optimizers import make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast
-from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range, to_unit
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.known import find_checkpoint, known_network
 from synfoc3d.networks.weights.loading import RANDOM_PARTS, load_checkpoint
 from synfoc3d.pretraining.objectives import MASK_CHANNEL

@@ -16,9 +16,10 @@ from synfoc3d.inference.models import ModelChoice, build_conventional, check_lab
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.confidence import Structures
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.networks.intensity import intensity_range, resolve_range, to_unit
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.precision import autocast
-from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range, resolve_range, to_unit
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import SLICES_AT_ONCE

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from synfoc3d.config import AugmentationSettings
-from synfoc3d.networks.slicewise import from_unit, to_unit
+from synfoc3d.networks.intensity import from_unit, to_unit
 
 LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in a gray value (ITU-R 601), as in PIL's ImageEnhance
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from synfoc3d.config import MethodSettings
 from synfoc3d.losses.label_space import LabelSpace, Target
-from synfoc3d.networks.slicewise import SlicewiseFoundation, to_unit
+from synfoc3d.networks.intensity import to_unit
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.teacher import make_teacher
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from synfoc3d.config import Precision
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.networks.intensity import intensity_range, patch_range, resolve_range, to_unit
 from synfoc3d.networks.precision import autocast
-from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range, patch_range, resolve_range, to_unit
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import OnProgress, SliceWindow, Tile, no_progress, pad_to_tile, segment_slices
 

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from synfoc3d.networks.slicewise import PERCENTILES
+from synfoc3d.networks.intensity import PERCENTILES
 from synfoc3d.pretraining.settings import RenderingSettings
 from synfoc3d.pretraining.shapes import Bodies
 

@@ -12,7 +12,8 @@ from synfoc3d.inference.rank import _confidence
 from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.methods.base import Batch, Builder, Labeled, Progress, Unlabeled, full_resolution
 from synfoc3d.methods.synfoc import SynFoC, SynFoCSettings
-from synfoc3d.networks.slicewise import SlicewiseFoundation, intensity_range
+from synfoc3d.networks.intensity import intensity_range
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 
 
 class Brighter(nn.Module):

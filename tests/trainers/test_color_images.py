@@ -9,7 +9,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import R
 
 from synfoc3d.config import read_partial
 from synfoc3d.losses.label_space import Classes
-from synfoc3d.networks.slicewise import to_unit
+from synfoc3d.networks.intensity import to_unit
 from synfoc3d.trainers.life_cycle.batches import make_batch
 
 COLORS = np.random.default_rng(0).integers(0, 256, (2, 3, 12, 20)).astype(np.float32)

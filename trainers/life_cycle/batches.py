@@ -8,7 +8,7 @@ from torch import Tensor
 
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.base import Batch, Labeled, Unlabeled
-from synfoc3d.networks.slicewise import IntensityRule, resolve_range
+from synfoc3d.networks.intensity import IntensityRule, resolve_range
 
 
 class Stream(NamedTuple):

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.layout import IMAGE_ENDING, LABEL_ENDING
-from synfoc3d.networks.slicewise import intensity_range
+from synfoc3d.networks.intensity import intensity_range
 from synfoc3d.nnunet.labels import DatasetLabels, MergedLabels, annotated_locations, merged_values
 
 UNKNOWN = -1  # label of a voxel whose truth is not known; only quality logs look at it

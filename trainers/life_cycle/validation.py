@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from synfoc3d.losses.label_space import LabelSpace, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import full_resolution
-from synfoc3d.networks.slicewise import SlicewiseFoundation, resolve_range
+from synfoc3d.networks.intensity import resolve_range
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.prediction import on_net_grid
 
 HITS = ("loss", "tp_hard", "fp_hard", "fn_hard")  # what nnU-Net's validation step returns

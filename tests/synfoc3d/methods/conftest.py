@@ -13,7 +13,7 @@ from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc import SynFoC
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.in_plane import resize_in_plane
-from synfoc3d.networks.slicewise import to_unit
+from synfoc3d.networks.intensity import to_unit
 
 
 def _soft(method: SynFoC, batch: Batch, window: Window | None = None) -> dict[str, Tensor]:

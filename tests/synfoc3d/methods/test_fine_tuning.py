@@ -12,7 +12,7 @@ from synfoc3d.config import read_partial, resolve
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.fine_tuning import FineTuning, FineTuningSettings
 from synfoc3d.networks.in_plane import resize_in_plane
-from synfoc3d.networks.slicewise import to_unit
+from synfoc3d.networks.intensity import to_unit
 
 START = Progress(0, 10)
 

@@ -16,7 +16,7 @@ from synfoc3d.methods.mixing import pseudo_label
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.in_plane import resize_in_plane
-from synfoc3d.networks.slicewise import to_unit
+from synfoc3d.networks.intensity import to_unit
 
 from ..plain_classes import segmentation_loss
 

@@ -14,7 +14,7 @@ from synfoc3d.methods import synfoc as synfoc_module
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.methods.synfoc import SynFoC
 from synfoc3d.networks.in_plane import resize_in_plane
-from synfoc3d.networks.slicewise import to_unit
+from synfoc3d.networks.intensity import to_unit
 
 from ..plain_classes import segmentation_loss
 

@@ -10,7 +10,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.slicewise import intensity_range
+from synfoc3d.networks.intensity import intensity_range
 from synfoc3d.nnunet.prediction import CasePredictor, on_net_grid
 
 CPU = torch.device("cpu")

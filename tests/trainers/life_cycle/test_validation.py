@@ -8,7 +8,7 @@ import torch
 
 from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
-from synfoc3d.networks.slicewise import patch_range, to_unit
+from synfoc3d.networks.intensity import patch_range, to_unit
 from synfoc3d.trainers.life_cycle.validation import HITS, count_hits, mean_dice
 
 RULES = {

@@ -1,0 +1,47 @@
+"""Between the units of preprocessed images and [0, 1]."""
+
+import numpy as np
+import pytest
+import torch
+
+from synfoc3d.networks.intensity import from_unit, intensity_range, patch_range, resolve_range, to_unit
+
+
+def test_range_of_a_case_are_percentiles_per_channel() -> None:
+    case = np.stack([np.arange(1001.0), 2 * np.arange(1001.0)]).reshape(2, 7, 11, 13)
+    assert intensity_range(case).tolist() == [[5, 995], [10, 1990]]
+    assert intensity_range(case).dtype == np.float32
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 7, 143), (2, 3, 7, 11, 13)])
+def test_range_of_a_patch_is_that_of_a_case(shape: tuple[int, ...]) -> None:
+    patch = torch.randn(shape)
+    expected = np.stack([intensity_range(sample.numpy()) for sample in patch])
+    np.testing.assert_allclose(patch_range(patch).numpy(), expected, rtol=1e-6)
+
+
+def test_rules_of_the_range() -> None:
+    patch, case_range = torch.randn(2, 3, 4, 5), torch.rand(2, 3, 2)
+    assert torch.equal(resolve_range("case", case_range, patch), case_range)
+    assert torch.equal(resolve_range("patch", case_range, patch), patch_range(patch))
+    assert torch.equal(resolve_range((-1.0, 4.0), case_range, patch), torch.tensor([-1.0, 4.0]).expand(2, 3, 2))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 5), (1, 1, 1, 1, 5)])
+def test_unit_range_clips(shape: tuple[int, ...]) -> None:
+    image = torch.tensor([-9.0, -1.0, 1.0, 3.0, 9.0]).reshape(shape)
+    assert to_unit(image, torch.tensor([[[-1.0, 3.0]]])).flatten().tolist() == [0, 0, 0.5, 1, 1]
+
+
+@pytest.mark.parametrize("high", [2.0, 1.0])
+def test_constant_case_gives_zeros(high: float) -> None:
+    assert not to_unit(torch.randn(1, 1, 4, 5), torch.tensor([[[2.0, high]]])).any()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 2, 4, 5)])
+def test_each_sample_and_channel_has_its_range(shape: tuple[int, ...]) -> None:
+    unit, ranges = torch.rand(shape), torch.rand(2, 3, 2) + torch.tensor([-1.0, 1.0])
+    for index in np.ndindex(2, 3):
+        low, high = ranges[index].tolist()
+        torch.testing.assert_close(from_unit(unit, ranges)[index], unit[index] * (high - low) + low)
+    torch.testing.assert_close(to_unit(from_unit(unit, ranges), ranges), unit)
