@@ -15,11 +15,11 @@ from synfoc3d.files.layout import fold_folder
 from synfoc3d.inference.models import ModelChoice, build_conventional, check_labels
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.confidence import Structures
+from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.intensity import intensity_range, resolve_range, to_unit
 from synfoc3d.networks.lora import merge
 from synfoc3d.networks.precision import autocast
-from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import SLICES_AT_ONCE
@@ -84,7 +84,7 @@ class Judges:
 
     student: nn.Module
     teacher: nn.Module
-    foundation_teacher: SlicewiseFoundation
+    foundation_teacher: Arrangement
     patch_size: tuple[int, ...]
     labels: LabelSpace
     structures: Structures

@@ -20,8 +20,8 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.declared_labels import declared_labels
 from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
+from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.lora import merge
-from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import meaning
@@ -108,7 +108,7 @@ class TrainedModel:
     def gives_probabilities(self) -> bool:
         """Whether :meth:`segment` gives probabilities; a conventional network alone gives logits, as in nnU-Net."""
         first = self.folds[0].students[self.mode.students[0]]
-        return self.mode.combine is not None or isinstance(first, SlicewiseFoundation)
+        return self.mode.combine is not None or isinstance(first, Arrangement)
 
     def predictor(
         self,

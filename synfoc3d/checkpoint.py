@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from synfoc3d.config import RANDOM, FoundationSettings, MethodSettings, Settings, resolve
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_BEST, best_checkpoint
+from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.lora import load_trainable_state
-from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.sections import DataFacts
 
 SECTION = "synfoc3d"  # our part of nnU-Net's checkpoint
@@ -213,9 +213,7 @@ def network_state(checkpoint: Mapping[str, Any], name: str) -> dict[str, Tensor]
     return state
 
 
-def rebuild_foundation(
-    checkpoint: Mapping[str, Any], num_channels: int, name: str = "foundation"
-) -> SlicewiseFoundation:
+def rebuild_foundation(checkpoint: Mapping[str, Any], num_channels: int, name: str = "foundation") -> Arrangement:
     """Build a foundation network of a training, with its weights.
 
     Args:
@@ -229,7 +227,8 @@ def rebuild_foundation(
     state = network_state(checkpoint, name)
     part = section_of(checkpoint)
     settings = FoundationSettings.model_validate(part["settings"]["foundation"])
-    changes: dict[str, Any] = {"lora": None}  # where the training started from; it has gone on since
+    # the training has gone on since the LoRA file it started from; checkpoints of 0.1 do not tell the image's side
+    changes: dict[str, Any] = {"lora": None, "image_size": part["foundation"].get("image_size", settings.image_size)}
     holds_everything = base_in_checkpoint(part["foundation"]) or settings.full_finetune is True
     if holds_everything:
         adapted = any(".attn.qkv.a_q." in key for key in state)

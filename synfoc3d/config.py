@@ -48,6 +48,7 @@ SETTINGS_KIND = Kind("settings file", "preset", "a mapping of settings")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "poly", "poly_step"]
 LoRATargets = Literal["qkv", "attention", "all"]
+ArrangementName = Literal["slices", "canvas"]
 
 
 class MethodSettings(Section):
@@ -64,6 +65,8 @@ class FoundationSettings(Section):
         lora: file of adapters, prompt encoder and mask decoder, as the released code of SAMed and SynFoC writes it; the
             student starts from it.
         image_size: side S of the square image the network sees, in pixels; None takes the network's default.
+        arrangement: each of a patch's ``slices`` is an image, or all of them one large image, a ``canvas``; None is the
+            method's, which is ``slices`` except for CFR.
         lora_rank: rank of the adapters; 0 freezes the image encoder; None takes the network's default.
         lora_targets: which layers of the image encoder get adapters: ``qkv`` q and v of every attention, as published;
             ``attention`` the other linear layers of the blocks with attention, too; ``all`` also every 1x1 convolution;
@@ -85,6 +88,7 @@ class FoundationSettings(Section):
     checkpoint: str | None = None
     lora: str | None = None
     image_size: Annotated[int, Field(ge=32, multiple_of=16)] | None = None
+    arrangement: ArrangementName | None = None
     lora_rank: Annotated[int, Field(ge=0)] | None = None
     lora_targets: LoRATargets | None = None
     full_finetune: bool | None = None

@@ -30,11 +30,13 @@ class DataFacts(NamedTuple):
         num_classes: K, background included.
         num_channels: C, channels of the input image.
         overlap: the classes are regions, which no label value stands for.
+        patch_size: of the configuration, ([D,] H, W) voxels.
     """
 
     num_classes: int
     num_channels: int
     overlap: bool = False
+    patch_size: tuple[int, ...] = (1, 1, 1)
 
 
 def _ascending(interval: tuple[float, float]) -> tuple[float, float]:

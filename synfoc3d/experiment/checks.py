@@ -17,6 +17,7 @@ from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.experiment.plan import MethodPlan, Plan, assignments
 from synfoc3d.losses.label_space import Classes
 from synfoc3d.methods.base import Builder, Method
+from synfoc3d.networks.build import arranged
 from synfoc3d.networks.weights.known import find_checkpoint
 from synfoc3d.nnunet.training import TRAINER_VARIABLE, preprocessed_facts, trainers_folder
 from synfoc3d.prediction_modes import find_mode
@@ -54,7 +55,7 @@ def check_methods(plan: Plan) -> None:
             _check_stock(f"methods.{name}", method)
         else:
             facts = data[method.configuration or plan.configuration]
-            _check_own(f"methods.{name}", method, resolve_settings(plan, method, f"methods.{name}", facts))
+            _check_own(f"methods.{name}", method, resolve_settings(plan, method, f"methods.{name}", facts), facts)
 
 
 def known_epochs(plan: Plan) -> dict[str, int]:
@@ -122,7 +123,8 @@ def _method_class(trainer: str) -> type[Method]:
 
 def _students(method_class: type[Method], settings: Settings) -> set[str]:
     """Return the names of the networks that a method trains, found by building it around networks without content."""
-    build = Builder(Classes(2), nn.Identity, nn.Identity, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
+    nothing: Any = lambda *_: None  # noqa: E731
+    build = Builder(Classes(2), nn.Identity, nn.Identity, nothing, nothing, nothing)  # type: ignore[arg-type]
     return set(method_class(settings.method, build).students())
 
 
@@ -132,9 +134,14 @@ def _check_stock(where: str, method: MethodPlan) -> None:
     _check_models(where, method, {"conventional"})
 
 
-def _check_own(where: str, method: MethodPlan, settings: Settings) -> None:
-    students = _students(_method_class(method.trainer), settings)
+def _check_own(where: str, method: MethodPlan, settings: Settings, data: DataFacts) -> None:
+    method_class = _method_class(method.trainer)
+    students = _students(method_class, settings)
     _check_models(where, method, students)
+    try:
+        arranged(settings.foundation, method_class.arrangement, data.patch_size)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     if "foundation" in students:
         _check_weights(where, settings)
 

@@ -35,7 +35,9 @@ def _over_channels(valid: Tensor, like: Tensor) -> Tensor:
     return valid if valid.ndim == like.ndim else valid.unsqueeze(1)
 
 
-def dice_loss(logits: Tensor, target: Target, labels: LabelSpace, mask_background: bool = False) -> Tensor:
+def dice_loss(
+    logits: Tensor, target: Target, labels: LabelSpace, mask_background: bool = False, everywhere: bool = False
+) -> Tensor:
     """Compute the soft Dice loss: sums over batch and positions per channel, squared denominator, mean over channels.
 
     Args:
@@ -44,6 +46,7 @@ def dice_loss(logits: Tensor, target: Target, labels: LabelSpace, mask_backgroun
         labels: what the channels mean.
         mask_background: weigh the background channel too (supplementary Eq. 2). The published code does not: its mask
             is ``weight * class == class``, which is true everywhere for class 0.
+        everywhere: positions without a label count as positions of no class, not even the background.
 
     Returns:
         Scalar in [0, 1], float32.
@@ -54,7 +57,9 @@ def dice_loss(logits: Tensor, target: Target, labels: LabelSpace, mask_backgroun
         mask = torch.ones_like(probabilities)
     else:
         mask = labels.channel_weights(target.weight, mask_background)
-    if target.valid is not None:
+    if target.valid is not None and everywhere:
+        truth = truth * _over_channels(target.valid, truth)
+    elif target.valid is not None:
         mask = mask * _over_channels(target.valid, mask)
     axes = [0, *range(2, logits.ndim)]
     overlap = (mask * probabilities * truth).sum(axes)

@@ -67,7 +67,7 @@ def _contrast_mean(sample: Tensor, color: bool) -> Tensor:
 
 
 def strong_view(
-    weak: Tensor, value_range: Tensor, settings: AugmentationSettings, *, image_size: int, color: bool = False
+    weak: Tensor, value_range: Tensor, settings: AugmentationSettings, *, shown: tuple[int, int], color: bool = False
 ) -> Tensor:
     """Change brightness, contrast and in-plane blur, always and in this order (SynFoC's strong augmentation).
 
@@ -78,7 +78,8 @@ def strong_view(
         weak: (B, C, [D,] H, W) in units of the preprocessed image.
         value_range: (B, C, 2), lo and hi of each sample's case.
         settings: ranges of the three changes.
-        image_size: S, the side to which the blur's standard deviation refers, in pixels.
+        shown: height and width at which the foundation network sees a slice, in pixels; the blur's standard deviation
+            refers to them.
         color: the three channels are red, green and blue (:func:`is_color`): contrast changes around their gray mean.
 
     Returns:
@@ -91,5 +92,5 @@ def strong_view(
         mean = _contrast_mean(brighter, color)
         contrasted = (mean + _draw(settings.contrast) * (brighter - mean)).clamp(0, 1)
         sigma = max(_draw(settings.blur), 1e-3)
-        changed.append(blur_in_plane(contrasted, (sigma * height / image_size, sigma * width / image_size)))
+        changed.append(blur_in_plane(contrasted, (sigma * height / shown[0], sigma * width / shown[1])))
     return from_unit(torch.stack(changed), value_range)

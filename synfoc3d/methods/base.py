@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.config import MethodSettings
+from synfoc3d.config import ArrangementName, MethodSettings
 from synfoc3d.losses.label_space import LabelSpace, Target
+from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.intensity import to_unit
-from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.teacher import make_teacher
 
 
@@ -108,6 +108,10 @@ class Panel(NamedTuple):
     is_share: bool = False
 
 
+def _nothing_trained(trainer: str, file: str | None) -> Arrangement:
+    raise NotImplementedError(f"there is no finished training of {trainer}")
+
+
 @dataclass(frozen=True)
 class Builder:
     """Hands a method the networks and the labeled loss of the run; each call builds a new network.
@@ -115,16 +119,19 @@ class Builder:
     Attributes:
         labels: what the K channels of every network's output mean.
         conventional: builds nnU-Net's network, (B, C, [D,] H, W) -> logits, or a list of them, finest first.
-        foundation: builds the foundation network, slice by slice.
+        foundation: builds the foundation network, in the arrangement that the settings name.
         supervised_loss: labeled loss of a conventional network from its raw output.
         strong_view: makes the strong view of weak patches (B, C, [D,] H, W) with ranges (B, C, 2) as the settings say.
+        trained: gives the frozen foundation network of a finished training of the same data, by the name of its trainer
+            and its checkpoint; None is where nnU-Net puts it.
     """
 
     labels: LabelSpace
     conventional: Callable[[], nn.Module]
-    foundation: Callable[[], SlicewiseFoundation]
+    foundation: Callable[[], Arrangement]
     supervised_loss: Callable[[Any, Labeled], Tensor]
     strong_view: Callable[[Tensor, Tensor], Tensor]
+    trained: Callable[[str, str | None], Arrangement] = _nothing_trained
 
 
 class Method(nn.Module):
@@ -142,7 +149,8 @@ class Method(nn.Module):
 
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     uses_unlabeled: ClassVar[bool] = True
-    panels: ClassVar[tuple[Panel, ...]] = ()  # curves of the values it logs; what is in none is drawn in one more panel
+    arrangement: ClassVar[ArrangementName] = "slices"  # of the foundation network, where the settings leave it open
+    panels: tuple[Panel, ...] = ()  # curves of the values it logs; what is in none is drawn in one more panel
 
     def __init__(self, settings: MethodSettings, build: Builder) -> None:
         super().__init__()

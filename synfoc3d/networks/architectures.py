@@ -34,6 +34,8 @@ class Architecture:
         decoder_mlp: hidden channels of the mask decoder's transformer.
         decoder_heads: attention heads of the mask decoder's transformer.
         default_image_size: side of the input image in pixels, where the user names none.
+        canvas_size: side of the image that shows all slices of a patch, where the user names none; None is as small as
+            the patch allows.
         adaptation: what of the encoder trains, where the user does not say; of a ViT as published in SAMed and SynFoC.
     """
 
@@ -42,7 +44,13 @@ class Architecture:
     decoder_mlp: int = 2048
     decoder_heads: int = 8
     default_image_size: int = 512
+    canvas_size: int | None = None
     adaptation: Adaptation = Adaptation()
+
+
+def _sams_own(encoder: ViTSizes) -> Architecture:
+    """Return a network of "Segment Anything" (ICCV 2023), whose files and CFR's canvases have 1024 pixels."""
+    return Architecture(encoder, canvas_size=1024)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -57,10 +65,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         default_image_size=256,
     ),
     "mobile_sam": Architecture(TinyViTSizes(stem_kernel=3), adaptation=Adaptation(lora_rank=8, lora_targets="all")),
-    # "Segment Anything" (ICCV 2023), as in segment_anything/build_sam.py
-    "vit_b": Architecture(ViTSizes(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))),
-    "vit_l": Architecture(ViTSizes(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))),
-    "vit_h": Architecture(ViTSizes(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))),
+    "vit_b": _sams_own(ViTSizes(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))),
+    "vit_l": _sams_own(ViTSizes(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))),
+    "vit_h": _sams_own(ViTSizes(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))),
 }
 
 

@@ -1,14 +1,17 @@
 """From settings to a foundation network that is ready to train or to predict."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from synfoc3d.config import FoundationSettings
+from synfoc3d.config import ArrangementName, FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.architectures import Adaptation, find_architecture
+from synfoc3d.networks.arrangement import Arrangement
+from synfoc3d.networks.canvas import CanvasFoundation, smallest_side
 from synfoc3d.networks.encoders.vit import ViTSizes
-from synfoc3d.networks.foundation import FoundationNetwork, build_sam
+from synfoc3d.networks.foundation import SIDE_FACTOR, FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.known import embedded_weights, find_checkpoint, hash_problem, known_network
@@ -41,25 +44,75 @@ def adaptation_of(settings: FoundationSettings) -> Adaptation:
     return Adaptation(full, rank, settings.lora_targets or default.lora_targets)
 
 
-def build_foundation(settings: FoundationSettings, num_channels: int) -> tuple[SlicewiseFoundation, dict[str, Any]]:
+def image_size_of(settings: FoundationSettings, patch_size: Sequence[int]) -> int:
+    """Return the side of the image that the network sees, in pixels: as set, or by default.
+
+    By default a canvas of SAM's ViTs has 1024 pixels, as in CFR, and of other networks as many as hold all slices.
+
+    Args:
+        settings: of the foundation network.
+        patch_size: of the configuration, ([D,] H, W).
+
+    Raises:
+        UserError: a canvas of 2D patches, or one that is too small for a single slice.
+    """
+    architecture = find_architecture(architecture_of(settings))
+    if settings.arrangement != "canvas":
+        return settings.image_size or architecture.default_image_size
+    if len(patch_size) == 2:
+        raise UserError(
+            "foundation.arrangement=canvas shows the slices of a volume in one image, but the patches of a 2d "
+            "configuration have a single slice: use 3d_fullres, or leave the setting out."
+        )
+    side = settings.image_size or architecture.canvas_size or smallest_side(patch_size, SIDE_FACTOR)
+    if side < max(patch_size[1:]):
+        raise UserError(
+            f"A canvas of {side} pixels is too small for a single slice of the plan's patch, {patch_size[1]} x "
+            f"{patch_size[2]} pixels: set foundation.image_size to {smallest_side(patch_size, SIDE_FACTOR)}, which "
+            "holds all its slices, or leave it out."
+        )
+    return side
+
+
+def arranged(settings: FoundationSettings, default: ArrangementName, patch_size: Sequence[int]) -> FoundationSettings:
+    """Fill in the arrangement where it was left open, and refuse one that the patch does not allow.
+
+    Args:
+        settings: of the foundation network.
+        default: the method's arrangement.
+        patch_size: of the configuration, ([D,] H, W).
+
+    Raises:
+        UserError: see :func:`image_size_of`.
+    """
+    settings = settings.model_copy(update={"arrangement": settings.arrangement or default})
+    image_size_of(settings, patch_size)
+    return settings
+
+
+def build_foundation(
+    settings: FoundationSettings, num_channels: int, patch_size: Sequence[int] = (1, 1, 1)
+) -> tuple[Arrangement, dict[str, Any]]:
     """Build the foundation student.
 
     Args:
-        settings: which network, weights, adapters and memory limits.
+        settings: which network, weights, adapters, arrangement and memory limits.
         num_channels: K, channels of the output.
+        patch_size: of the configuration, ([D,] H, W); asked for canvases alone.
 
     Returns:
         The network, and the identity of its base: ``name``; ``checkpoint`` file and its ``sha256`` (None for random
-        weights); and ``in_checkpoint``, whether the checkpoints of a training must hold the base themselves, as no file
-        gives it again: random weights, or embedded ones, which another version of this package may replace.
+        weights); ``image_size``, what the network sees; and ``in_checkpoint``, whether the checkpoints of a training
+        must hold the base themselves, as no file gives it again: random weights, or embedded ones, which another
+        version of this package may replace.
 
     Raises:
-        UserError: a network that needs published weights has no checkpoint, or a file cannot be used.
+        UserError: a network that needs published weights has no checkpoint, a file cannot be used, or the arrangement
+            does not fit the patch.
     """
     checkpoint = find_checkpoint(settings.name, settings.checkpoint)
-    architecture = architecture_of(settings)
-    image_size = settings.image_size or find_architecture(architecture).default_image_size
-    network = build_sam(architecture, image_size, num_channels, settings.checkpointing)
+    image_size = image_size_of(settings, patch_size)
+    network = build_sam(architecture_of(settings), image_size, num_channels, settings.checkpointing)
     sha256 = _load_base(network, settings.name, checkpoint) if checkpoint else None
     adaptation = adaptation_of(settings)
     if adaptation.full_finetune and checkpoint is None:
@@ -70,13 +123,15 @@ def build_foundation(settings: FoundationSettings, num_channels: int) -> tuple[S
     if settings.lora is not None:
         _check_takes_released_lora(network, settings, adaptation)
         load_released_lora(network, settings.lora)
-    slicewise = SlicewiseFoundation(
+    kind = CanvasFoundation if settings.arrangement == "canvas" else SlicewiseFoundation
+    foundation = kind(
         network, image_size, chunk=settings.chunk, channels=settings.channels, intensity=settings.intensity
     )
-    return slicewise, {
+    return foundation, {
         "name": settings.name,
         "checkpoint": str(checkpoint) if checkpoint else None,
         "sha256": sha256,
+        "image_size": image_size,
         "in_checkpoint": checkpoint in (None, embedded_weights()),
     }
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from synfoc3d.errors import UserError
 from synfoc3d.losses.label_space import LabelSpace
-from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
 from synfoc3d.prediction_modes import PredictionMode
@@ -56,7 +56,7 @@ def ask(network: nn.Module, predictor: CasePredictor, image: Tensor, on_progress
         image: (C, D, H, W) preprocessed case, on the CPU.
         on_progress: told the share of the work that was done.
     """
-    if isinstance(network, SlicewiseFoundation):
+    if isinstance(network, Arrangement):
         return Answer(predictor.foundation(network, image, on_progress), predictor.labels, are_probabilities=True)
     return Answer(predictor.conventional(network, image, on_progress), predictor.labels, are_probabilities=False)
 

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from synfoc3d.config import Precision
 from synfoc3d.losses.label_space import LabelSpace
+from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.intensity import intensity_range, patch_range, resolve_range, to_unit
 from synfoc3d.networks.precision import autocast
-from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import OnProgress, SliceWindow, Tile, no_progress, pad_to_tile, segment_slices
 
 
-def on_net_grid(foundation: SlicewiseFoundation, image: Tensor, value_range: Tensor) -> Tensor:
+def on_net_grid(foundation: Arrangement, image: Tensor, value_range: Tensor) -> Tensor:
     """Resample logits of the foundation network to the conventional network's grid.
 
     Args:
-        foundation: the slice-wise network.
+        foundation: the network.
         image: (B, C, [D,] H, W), normalized by nnU-Net.
         value_range: (B, C, 2), what becomes 0 and 1 for the network.
 
@@ -106,18 +106,24 @@ class CasePredictor:
             )
 
     @torch.inference_mode()
-    def foundation(self, network: SlicewiseFoundation, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
+    def foundation(self, network: Arrangement, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
         """Compute the probabilities of the foundation network.
 
+        Where it sees slices one by one, it gets each tile of a slice once; else patches, as the conventional network.
+
         Args:
-            network: the slice-wise network.
+            network: in any arrangement.
             image: (C, D, H, W) preprocessed case, on the CPU.
             on_progress: told the share of the work that was done.
 
         Returns:
-            (K, D, H, W) float16 probabilities on the CPU: mean over tiles and in-plane mirrored versions.
+            (K, D, H, W) float16 probabilities on the CPU: mean over tiles and mirrored versions, of slices in-plane.
         """
         network = network.to(self.device).eval()
+        if not network.independent_slices:
+            patches = _PatchProbabilities(network, image, self.labels).to(self.device)
+            with autocast(self.precision, self.device.type, keep_casts=True):
+                return self._volumes.predict(patches, image, on_progress)
         volumetric = len(self.configuration.patch_size) == 3
         # an axis of slices cannot be mirrored within a slice
         axes = tuple(axis - 1 for axis in self.mirror_axes if axis > 0) if volumetric else self.mirror_axes
@@ -142,7 +148,7 @@ class _SliceProbabilities:
 
     def __init__(
         self,
-        network: SlicewiseFoundation,
+        network: Arrangement,
         image: Tensor,
         window: SliceWindow,
         labels: LabelSpace,
@@ -165,6 +171,29 @@ class _SliceProbabilities:
         if column_range is None:
             value_range = resolve_range(self.network.intensity, value_range, tiles)
         return self.labels.probabilities(on_net_grid(self.network, tiles, value_range))
+
+
+class _PatchProbabilities(nn.Module):
+    """The foundation network as nnU-Net's sliding window of patches sees it; what it averages are probabilities.
+
+    Args:
+        network: of the case's patches.
+        image: (C, D, H, W) the whole preprocessed case, whose intensity range counts.
+        labels: what the channels mean.
+    """
+
+    case_range: Tensor
+
+    def __init__(self, network: Arrangement, image: Tensor, labels: LabelSpace) -> None:
+        super().__init__()
+        self.network, self.labels = network, labels
+        self.register_buffer("case_range", torch.from_numpy(intensity_range(image.numpy())))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return the probabilities (B, K, D, H, W) of patches (B, C, D, H, W)."""
+        case_range = self.case_range.expand(len(patches), -1, -1)
+        value_range = resolve_range(self.network.intensity, case_range, patches)
+        return self.labels.probabilities(on_net_grid(self.network, patches, value_range))
 
 
 class _VolumePredictor(nnUNetPredictor):

@@ -157,7 +157,8 @@ def data_facts(plans: dict[str, Any], configuration: str, dataset_json: dict[str
     manager = PlansManager(plans)
     labels = manager.get_label_manager(dataset_json)
     channels = determine_num_input_channels(manager, configuration, dataset_json)
-    return DataFacts(labels.num_segmentation_heads, channels, labels.has_regions)
+    patch_size = tuple(manager.get_configuration(configuration).patch_size)
+    return DataFacts(labels.num_segmentation_heads, channels, labels.has_regions, patch_size)
 
 
 def preprocessed_facts(dataset: str, configuration: str, plans: str) -> DataFacts:

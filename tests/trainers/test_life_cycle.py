@@ -98,7 +98,7 @@ def test_resolved_settings_and_versions_are_written(folder):
     document = yaml.safe_load((folder / "synfoc3d.yaml").read_text())
     assert document["trainer"] == "nnUNetTrainerSynFoC"
     assert document["settings"]["epochs"] == 2 and document["settings"]["method"]["tau"] == 0.95
-    identity = {"name": "compact", "checkpoint": None, "sha256": None, "in_checkpoint": True}
+    identity = {"name": "compact", "checkpoint": None, "sha256": None, "image_size": 32, "in_checkpoint": True}
     weights = {"license": "none", "trained_on": "nothing", "seen": "no", "seen_because": "they start from random"}
     assert document["foundation"] == identity | weights
     assert document["versions"]["torch"] == torch.__version__.split("+")[0]

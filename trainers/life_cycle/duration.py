@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from synfoc3d.config import Settings
-from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.arrangement import Arrangement
 
 Trainer = Any  # the base trainer, whose module imports this one
 WARM_UP, MEASURED = 1, 5  # steps: the first one waits for workers and allocates memory
@@ -138,6 +138,6 @@ class DurationLog:
         # a continued training keeps its settings
         is_new, is_long = left == settings.epochs, step * settings.iterations_per_epoch * left >= LONG
         if self.trainer.device.type == "cpu" and is_new and is_long:
-            sizes = [s.image_size for s in self.trainer.students.values() if isinstance(s, SlicewiseFoundation)]
+            sizes = [s.image_size for s in self.trainer.students.values() if isinstance(s, Arrangement)]
             shorter = shortening_settings(settings, max(sizes, default=None))
             self.trainer.print_to_log_file(f"Shorter on a CPU: {', '.join(shorter)} (train --set).")

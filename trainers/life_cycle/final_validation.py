@@ -20,7 +20,7 @@ from tqdm import tqdm
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.layout import REFERENCES, SUMMARY_FILE, validation_folder
 from synfoc3d.methods.base import full_resolution
-from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, write_case
 from synfoc3d.nnunet.labels import foreground
@@ -58,7 +58,7 @@ def _is_nnunets(mode: PredictionMode, trainer: Trainer) -> bool:
 def _networks(trainer: Trainer, names: Collection[str]) -> dict[str, nn.Module]:
     """Return the named students as they predict."""
     return {
-        name: student if isinstance(student, SlicewiseFoundation) else _FullResolution(student)
+        name: student if isinstance(student, Arrangement) else _FullResolution(student)
         for name, student in trainer.students.items()
         if name in names
     }

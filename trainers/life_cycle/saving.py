@@ -7,6 +7,7 @@ from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
+from synfoc3d.trainers.life_cycle.earlier_stage import refuse_changed_stage
 
 Trainer = Any  # the base trainer, whose module imports this one
 
@@ -21,6 +22,7 @@ def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
     section = {
         "settings": trainer.settings.model_dump(mode="json"),
         "foundation": trainer.foundation_identity,
+        "earlier_stage": trainer.earlier_stage,
         "labels": trainer.labels.facts(),
         "students": {name: trainable_state(student, with_base) for name, student in trainer.students.items()},
         "method": {name: value for name, value in trainer.method.state_dict().items() if name not in frozen},
@@ -53,6 +55,7 @@ def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     """
     section = checkpoints.section_of(checkpoint)
     checkpoints.check_base(trainer.foundation_identity, section["foundation"])
+    refuse_changed_stage(trainer.earlier_stage, section.get("earlier_stage"))
     if section.get("labels", trainer.labels.facts()) != trainer.labels.facts():  # checkpoints of 0.1 have none
         raise UserError(
             f"The training began with other labels, or another annotated.csv, than {trainer.labels.preprocessed} has "

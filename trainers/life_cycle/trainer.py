@@ -23,10 +23,11 @@ from synfoc3d.files.splits import Split, read_splits
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
 from synfoc3d.methods.base import Builder, Labeled, Method, Panel, Progress, full_resolution
-from synfoc3d.networks.build import build_foundation
+from synfoc3d.networks.arrangement import Arrangement
+from synfoc3d.networks.build import arranged, build_foundation
+from synfoc3d.networks.in_plane import in_plane_size
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
-from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.provenance import provenance
 from synfoc3d.nnunet.labels import DatasetLabels
 from synfoc3d.nnunet.training import data_facts, refuse_stage
@@ -35,6 +36,7 @@ from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
 from synfoc3d.trainers.life_cycle.duration import DurationLog
+from synfoc3d.trainers.life_cycle.earlier_stage import EarlierStage, refuse_other_foundation
 from synfoc3d.trainers.life_cycle.final_validation import keep_preference, leave_out_unknown, validate_modes
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
@@ -64,7 +66,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
         self.data_facts = data_facts(plans, configuration, dataset_json)
-        settings = config.from_environment(self.method_class.Settings, self.data_facts)  # before nnU-Net makes folders
+        # before nnU-Net makes folders
+        settings = self.complete(config.from_environment(self.method_class.Settings, self.data_facts))
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp:
             raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
@@ -77,6 +80,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "sha256": None,
             "in_checkpoint": True,
         }
+        self.earlier_stage: dict[str, str] | None = None  # the training whose network this one learns from
         self.training_id: str | None = uuid4().hex  # tells the checkpoints of this training from those of another
         self.resume_random_state: Mapping[str, Any] | None = None
         self.last_save = time()
@@ -84,6 +88,15 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.apply_settings(settings)
 
     # --- settings -------------------------------------------------------------------------------------------------
+
+    def complete(self, settings: config.Settings) -> config.Settings:
+        """Fill in what the method decides where the settings leave it open.
+
+        Raises:
+            UserError: settings that the method or the configuration does not allow.
+        """
+        foundation = arranged(settings.foundation, self.method_class.arrangement, self.data_facts.patch_size)
+        return settings.model_copy(update={"foundation": foundation})
 
     def apply_settings(self, settings: config.Settings) -> None:
         """Hand the settings to nnU-Net's own attributes; called before anything is built."""
@@ -124,6 +137,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self._build_foundation,
             self.supervised_loss,
             self.strong_view,
+            self._earlier_network,
         )
         self.method = self.method_class(self.settings.method, build).to(self.device)
         self.students = dict(self.method.students())
@@ -143,8 +157,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self.enable_deep_supervision,
         )
 
-    def _build_foundation(self) -> SlicewiseFoundation:
-        network, self.foundation_identity = build_foundation(self.settings.foundation, self.labels.space.num_channels)
+    def _build_foundation(self) -> Arrangement:
+        network, self.foundation_identity = build_foundation(
+            self.settings.foundation, self.labels.space.num_channels, self.configuration_manager.patch_size
+        )
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in network.parameters())
         without = "" if self.foundation_identity["sha256"] else " (no pre-trained weights: random start)"
@@ -153,9 +169,19 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         )
         return network
 
+    def _earlier_network(self, trainer: str, file: str | None) -> Arrangement:
+        """Take the foundation network of an earlier training, and its settings of it."""
+        stage = EarlierStage(self, trainer, file)
+        default = arranged(config.FoundationSettings(), self.method_class.arrangement, self.data_facts.patch_size)
+        refuse_other_foundation(self.settings.foundation, stage, default)
+        self.settings = self.settings.model_copy(update={"foundation": stage.settings})
+        self.foundation_identity, self.earlier_stage = stage.identity, stage.record
+        self.print_to_log_file(f"Pseudo-labels come from {stage.file} ({stage.settings.name}).")
+        return stage.network(self.labels.space.num_channels).to(self.device)
+
     def _optimizer_settings(self, network: nn.Module) -> config.OptimizerSettings:
         kinds = self.settings.optimizers
-        return kinds.foundation if isinstance(network, SlicewiseFoundation) else kinds.conventional
+        return kinds.foundation if isinstance(network, Arrangement) else kinds.conventional
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(network, self._optimizer_settings(network))
@@ -209,14 +235,14 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
         """Make the strong view of weak patches (B, C, [D,] H, W) with their ranges (B, C, 2), as the settings say."""
         color = is_color(self.configuration_manager.normalization_schemes)
-        return strong_view(
-            weak, value_range, self.settings.augmentation, image_size=self.strong_image_size(), color=color
-        )
+        shown = self.shown_size(in_plane_size(weak))
+        return strong_view(weak, value_range, self.settings.augmentation, shown=shown, color=color)
 
-    def strong_image_size(self) -> int:
-        """Return S, the image side to which the strong view's blur refers: the foundation network's, in pixels."""
-        sizes = [s.image_size for s in self.students.values() if isinstance(s, SlicewiseFoundation)]
-        return sizes[0] if sizes else self.settings.foundation.image_size or max(self.configuration_manager.patch_size)
+    def shown_size(self, in_plane: tuple[int, int]) -> tuple[int, int]:
+        """Return at which size in pixels, to which the strong view's blur refers, a foundation student sees a slice."""
+        sizes = [student.shown_size(in_plane) for student in self.students.values() if isinstance(student, Arrangement)]
+        side = self.settings.foundation.image_size or max(self.configuration_manager.patch_size)
+        return sizes[0] if sizes else (side, side)
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -224,7 +250,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Start as nnU-Net does, with the resolved settings written beside the results."""
         super().on_train_start()
         foundation = self.foundation_identity | self._provenance()
-        text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=foundation)
+        facts = {"earlier_stage": self.earlier_stage} if self.earlier_stage else {}
+        text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=foundation, **facts)
         atomic_write_text(Path(self.output_folder) / layout.SETTINGS_FILE, text)
         self.curves = EpochLog(Path(self.output_folder), self.panels(), self.current_epoch)
         if self.resume_random_state is not None:
@@ -370,7 +397,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             checkpoint = checkpoints.load(Path(checkpoint))
         section = checkpoints.section_of(checkpoint)
         if not self.was_initialized:
-            saved = checkpoints.saved_settings(section, self.method_class.Settings, self.data_facts)
+            saved = self.complete(checkpoints.saved_settings(section, self.method_class.Settings, self.data_facts))
             config.refuse_difference(given=self.settings, saved=saved)
             self.apply_settings(saved)
             self.initialize()

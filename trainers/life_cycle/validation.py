@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from synfoc3d.losses.label_space import LabelSpace, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import full_resolution
+from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.intensity import resolve_range
-from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.prediction import on_net_grid
 
 HITS = ("loss", "tp_hard", "fp_hard", "fn_hard")  # what nnU-Net's validation step returns
@@ -20,7 +20,7 @@ HITS = ("loss", "tp_hard", "fp_hard", "fn_hard")  # what nnU-Net's validation st
 
 def logits_on_net_grid(student: nn.Module, image: Tensor, case_range: Tensor) -> Tensor:
     """Compute a student's logits (B, K, [D,] H, W) for patches (B, C, [D,] H, W) of cases with ranges (B, C, 2)."""
-    if isinstance(student, SlicewiseFoundation):
+    if isinstance(student, Arrangement):
         return on_net_grid(student, image, resolve_range(student.intensity, case_range, image))
     return full_resolution(student(image))
 

@@ -17,7 +17,8 @@ NO_BLUR = (0.0, 0.0)
 
 def view(image: torch.Tensor, value_range: torch.Tensor = UNIT, color: bool = False, **settings: Any) -> torch.Tensor:
     chosen = AugmentationSettings(**{"brightness": (1, 1), "contrast": (1, 1), "blur": NO_BLUR} | settings)
-    return strong_view(image, value_range.expand(*image.shape[:2], 2), chosen, image_size=image.shape[-1], color=color)
+    shown = (image.shape[-1], image.shape[-1])
+    return strong_view(image, value_range.expand(*image.shape[:2], 2), chosen, shown=shown, color=color)
 
 
 @pytest.fixture(params=[(2, 1, 12, 20), (2, 3, 12, 20), (2, 1, 3, 12, 20), (1, 2, 1, 12, 20)], ids=str)
@@ -158,5 +159,5 @@ def test_blur_of_tiny_slices(shape: tuple[int, ...]) -> None:
 def test_blur_is_at_the_scale_of_the_foundation_networks_image() -> None:
     image = torch.rand(1, 1, 12, 30, dtype=torch.float64)
     settings = AugmentationSettings(brightness=(1, 1), contrast=(1, 1), blur=(4, 4))
-    blurred = strong_view(image, UNIT.double().expand(1, 1, 2), settings, image_size=24)
+    blurred = strong_view(image, UNIT.double().expand(1, 1, 2), settings, shown=(24, 24))
     torch.testing.assert_close(blurred[0], blur_in_plane(image[0], (2, 5)))

@@ -107,7 +107,7 @@ def test_default_image_size_is_the_architectures() -> None:
 def test_random_network_trains_fully() -> None:
     foundation, identity = build_foundation(FoundationSettings(checkpoint="random", **SMALL), 2)
     assert all(p.requires_grad for p in foundation.parameters())
-    assert identity == {"name": "compact", "checkpoint": None, "sha256": None, "in_checkpoint": True}
+    assert identity == {"name": "compact", "checkpoint": None, "sha256": None, "image_size": 64, "in_checkpoint": True}
 
 
 @pytest.fixture
@@ -179,7 +179,13 @@ def test_given_weights_are_frozen_and_adapted(weights: Path) -> None:
 def test_given_weights_are_identified(weights: Path) -> None:
     _, identity = build_foundation(FoundationSettings(checkpoint=str(weights), **SMALL), 2)
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert identity == {"name": "compact", "checkpoint": str(weights), "sha256": sha256, "in_checkpoint": False}
+    assert identity == {
+        "name": "compact",
+        "checkpoint": str(weights),
+        "sha256": sha256,
+        "image_size": 64,
+        "in_checkpoint": False,
+    }
 
 
 def test_rank_0_freezes_the_encoder(weights: Path) -> None:

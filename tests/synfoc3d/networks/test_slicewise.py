@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from synfoc3d.networks.arrangement import default_channels
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.in_plane import resize_in_plane
-from synfoc3d.networks.slicewise import SlicewiseFoundation, default_channels
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 
 
 class Recorder(nn.Module):

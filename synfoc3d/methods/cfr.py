@@ -1,0 +1,121 @@
+"""CFR's second stage: a 3D network is re-trained with the pseudo-labels of a fine-tuned foundation network.
+
+"Concatenate, Fine-tuning, Re-training: A SAM-enabled Framework for Semi-supervised 3D Medical Image Segmentation" (TMI
+2025), and its released code. The network of the first stage (:mod:`synfoc3d.methods.cfr_fine_tuning`) is frozen and
+sees each unlabeled patch as one image of its slices. Prediction needs the 3D network alone.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from torch import nn
+
+from synfoc3d.config import MethodSettings
+from synfoc3d.losses.label_space import Target
+from synfoc3d.losses.rampup import gaussian_rampup
+from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult, Unlabeled, mean_foreground_dice
+from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
+from synfoc3d.methods.retraining import RetrainingModule
+
+FINE_TUNER = "nnUNetTrainerCFRFineTune"  # trainer of the first stage
+PSEUDO_WEIGHT = 0.5  # L_pl is the mean of cross-entropy and Dice
+RAMP_WEIGHT, RAMP_LENGTH = 0.1, 40  # of the paper's lambda: as its code ramps the mean teacher's consistency
+
+
+class CFRMeanTeacherSettings(MeanTeacherSettings):
+    """Mean teacher as in CFR's code, which compares labeled patches, too."""
+
+    consistency_on: Literal["unlabeled", "all"] = "all"
+
+
+class Module(NamedTuple):
+    """A way to learn from unlabeled patches, and its settings within CFR."""
+
+    method: type[RetrainingModule]
+    settings: type[MethodSettings]
+
+
+MODULES = {"mean_teacher": Module(MeanTeacher, CFRMeanTeacherSettings)}
+
+
+class CFRSettings(MethodSettings):
+    """Settings of :class:`CFR`.
+
+    Attributes:
+        module: how the 3D network learns from unlabeled patches besides the pseudo-labels.
+        module_settings: the module's own settings.
+        labeler: checkpoint of the first stage; None takes that of the same dataset, plans, configuration and fold.
+        pseudo_label_weight: of the pseudo-labels' loss: ``constant`` 1, as in the code, or the paper's ``ramp``.
+    """
+
+    module: Literal["mean_teacher"] = "mean_teacher"
+    module_settings: Annotated[SerializeAsAny[MethodSettings], Field(validate_default=True)] = MethodSettings()
+    labeler: str | None = None
+    pseudo_label_weight: Literal["constant", "ramp"] = "constant"
+
+    @field_validator("module_settings", mode="before")
+    @classmethod
+    def _of_the_module(cls, given: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever the user wrote
+        """Read them as those of the module that is named."""
+        if "module" not in info.data:
+            return MethodSettings()  # its own mistake is told
+        settings = MODULES[info.data["module"]].settings
+        return settings.model_validate({} if type(given) is MethodSettings else given, context=info.context)
+
+
+class CFR(Method):
+    """L = L_module + L_pl: the module's labeled and unsupervised losses, and those of the pseudo-labels.
+
+    The module's labeled loss is L_sup = 1/2 (CE + Dice). The frozen network is no part of the method, so that its
+    weights stay in the first stage's checkpoint.
+    """
+
+    Settings = CFRSettings
+    arrangement = "canvas"
+
+    def __init__(self, settings: CFRSettings, build: Builder) -> None:
+        super().__init__(settings, build)
+        self.settings = settings
+        self.module = MODULES[settings.module].method(settings.module_settings, build)
+        self.panels = (
+            *self.module.panels,
+            Panel("pseudo-labels", ("loss_pseudo",)),
+            Panel("pseudo-label Dice", ("pseudo_dice",), is_share=True),
+        )
+        self._labeler = (build.trained(FINE_TUNER, settings.labeler),)  # in a tuple it is no submodule
+
+    def students(self) -> Mapping[str, nn.Module]:
+        """Return the module's network."""
+        return self.module.students()
+
+    def auxiliaries(self) -> Mapping[str, nn.Module]:
+        """Return the module's."""
+        return self.module.auxiliaries()
+
+    def update_teachers(self, step: int) -> None:
+        """Move the module's teachers."""
+        self.module.update_teachers(step)
+
+    def training_step(self, batch: Batch, progress: Progress) -> StepResult:
+        """Add the pseudo-labels' loss to the module's (scalar)."""
+        _, unlabeled = batch.pair()
+        terms = self.module.terms(batch, progress)
+        pseudo = self.pseudo_labels(unlabeled)
+        loss_pseudo = PSEUDO_WEIGHT * segmentation_loss(terms.unlabeled, pseudo, self.labels)
+        quality = mean_foreground_dice(pseudo.label, unlabeled.hidden, self.labels)
+        logs = terms.logs | {"loss_pseudo": loss_pseudo.detach(), "pseudo_dice": quality}
+        return StepResult(terms.loss + self.pseudo_weight(progress) * loss_pseudo, logs)
+
+    @torch.no_grad()
+    def pseudo_labels(self, unlabeled: Unlabeled) -> Target:
+        """Let the frozen network label the current patches (B, D, H, W): every voxel counts, however certain it is."""
+        return Target(self.labels.labels_of_logits(self._labeler[0](unlabeled.weak_unit)))
+
+    def pseudo_weight(self, progress: Progress) -> float:
+        """Return the weight of the pseudo-labels' loss."""
+        if self.settings.pseudo_label_weight == "constant":
+            return 1.0
+        return gaussian_rampup(progress.step, RAMP_WEIGHT, RAMP_LENGTH)
