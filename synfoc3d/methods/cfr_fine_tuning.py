@@ -12,12 +12,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from synfoc3d.config import MethodSettings
+from synfoc3d.errors import UserError
 from synfoc3d.losses.label_space import Target
 from synfoc3d.losses.segmentation import cross_entropy, dice_loss
 from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult
 from synfoc3d.methods.intensity_curves import CurveRange, curve_slices
 from synfoc3d.networks.canvas import Canvas
 from synfoc3d.networks.intensity import to_unit
+from synfoc3d.networks.slicewise import SlicewiseFoundation
 
 Turn = tuple[int, int]  # quarter turns, and the axis that is flipped after them
 
@@ -51,6 +53,11 @@ class CFRFineTuning(Method):
         super().__init__(settings, build)
         self.settings = settings
         self.foundation = build.foundation()
+        if isinstance(self.foundation, SlicewiseFoundation):
+            raise UserError(
+                "CFR fine-tunes the foundation network on canvases, but foundation.arrangement is slices: leave it "
+                "out, or take nnUNetTrainerSAMed."
+            )
 
     def students(self) -> Mapping[str, nn.Module]:
         """Return the one network."""

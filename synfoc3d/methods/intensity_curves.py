@@ -22,7 +22,7 @@ def random_curves(count: int) -> tuple[Tensor, Tensor]:
     t = torch.linspace(0, 1, SAMPLES)
     first, second = 3 * (1 - t).square() * t, 3 * (1 - t) * t.square()
     points = control[:, 0, :, None] * first + control[:, 1, :, None] * second + t**3
-    x, y = points.sort(-1).values.unbind(1)
+    x, y = points.sort(-1).values.transpose(0, 1).contiguous()
     return x, y
 
 

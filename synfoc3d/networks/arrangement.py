@@ -64,6 +64,10 @@ class Arrangement(nn.Module):
     def shown_size(self, in_plane: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width in pixels at which the network sees a slice of (H, W) voxels."""
 
+    @abstractmethod
+    def describe(self, patch_size: Sequence[int]) -> str:
+        """Say in a sentence how the network sees a patch of ([D,] H, W) voxels."""
+
     def to_rgb(self, images: Tensor) -> Tensor:
         """Take the three channels that the network sees of (B, C, [D,] H, W)."""
         channels = self.channels or default_channels(images.shape[1])

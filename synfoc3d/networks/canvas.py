@@ -154,6 +154,16 @@ class CanvasFoundation(Arrangement):
         """Return (H, W): slices are not resized."""
         return in_plane
 
+    def describe(self, patch_size: Sequence[int]) -> str:
+        """Say in a sentence how the network sees a patch."""
+        depth, height, width = patch_size
+        images = len(Canvas(self.image_size, height, width).runs(depth))
+        count = "one image" if images == 1 else f"{images} images"
+        return (
+            f"It sees the {depth} slices of a patch, {height} x {width} pixels each, in {count} of "
+            f"{self.image_size} x {self.image_size} pixels."
+        )
+
     def canvas(self, volumes: Tensor) -> Canvas:
         """Return the layout of volumes (..., D, H, W)."""
         return Canvas(self.image_size, *in_plane_size(volumes))

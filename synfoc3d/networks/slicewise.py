@@ -3,6 +3,8 @@
 A 2D foundation network is applied to each slice of a patch independently; a 2D patch is a volume with one slice.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from synfoc3d.networks.arrangement import Arrangement
@@ -23,6 +25,10 @@ class SlicewiseFoundation(Arrangement):
     def shown_size(self, in_plane: tuple[int, int]) -> tuple[int, int]:
         """Return (S, S)."""
         return self.image_size, self.image_size
+
+    def describe(self, patch_size: Sequence[int]) -> str:
+        """Say in a sentence how the network sees a patch."""
+        return f"It sees each slice of a patch by itself, at {self.image_size} x {self.image_size} pixels."
 
     def forward(self, images: Tensor) -> Tensor:
         """Segment every slice on its own: (B, C, [D,] H, W) in [0, 1] to logits (B, K, [D,] s, s)."""

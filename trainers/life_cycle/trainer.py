@@ -165,7 +165,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         total = sum(p.numel() for p in network.parameters())
         without = "" if self.foundation_identity["sha256"] else " (no pre-trained weights: random start)"
         self.print_to_log_file(
-            f"Foundation network {self.settings.foundation.name}{without}: {trained:,} of {total:,} parameters train."
+            f"Foundation network {self.settings.foundation.name}{without}: {trained:,} of {total:,} parameters train. "
+            + network.describe(self.configuration_manager.patch_size)
         )
         return network
 

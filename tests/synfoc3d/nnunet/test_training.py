@@ -64,4 +64,7 @@ def test_facts_are_those_of_the_dataset(project, two_channels):
         with one.active():
             facts.append(preprocessed_facts("501", "2d", "nnUNetPlans"))
     labels = json.loads((project.raw / "dataset.json").read_text())["labels"]
-    assert facts == [DataFacts(len(labels), 1), DataFacts(len(labels), 2)]
+    patch = facts[0].patch_size
+    assert facts == [DataFacts(len(labels), count, patch_size=patch) for count in (1, 2)]
+    plans = json.loads((project.preprocessed / "nnUNetPlans.json").read_text())
+    assert patch == tuple(plans["configurations"]["2d"]["patch_size"])
