@@ -117,6 +117,7 @@ class Builder:
         foundation: builds the foundation network, slice by slice.
         supervised_loss: labeled loss of a conventional network from its raw output.
         strong_view: makes the strong view of weak patches (B, C, [D,] H, W) with ranges (B, C, 2) as the settings say.
+        patch_size: ([D,] H, W) of every patch, in voxels.
     """
 
     labels: LabelSpace
@@ -124,6 +125,7 @@ class Builder:
     foundation: Callable[[], SlicewiseFoundation]
     supervised_loss: Callable[[Any, Labeled], Tensor]
     strong_view: Callable[[Tensor, Tensor], Tensor]
+    patch_size: tuple[int, ...]
 
 
 class Method(nn.Module):

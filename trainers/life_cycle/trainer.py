@@ -124,6 +124,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self._build_foundation,
             self.supervised_loss,
             self.strong_view,
+            tuple(self.configuration_manager.patch_size),
         )
         self.method = self.method_class(self.settings.method, build).to(self.device)
         self.students = dict(self.method.students())
