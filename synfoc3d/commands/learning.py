@@ -1,6 +1,7 @@
 """train, experiment, pretrain, trainers."""
 
 import argparse
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -39,6 +40,8 @@ def _run_train(args: argparse.Namespace) -> None:
 
     if args.resume and args.val:
         raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("synfoc3d.methods").setLevel(logging.INFO)  # what a method made of the plans
     before = os.environ.get(config.CONFIG_VARIABLE, "")
     base = args.config or before
     tree = config.override(config.read_partial(base) if base else {}, args.assignments)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import shutil
 
 import nibabel
@@ -205,3 +206,10 @@ def test_pretrain_from_a_missing_file(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["pretrain", "-o", str(tmp_path), "--from", str(tmp_path / "gone.pth"), "-device", "cpu"])
     assert "gone.pth" in capsys.readouterr().err
+
+
+def test_train_shows_what_a_method_says_of_itself(monkeypatch, caplog):
+    method = logging.getLogger("synfoc3d.methods.magicnet")
+    monkeypatch.setattr("synfoc3d.nnunet.training.train", lambda *_, **__: method.info("It cuts the patch."))
+    main(["train", "501", "2d", "0", "-device", "cpu"])
+    assert "It cuts the patch." in caplog.messages
