@@ -47,6 +47,7 @@ def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]
         lambda: build_foundation(settings.foundation, CLASSES)[0],
         lambda output, labeled: segmentation_loss(full_resolution(output), labeled.target, labels),
         lambda weak, _: weak,  # the views are given
+        tuple(size),
     )
     device = torch.device(args.device)
     trained = method(settings.method, build).to(device)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from synfoc3d.config import Settings, override, read_partial, resolve
@@ -124,8 +125,14 @@ def _method_class(trainer: str) -> type[Method]:
 def _students(method_class: type[Method], settings: Settings) -> set[str]:
     """Return the names of the networks that a method trains, found by building it around networks without content."""
     nothing: Any = lambda *_: None  # noqa: E731
-    build = Builder(Classes(2), nn.Identity, nn.Identity, nothing, nothing, nothing)  # type: ignore[arg-type]
+    identity: Any = nn.Identity
+    build = Builder(Classes(2), _smallest_unet, identity, nothing, nothing, (12, 12), trained=lambda *_: identity())
     return set(method_class(settings.method, build).students())
+
+
+def _smallest_unet() -> nn.Module:
+    """Build a network of nnU-Net's kind, for methods that look at its parts; patches of 12 x 12 suit it."""
+    return PlainConvUNet(1, 2, 1, nn.Conv2d, 3, (1, 2), 1, num_classes=2, n_conv_per_stage_decoder=1)
 
 
 def _check_stock(where: str, method: MethodPlan) -> None:

@@ -70,6 +70,11 @@ class LabelSpace(ABC):
         """Every class or region by itself, as :meth:`mask` takes them."""
         return tuple((channel,) for channel in range(self.first_foreground, self.num_channels))
 
+    @property
+    @abstractmethod
+    def choices(self) -> tuple[int, int]:
+        """How many decisions a hard label holds, and between how many alternatives each: (1, K), for regions (R, 2)."""
+
     # --- answers of networks --------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -124,6 +129,10 @@ class LabelSpace(ABC):
         """Return hard labels (B, ...) as channels (B, K, ...), float32."""
 
     @abstractmethod
+    def decisions(self, labels: Tensor) -> Tensor:
+        """Return hard labels (B, ...) as decisions int64: (B, 1, ...) the class, for regions (B, R, ...) 0 or 1."""
+
+    @abstractmethod
     def values(self, labels: Tensor) -> Tensor:
         """Return hard labels as nnU-Net's label values, same shape."""
 
@@ -162,6 +171,11 @@ class Classes(LabelSpace):
     """Classes that exclude each other, channel 0 the background: softmax, argmax."""
 
     first_foreground = 1
+
+    @property
+    def choices(self) -> tuple[int, int]:
+        """One decision for a class."""
+        return 1, self.num_channels
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Take the softmax."""
@@ -219,6 +233,10 @@ class Classes(LabelSpace):
         shape = (labels.shape[0], self.num_channels, *labels.shape[1:])
         return torch.zeros(shape, device=labels.device).scatter_(1, labels.unsqueeze(1), 1.0)
 
+    def decisions(self, labels: Tensor) -> Tensor:
+        """Return the class."""
+        return labels.unsqueeze(1)
+
     def values(self, labels: Tensor) -> Tensor:
         """Return the classes: they are nnU-Net's values."""
         return labels
@@ -264,6 +282,11 @@ class Regions(LabelSpace):
         super().__init__(len(regions), ignore)
         self.regions = tuple(tuple(region) for region in regions)
         self.order = tuple(order)
+
+    @property
+    def choices(self) -> tuple[int, int]:
+        """One decision per region, for its outside or its inside."""
+        return self.num_channels, 2
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Take the sigmoid."""
@@ -315,6 +338,10 @@ class Regions(LabelSpace):
     def one_hot(self, labels: Tensor) -> Tensor:
         """Write the sets as masks."""
         return torch.stack([self.mask(labels, (region,)) for region in range(self.num_channels)], 1).float()
+
+    def decisions(self, labels: Tensor) -> Tensor:
+        """Write the sets as masks."""
+        return self.one_hot(labels).long()
 
     def values(self, labels: Tensor) -> Tensor:
         """Write the regions in nnU-Net's order, later ones over earlier ones."""

@@ -122,6 +122,7 @@ class Builder:
         foundation: builds the foundation network, in the arrangement that the settings name.
         supervised_loss: labeled loss of a conventional network from its raw output.
         strong_view: makes the strong view of weak patches (B, C, [D,] H, W) with ranges (B, C, 2) as the settings say.
+        patch_size: ([D,] H, W) of every patch, in voxels.
         trained: gives the frozen foundation network of a finished training of the same data, by the name of its trainer
             and its checkpoint; None is where nnU-Net puts it.
     """
@@ -131,6 +132,7 @@ class Builder:
     foundation: Callable[[], Arrangement]
     supervised_loss: Callable[[Any, Labeled], Tensor]
     strong_view: Callable[[Tensor, Tensor], Tensor]
+    patch_size: tuple[int, ...]
     trained: Callable[[str, str | None], Arrangement] = _nothing_trained
 
 
@@ -150,6 +152,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     uses_unlabeled: ClassVar[bool] = True
     arrangement: ClassVar[ArrangementName] = "slices"  # of the foundation network, where the settings leave it open
+    remark: str = ""  # a sentence for the log of the training
     panels: tuple[Panel, ...] = ()  # curves of the values it logs; what is in none is drawn in one more panel
 
     def __init__(self, settings: MethodSettings, build: Builder) -> None:

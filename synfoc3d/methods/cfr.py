@@ -17,6 +17,7 @@ from synfoc3d.losses.label_space import Target
 from synfoc3d.losses.rampup import gaussian_rampup
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult, Unlabeled, mean_foreground_dice
+from synfoc3d.methods.magicnet import MagicNet, MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
 from synfoc3d.methods.retraining import RetrainingModule
 
@@ -38,7 +39,10 @@ class Module(NamedTuple):
     settings: type[MethodSettings]
 
 
-MODULES = {"mean_teacher": Module(MeanTeacher, CFRMeanTeacherSettings)}
+MODULES = {
+    "mean_teacher": Module(MeanTeacher, CFRMeanTeacherSettings),
+    "magicnet": Module(MagicNet, MagicNetSettings),
+}
 
 
 class CFRSettings(MethodSettings):
@@ -51,7 +55,7 @@ class CFRSettings(MethodSettings):
         pseudo_label_weight: of the pseudo-labels' loss: ``constant`` 1, as in the code, or the paper's ``ramp``.
     """
 
-    module: Literal["mean_teacher"] = "mean_teacher"
+    module: Literal["mean_teacher", "magicnet"] = "mean_teacher"
     module_settings: Annotated[SerializeAsAny[MethodSettings], Field(validate_default=True)] = MethodSettings()
     labeler: str | None = None
     pseudo_label_weight: Literal["constant", "ramp"] = "constant"
@@ -80,6 +84,7 @@ class CFR(Method):
         super().__init__(settings, build)
         self.settings = settings
         self.module = MODULES[settings.module].method(settings.module_settings, build)
+        self.remark = self.module.remark
         self.panels = (
             *self.module.panels,
             Panel("pseudo-labels", ("loss_pseudo",)),

@@ -64,6 +64,7 @@ def training_logs(networks, image):
         lambda: networks.foundation_teacher,
         lambda output, _: full_resolution(output).mean(),
         lambda weak, _: weak,
+        tuple(networks.patch_size),
     )
     method = SynFoC(SynFoCSettings(), build).eval()
     method.conventional_teacher, method.foundation_teacher = networks.teacher, networks.foundation_teacher

@@ -104,6 +104,7 @@ def _builder(case: Case, deep_supervision: bool = False, slice_by_slice: bool = 
         lambda: SlicewiseFoundation(TinyFoundation(classes), IMAGE_SIZE, **foundation),
         labeled_loss,
         lambda weak, _: weak,
+        SHAPES[ndim],
     )
 
 

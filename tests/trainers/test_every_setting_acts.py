@@ -14,6 +14,7 @@ import yaml
 from synfoc3d import config
 from synfoc3d.errors import UserError
 from synfoc3d.methods.fine_tuning import FineTuningSettings
+from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
@@ -25,6 +26,7 @@ METHODS = {
     SYNFOC: SynFoCSettings,
     "nnUNetTrainerSynFoCBase": SynFoCBaseSettings,
     "nnUNetTrainerMeanTeacher": MeanTeacherSettings,
+    "nnUNetTrainerMagicNet": MagicNetSettings,
     "nnUNetTrainerSAMed": FineTuningSettings,
 }
 SGD = {"name": "sgd", "lr": 1e-3}
@@ -84,6 +86,14 @@ CHANGES = {
     ("nnUNetTrainerMeanTeacher", "method"): {
         "consistency_weight": Change(1.0),
         "rampup_length": Change(1, observe="late"),
+        "noise": Change(0.5),
+        "ema_decay": Change(0.0),
+    },
+    ("nnUNetTrainerMagicNet", "method"): {
+        "consistency_weight": Change(1.0),
+        "rampup_length": Change(1, observe="late"),
+        "rampup_unit": Change(1),
+        "location_weight": Change(1.0),
         "noise": Change(0.5),
         "ema_decay": Change(0.0),
     },

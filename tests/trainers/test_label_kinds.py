@@ -16,6 +16,7 @@ from synfoc3d.inference.models import ModelChoice, load_model
 METHODS = {
     "supervised": ("nnUNetTrainerSupervised", {}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}),
+    "MagicNet": ("nnUNetTrainerMagicNet", {}),
     "SynFoC": ("nnUNetTrainerSynFoC", {"tau": 0.4}),
     "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional", "tau": 0.4}),
     "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation", "tau": 0.4}),

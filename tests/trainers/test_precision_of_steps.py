@@ -6,7 +6,13 @@ from torch import nn
 
 from synfoc3d.trainers.life_cycle.batches import make_batch
 
-METHODS = ("nnUNetTrainerSynFoC", "nnUNetTrainerMeanTeacher", "nnUNetTrainerSupervised", "nnUNetTrainerSAMed")
+METHODS = (
+    "nnUNetTrainerSynFoC",
+    "nnUNetTrainerMeanTeacher",
+    "nnUNetTrainerMagicNet",
+    "nnUNetTrainerSupervised",
+    "nnUNetTrainerSAMed",
+)
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 UNUSED = ("mask_downscaling", "seg_layers.0")  # SAM's mask prompts, never given; nnU-Net's coarsest output, weight 0
 

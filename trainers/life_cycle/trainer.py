@@ -137,9 +137,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             self._build_foundation,
             self.supervised_loss,
             self.strong_view,
+            tuple(self.configuration_manager.patch_size),
             self._earlier_network,
         )
         self.method = self.method_class(self.settings.method, build).to(self.device)
+        if self.method.remark:
+            self.print_to_log_file(self.method.remark)
         self.students = dict(self.method.students())
         self.trained = self.students | dict(self.method.auxiliaries())
         self.optimizers = {name: self._optimizer(network) for name, network in self.trained.items()}

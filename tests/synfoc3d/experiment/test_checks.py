@@ -71,6 +71,7 @@ def test_planned_configuration_that_was_not_preprocessed_is_refused(mixed_projec
     "method",
     [
         {"trainer": "nnUNetTrainerMeanTeacher", "config": "demo", "settings": {"method.noise": 0.2}},
+        {"trainer": "nnUNetTrainerMagicNet", "config": "demo"},
         {"trainer": "nnUNetTrainer_5epochs"},
         {"trainer": f"{SYNFOC}Base", "config": "paper", "settings": {"method.network": "conventional"}},
         {"trainer": SYNFOC, "config": "demo", "configuration": "3d_fullres", "models": {"a": "ensemble"}},

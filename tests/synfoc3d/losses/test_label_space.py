@@ -262,3 +262,11 @@ def test_quality_counts_what_is_known() -> None:
 def test_share_of_confident_regions() -> None:
     p = torch.tensor([0.99, 0.5, 0.01, 0.9]).reshape(1, 2, 1, 2)
     assert confident_share(p, Regions([(1, 2), (2,)], [1, 2]), tau=0.95).item() == 0.5
+
+
+def test_decisions_of_classes_and_regions() -> None:
+    label = torch.tensor([[0, 3], [2, 1]])
+    assert CLASSES.choices == (1, 4) and torch.equal(CLASSES.decisions(label), label[:, None])
+    sets = torch.tensor([[0, 0b101], [0b010, 0b111]])
+    assert REGIONS.choices == (3, 2)
+    assert REGIONS.decisions(sets).tolist() == [[[0, 1], [0, 0], [0, 1]], [[0, 1], [1, 1], [0, 1]]]
