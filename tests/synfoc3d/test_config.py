@@ -10,6 +10,7 @@ import yaml
 from synfoc3d import config
 from synfoc3d.config import MethodSettings, Settings, differences, override, read_partial, resolve
 from synfoc3d.errors import UserError
+from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
@@ -21,7 +22,7 @@ PRESETS = sorted(
     # those of the pre-training are settings of another tree, tested with it
     if entry.name.endswith(".yaml") and not entry.name.startswith("pretrain")
 )
-METHODS = (SynFoCSettings, MeanTeacherSettings, FineTuningSettings, MethodSettings)
+METHODS = (SynFoCSettings, MeanTeacherSettings, ACMTSettings, FineTuningSettings, MethodSettings)
 
 
 def fits(preset: str) -> list[type[MethodSettings]]:

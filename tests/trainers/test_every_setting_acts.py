@@ -13,6 +13,7 @@ import yaml
 
 from synfoc3d import config
 from synfoc3d.errors import UserError
+from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
@@ -25,6 +26,7 @@ METHODS = {
     SYNFOC: SynFoCSettings,
     "nnUNetTrainerSynFoCBase": SynFoCBaseSettings,
     "nnUNetTrainerMeanTeacher": MeanTeacherSettings,
+    "nnUNetTrainerACMT": ACMTSettings,
     "nnUNetTrainerSAMed": FineTuningSettings,
 }
 SGD = {"name": "sgd", "lr": 1e-3}
@@ -49,6 +51,12 @@ MIXING = {
     "teacher_scope": Change("window", {"method.window": 2}, configuration="3d_fullres"),
     "mask_background": Change(True),
     "bidirectional": Change(True),
+}
+TEACHER = {
+    "consistency_weight": Change(1.0),
+    "rampup_length": Change(1, observe="late"),
+    "noise": Change(0.5),
+    "ema_decay": Change(0.0),
 }
 ALONE = {"method.network": "foundation"}
 OPTIMIZER = {
@@ -81,12 +89,8 @@ CHANGES = {
         "window": Change(2, ALONE, configuration="3d_fullres"),
         "teacher_scope": Change("window", ALONE | {"method.window": 2}, "seen", "3d_fullres"),
     },
-    ("nnUNetTrainerMeanTeacher", "method"): {
-        "consistency_weight": Change(1.0),
-        "rampup_length": Change(1, observe="late"),
-        "noise": Change(0.5),
-        "ema_decay": Change(0.0),
-    },
+    ("nnUNetTrainerMeanTeacher", "method"): TEACHER | {"consistency_on": Change("all")},
+    ("nnUNetTrainerACMT", "method"): TEACHER | {"threshold": Change([0.9, 1.0])},
     ("nnUNetTrainerSAMed", "method"): {"dice_weight": Change(0.5), "window": Change(2, configuration="3d_fullres")},
     (SYNFOC, "foundation"): {
         "name": Change("sam_vit_b", observe="built"),

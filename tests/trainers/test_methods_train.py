@@ -12,6 +12,7 @@ TRAININGS = {
     "supervised": ("nnUNetTrainerSupervised", {}, {"conventional"}),
     "upper bound": ("nnUNetTrainerFullySupervised", {}, {"conventional"}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}, {"conventional"}),
+    "ACMT": ("nnUNetTrainerACMT", {}, {"conventional"}),
     "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation"}, {"foundation"}),
     "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional"}, {"conventional"}),
 }
