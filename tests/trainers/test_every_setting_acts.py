@@ -16,6 +16,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
+from synfoc3d.methods.self_training import SelfTrainingSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 from synfoc3d.networks.build import build_foundation
@@ -27,6 +28,7 @@ METHODS = {
     "nnUNetTrainerSynFoCBase": SynFoCBaseSettings,
     "nnUNetTrainerMeanTeacher": MeanTeacherSettings,
     "nnUNetTrainerACMT": ACMTSettings,
+    "nnUNetTrainerSelfTraining": SelfTrainingSettings,
     "nnUNetTrainerSAMed": FineTuningSettings,
 }
 SGD = {"name": "sgd", "lr": 1e-3}
@@ -91,6 +93,7 @@ CHANGES = {
     },
     ("nnUNetTrainerMeanTeacher", "method"): TEACHER | {"consistency_on": Change("all")},
     ("nnUNetTrainerACMT", "method"): TEACHER | {"threshold": Change([0.9, 1.0])},
+    ("nnUNetTrainerSelfTraining", "method"): {"rounds": Change(1, {"iterations_per_epoch": 2})},
     ("nnUNetTrainerSAMed", "method"): {"dice_weight": Change(0.5), "window": Change(2, configuration="3d_fullres")},
     (SYNFOC, "foundation"): {
         "name": Change("sam_vit_b", observe="built"),

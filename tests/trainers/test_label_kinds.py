@@ -17,6 +17,7 @@ METHODS = {
     "supervised": ("nnUNetTrainerSupervised", {}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}),
     "ACMT": ("nnUNetTrainerACMT", {}),
+    "self-training": ("nnUNetTrainerSelfTraining", {}),
     "SynFoC": ("nnUNetTrainerSynFoC", {"tau": 0.4}),
     "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional", "tau": 0.4}),
     "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation", "tau": 0.4}),
