@@ -10,6 +10,7 @@ segmentation", Shi et al., 2021); a region takes no loss.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,10 @@ class LabelSpace(ABC):
     @abstractmethod
     def entropy(self, probabilities: Tensor) -> Tensor:
         """Return each channel's share of the entropy (B, K, ...), probabilities clamped to at least 1e-10."""
+
+    @abstractmethod
+    def ambiguity(self, probabilities: Tensor) -> Tensor:
+        """Return the entropy of the decision over its largest: (B, 1, ...), for regions (B, R, ...), in [0, 1]."""
 
     @abstractmethod
     def agreement(self, first: Tensor, second: Tensor) -> Tensor:
@@ -197,6 +202,10 @@ class Classes(LabelSpace):
         """Return -q log q."""
         q = probabilities.clamp(SMALLEST, 1)
         return -q * q.log()
+
+    def ambiguity(self, probabilities: Tensor) -> Tensor:
+        """Add the shares of all classes, over log K."""
+        return (self.entropy(probabilities).sum(1, keepdim=True) / math.log(self.num_channels)).clamp_max(1)
 
     def agreement(self, first: Tensor, second: Tensor) -> Tensor:
         """Compare the classes."""
@@ -308,6 +317,10 @@ class Regions(LabelSpace):
         """Return -q log q - (1 - q) log(1 - q)."""
         q, rest = probabilities.clamp(SMALLEST, 1), (1 - probabilities).clamp(SMALLEST, 1)
         return -q * q.log() - rest * rest.log()
+
+    def ambiguity(self, probabilities: Tensor) -> Tensor:
+        """Take the entropy of each region, over log 2."""
+        return (self.entropy(probabilities) / math.log(2)).clamp_max(1)
 
     def agreement(self, first: Tensor, second: Tensor) -> Tensor:
         """Compare region by region."""

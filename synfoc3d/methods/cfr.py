@@ -16,10 +16,12 @@ from synfoc3d.config import MethodSettings
 from synfoc3d.losses.label_space import Target
 from synfoc3d.losses.rampup import gaussian_rampup
 from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.methods.acmt import ACMT, ACMTSettings
 from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult, Unlabeled, mean_foreground_dice
 from synfoc3d.methods.magicnet import MagicNet, MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
 from synfoc3d.methods.retraining import RetrainingModule
+from synfoc3d.methods.self_training import SelfTraining, SelfTrainingSettings
 
 FINE_TUNER = "nnUNetTrainerCFRFineTune"  # trainer of the first stage
 PSEUDO_WEIGHT = 0.5  # L_pl is the mean of cross-entropy and Dice
@@ -40,7 +42,9 @@ class Module(NamedTuple):
 
 
 MODULES = {
+    "self_training": Module(SelfTraining, SelfTrainingSettings),
     "mean_teacher": Module(MeanTeacher, CFRMeanTeacherSettings),
+    "acmt": Module(ACMT, ACMTSettings),
     "magicnet": Module(MagicNet, MagicNetSettings),
 }
 
@@ -55,7 +59,7 @@ class CFRSettings(MethodSettings):
         pseudo_label_weight: of the pseudo-labels' loss: ``constant`` 1, as in the code, or the paper's ``ramp``.
     """
 
-    module: Literal["mean_teacher", "magicnet"] = "mean_teacher"
+    module: Literal["self_training", "mean_teacher", "acmt", "magicnet"] = "mean_teacher"
     module_settings: Annotated[SerializeAsAny[MethodSettings], Field(validate_default=True)] = MethodSettings()
     labeler: str | None = None
     pseudo_label_weight: Literal["constant", "ramp"] = "constant"
@@ -88,7 +92,7 @@ class CFR(Method):
         self.panels = (
             *self.module.panels,
             Panel("pseudo-labels", ("loss_pseudo",)),
-            Panel("pseudo-label Dice", ("pseudo_dice",), is_share=True),
+            Panel("pseudo-label Dice", ("pseudo_dice_foundation",), is_share=True),
         )
         self._labeler = (build.trained(FINE_TUNER, settings.labeler),)  # in a tuple it is no submodule
 
@@ -111,7 +115,7 @@ class CFR(Method):
         pseudo = self.pseudo_labels(unlabeled)
         loss_pseudo = PSEUDO_WEIGHT * segmentation_loss(terms.unlabeled, pseudo, self.labels)
         quality = mean_foreground_dice(pseudo.label, unlabeled.hidden, self.labels)
-        logs = terms.logs | {"loss_pseudo": loss_pseudo.detach(), "pseudo_dice": quality}
+        logs = terms.logs | {"loss_pseudo": loss_pseudo.detach(), "pseudo_dice_foundation": quality}
         return StepResult(terms.loss + self.pseudo_weight(progress) * loss_pseudo, logs)
 
     @torch.no_grad()

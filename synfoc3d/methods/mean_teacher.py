@@ -4,7 +4,8 @@ The weights of both losses, the noise and the moving average are those of UA-MT 
 segmentation.
 """
 
-from typing import Annotated, Literal
+from abc import abstractmethod
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -18,34 +19,42 @@ from synfoc3d.methods.retraining import LABELED_WEIGHT, RetrainingModule, Terms
 from synfoc3d.networks.teacher import update_teacher
 
 
-class MeanTeacherSettings(MethodSettings):
-    """Settings of :class:`MeanTeacher`.
+class TeacherSettings(MethodSettings):
+    """Settings of every method whose teacher is the student's moving average, see :class:`TeacherModule`.
 
     Attributes:
         consistency_weight: weight of the consistency loss at the end of its ramp.
         rampup_length: length of the ramp, in units of 150 steps.
         noise: standard deviation of the teacher's input noise, clamped at twice its value; units of the input.
         ema_decay: highest decay of the moving average.
-        consistency_on: patches on which student and teacher are compared; ``all`` as in CFR's code.
     """
 
     consistency_weight: Annotated[float, Field(ge=0)] = 0.1
     rampup_length: Annotated[int, Field(ge=1)] = 40
     noise: Annotated[float, Field(ge=0)] = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    consistency_on: Literal["unlabeled", "all"] = "unlabeled"
 
 
-class MeanTeacher(RetrainingModule):
-    """L = 1/2 L_s + w(t) mean((p_student - p_teacher)^2) on unlabeled patches; the teacher's input carries noise.
+class Consistency(NamedTuple):
+    """How far a student is from its teacher (scalar with gradient to the student), and further scalars to log."""
 
-    L_s is the labeled loss, cross-entropy + Dice.
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+class TeacherModule(RetrainingModule):
+    """L = 1/2 L_s + w(t) L_c: a student kept close to its moving average, whose input carries noise.
+
+    L_s is the labeled loss, cross-entropy + Dice; L_c is what a subclass computes in :meth:`consistency`.
     """
 
-    Settings = MeanTeacherSettings
-    panels = (Panel("parts of the loss", ("loss_supervised",)), Panel("consistency", ("loss_consistency",)))
+    panels = (
+        Panel("parts of the loss", ("loss_supervised",)),
+        Panel("consistency", ("loss_consistency",)),
+    )
+    compares_labeled = False  # whether L_c takes the labeled patches, too
 
-    def __init__(self, settings: MeanTeacherSettings, build: Builder) -> None:
+    def __init__(self, settings: TeacherSettings, build: Builder) -> None:
         super().__init__(settings, build)
         self.settings = settings
         self.teacher = teacher_of(self.conventional)
@@ -57,11 +66,11 @@ class MeanTeacher(RetrainingModule):
         supervised = self.build.supervised_loss(output, labeled)
         logits = full_resolution(self.conventional(unlabeled.weak))
         student, image = logits, unlabeled.weak
-        if self.settings.consistency_on == "all":
+        if self.compares_labeled:
             student, image = torch.cat([full_resolution(output), logits]), torch.cat([labeled.image, image])
-        consistency = self.consistency(self.labels.probabilities(student), self._teach(image), progress)
+        consistency, logs = self.consistency(self.labels.probabilities(student), self._teach(image), progress)
         weight = gaussian_rampup(progress.step, self.settings.consistency_weight, self.settings.rampup_length)
-        logs = {"loss_supervised": supervised.detach(), "loss_consistency": consistency.detach()}
+        logs = {"loss_supervised": supervised.detach(), "loss_consistency": consistency.detach()} | logs
         return Terms(LABELED_WEIGHT * supervised + weight * consistency, logits, logs)
 
     @torch.no_grad()
@@ -69,16 +78,40 @@ class MeanTeacher(RetrainingModule):
         """Return the teacher's probabilities (B, K, [D,] H, W) for patches with noise on them."""
         return self.labels.probabilities(full_resolution(self.teacher(with_noise(image, self.settings.noise))))
 
-    def consistency(self, student: Tensor, teacher: Tensor, progress: Progress) -> Tensor:
-        """Return the mean squared distance of probabilities (B, K, [D,] H, W), a scalar with gradient to ``student``.
+    @abstractmethod
+    def consistency(self, student: Tensor, teacher: Tensor, progress: Progress) -> Consistency:
+        """Compare the probabilities of both networks.
 
         Args:
-            student: of the student.
-            teacher: of the teacher.
+            student: (B, K, [D,] H, W) with gradient.
+            teacher: of the same shape.
             progress: position in the run.
         """
-        return (student - teacher).square().mean()
 
     def update_teachers(self, step: int) -> None:
         """Move the teacher to the moving average of the student's parameters."""
         update_teacher(self.teacher, self.conventional, step, self.settings.ema_decay)
+
+
+class MeanTeacherSettings(TeacherSettings):
+    """Settings of :class:`MeanTeacher`.
+
+    Attributes:
+        consistency_on: patches on which student and teacher are compared; ``all`` as in CFR's code.
+    """
+
+    consistency_on: Literal["unlabeled", "all"] = "unlabeled"
+
+
+class MeanTeacher(TeacherModule):
+    """L = 1/2 L_s + w(t) mean((p_student - p_teacher)^2), the mean over patches, channels and positions."""
+
+    Settings = MeanTeacherSettings
+
+    def __init__(self, settings: MeanTeacherSettings, build: Builder) -> None:
+        super().__init__(settings, build)
+        self.compares_labeled = settings.consistency_on == "all"
+
+    def consistency(self, student: Tensor, teacher: Tensor, progress: Progress) -> Consistency:
+        """Return the mean squared distance."""
+        return Consistency((student - teacher).square().mean(), {})

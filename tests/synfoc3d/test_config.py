@@ -10,9 +10,11 @@ import yaml
 from synfoc3d import config
 from synfoc3d.config import MethodSettings, Settings, differences, override, read_partial, resolve
 from synfoc3d.errors import UserError
+from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
+from synfoc3d.methods.self_training import SelfTrainingSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.sections import DataFacts
 
@@ -22,7 +24,15 @@ PRESETS = sorted(
     # those of the pre-training are settings of another tree, tested with it
     if entry.name.endswith(".yaml") and not entry.name.startswith("pretrain")
 )
-METHODS = (SynFoCSettings, MeanTeacherSettings, MagicNetSettings, FineTuningSettings, MethodSettings)
+METHODS = (
+    SynFoCSettings,
+    MeanTeacherSettings,
+    ACMTSettings,
+    SelfTrainingSettings,
+    MagicNetSettings,
+    FineTuningSettings,
+    MethodSettings,
+)
 
 
 def fits(preset: str) -> list[type[MethodSettings]]:

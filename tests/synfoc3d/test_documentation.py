@@ -13,9 +13,11 @@ from pydantic import BaseModel
 
 from synfoc3d import cli, config
 from synfoc3d.experiment.plan import read_plan
+from synfoc3d.methods.acmt import ACMT, ACMTSettings
 from synfoc3d.methods.fine_tuning import FineTuning, FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNet, MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
+from synfoc3d.methods.self_training import SelfTraining, SelfTrainingSettings
 from synfoc3d.methods.synfoc import SynFoC, SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBase, SynFoCBaseSettings
 from synfoc3d.metrics import METRICS
@@ -36,6 +38,8 @@ SETTINGS = {
     "### SynFoC (`nnUNetTrainerSynFoC`)": SynFoCSettings,
     "### SynFoC's base": SynFoCBaseSettings,
     "### Mean teacher": MeanTeacherSettings,
+    "### ACMT": ACMTSettings,
+    "### Self-training": SelfTrainingSettings,
     "### MagicNet": MagicNetSettings,
     "### `nnUNetTrainerSAMed`": FineTuningSettings,
     "## `foundation`": config.FoundationSettings,
@@ -121,7 +125,7 @@ def test_every_prediction_mode_is_named():
     assert set(re.findall(r"^- `--model (\w+)`", text, re.M)) == set(MODES)
 
 
-@pytest.mark.parametrize("method", [SynFoC, SynFoCBase, MeanTeacher, MagicNet, FineTuning])
+@pytest.mark.parametrize("method", [SynFoC, SynFoCBase, MeanTeacher, ACMT, SelfTraining, MagicNet, FineTuning])
 def test_every_curve_of_a_method_is_explained(method):
     text = section(REFERENCE / "files.md", "### Columns of `synfoc3d_log.csv`")
     columns = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?`) \|", text, re.M))))

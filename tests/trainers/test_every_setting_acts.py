@@ -13,9 +13,11 @@ import yaml
 
 from synfoc3d import config
 from synfoc3d.errors import UserError
+from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
+from synfoc3d.methods.self_training import SelfTrainingSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 from synfoc3d.networks.build import build_foundation
@@ -26,6 +28,8 @@ METHODS = {
     SYNFOC: SynFoCSettings,
     "nnUNetTrainerSynFoCBase": SynFoCBaseSettings,
     "nnUNetTrainerMeanTeacher": MeanTeacherSettings,
+    "nnUNetTrainerACMT": ACMTSettings,
+    "nnUNetTrainerSelfTraining": SelfTrainingSettings,
     "nnUNetTrainerMagicNet": MagicNetSettings,
     "nnUNetTrainerSAMed": FineTuningSettings,
 }
@@ -51,6 +55,12 @@ MIXING = {
     "teacher_scope": Change("window", {"method.window": 2}, configuration="3d_fullres"),
     "mask_background": Change(True),
     "bidirectional": Change(True),
+}
+TEACHER = {
+    "consistency_weight": Change(1.0),
+    "rampup_length": Change(1, observe="late"),
+    "noise": Change(0.5),
+    "ema_decay": Change(0.0),
 }
 ALONE = {"method.network": "foundation"}
 OPTIMIZER = {
@@ -83,19 +93,13 @@ CHANGES = {
         "window": Change(2, ALONE, configuration="3d_fullres"),
         "teacher_scope": Change("window", ALONE | {"method.window": 2}, "seen", "3d_fullres"),
     },
-    ("nnUNetTrainerMeanTeacher", "method"): {
-        "consistency_weight": Change(1.0),
-        "rampup_length": Change(1, observe="late"),
-        "noise": Change(0.5),
-        "ema_decay": Change(0.0),
-    },
-    ("nnUNetTrainerMagicNet", "method"): {
-        "consistency_weight": Change(1.0),
-        "rampup_length": Change(1, observe="late"),
+    ("nnUNetTrainerMeanTeacher", "method"): TEACHER | {"consistency_on": Change("all")},
+    ("nnUNetTrainerACMT", "method"): TEACHER | {"threshold": Change([0.9, 1.0])},
+    ("nnUNetTrainerSelfTraining", "method"): {"rounds": Change(1, {"iterations_per_epoch": 2})},
+    ("nnUNetTrainerMagicNet", "method"): TEACHER
+    | {
         "rampup_unit": Change(1),
         "location_weight": Change(1.0),
-        "noise": Change(0.5),
-        "ema_decay": Change(0.0),
     },
     ("nnUNetTrainerSAMed", "method"): {"dice_weight": Change(0.5), "window": Change(2, configuration="3d_fullres")},
     (SYNFOC, "foundation"): {

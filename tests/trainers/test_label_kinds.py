@@ -16,6 +16,8 @@ from synfoc3d.inference.models import ModelChoice, load_model
 METHODS = {
     "supervised": ("nnUNetTrainerSupervised", {}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}),
+    "ACMT": ("nnUNetTrainerACMT", {}),
+    "self-training": ("nnUNetTrainerSelfTraining", {}),
     "MagicNet": ("nnUNetTrainerMagicNet", {}),
     "SynFoC": ("nnUNetTrainerSynFoC", {"tau": 0.4}),
     "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional", "tau": 0.4}),
@@ -70,13 +72,13 @@ def same_for(values, classes, random):
 
 
 def step(project, method, configuration):
-    """Take one step; return the trainer, what it logged, and the gradients of all students."""
+    """Take a step half-way through a run; return the trainer, what it logged, and the gradients of all students."""
     name, settings = METHODS[method]
     with project.active(f"step_{method}"):
         trainer = project.trainer(name, configuration, method=settings)
         trainer.initialize()
         batch = next(trainer.get_dataloaders()[0])
-        trainer.step = 0
+        trainer.step = trainer.num_epochs * trainer.num_iterations_per_epoch // 2
         logs = trainer.train_step(batch)
     gradients = {
         f"{student}.{key}": parameter.grad

@@ -12,6 +12,8 @@ TRAININGS = {
     "supervised": ("nnUNetTrainerSupervised", {}, {"conventional"}),
     "upper bound": ("nnUNetTrainerFullySupervised", {}, {"conventional"}),
     "mean teacher": ("nnUNetTrainerMeanTeacher", {}, {"conventional"}),
+    "ACMT": ("nnUNetTrainerACMT", {}, {"conventional"}),
+    "self-training": ("nnUNetTrainerSelfTraining", {}, {"conventional"}),
     "MagicNet": ("nnUNetTrainerMagicNet", {}, {"conventional"}),
     "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation"}, {"foundation"}),
     "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional"}, {"conventional"}),
@@ -32,7 +34,7 @@ def train_once(project):
             else:
                 place = project
             results = key.replace(" ", "_")
-            trainer = place.train(results, name, epochs=1, iterations_per_epoch=1, method=method)
+            trainer = place.train(results, name, epochs=1, iterations_per_epoch=2, method=method)
             done[key] = trainer, place.results(results, name)
         return done[key]
 

@@ -270,3 +270,32 @@ def test_decisions_of_classes_and_regions() -> None:
     sets = torch.tensor([[0, 0b101], [0b010, 0b111]])
     assert REGIONS.choices == (3, 2)
     assert REGIONS.decisions(sets).tolist() == [[[0, 1], [0, 0], [0, 1]], [[0, 1], [1, 1], [0, 1]]]
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_ambiguity_of_classes_is_the_entropy_of_the_softmax_over_its_largest(channels: int) -> None:
+    p = torch.randn(2, channels, *SHAPES[3], generator=torch.Generator().manual_seed(5)).mul(2).softmax(1)
+    found = Classes(channels).ambiguity(p)
+    assert found.shape == (2, 1, *SHAPES[3])
+    for b, *at in positions(p):
+        here = p.double()[(b, slice(None), *at)].tolist()
+        expected = -sum(x * math.log(x) for x in here) / math.log(channels)
+        assert found[(b, 0, *at)].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_ambiguity_of_regions_is_the_binary_entropy_of_each_over_log_2() -> None:
+    p = torch.randn(2, 3, *SHAPES[3], generator=torch.Generator().manual_seed(5)).mul(2).sigmoid()
+    found = REGIONS.ambiguity(p)
+    assert found.shape == p.shape
+    for x, y in zip(p.double().flatten().tolist(), found.flatten().tolist(), strict=True):
+        assert y == pytest.approx(-(x * math.log2(x) + (1 - x) * math.log2(1 - x)), abs=1e-6)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 7, 14])
+def test_ambiguity_lies_between_0_for_certain_and_1_for_equal_probabilities(channels: int) -> None:
+    classes, regions = Classes(channels), Regions([(r + 1,) for r in range(channels)], range(1, channels + 1))
+    certain = torch.eye(channels)[:1].unsqueeze(-1)
+    for labels, equal in ((classes, 1 / channels), (regions, 0.5)):
+        assert 0 <= labels.ambiguity(certain).min() <= labels.ambiguity(certain).max() < 1e-6
+        highest = labels.ambiguity(torch.full((1, channels, 1), equal))
+        assert 1 - 1e-6 < highest.min() <= highest.max() <= 1

@@ -74,7 +74,7 @@ def test_only_the_weak_view_is_labeled_and_hidden_labels_are_for_the_log_alone(
         torch.manual_seed(0)
         results.append(method.training_step(changed, Progress(3, 10)))
     assert len({result.loss.item() for result in results}) == 1
-    assert results[0].logs["pseudo_dice"] != results[2].logs["pseudo_dice"]
+    assert results[0].logs["pseudo_dice_foundation"] != results[2].logs["pseudo_dice_foundation"]
 
 
 def test_frozen_network_is_no_part_of_the_method(build: Builder, labeler: CanvasFoundation) -> None:

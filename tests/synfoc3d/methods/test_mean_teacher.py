@@ -67,6 +67,46 @@ def test_losses_have_the_weights_of_the_public_code(case: Any, make_method: Call
     torch.testing.assert_close(method.training_step(batch, Progress(20 * 150, 60_000)).loss, expected)
 
 
+def test_consistency_on_all_patches_is_the_mean_of_both_halves(
+    case: Any, make_method: Callable, make_batch: Callable
+) -> None:
+    method, batch = make_method(case, consistency_on="all"), make_batch(case)
+    labeled, weak = batch.labeled.image, batch.unlabeled.weak
+    torch.manual_seed(7)
+    result = method.training_step(batch, Progress(6000, 60_000))
+    torch.manual_seed(7)
+    images = torch.cat([labeled, weak])
+    images = images + (0.1 * torch.randn(images.shape)).clamp(-0.2, 0.2)
+    halves = []
+    for clean, noisy in ((labeled, images[: len(labeled)]), (weak, images[len(labeled) :])):
+        student, teacher = method.conventional(clean).softmax(1), method.teacher(noisy).softmax(1)
+        halves.append(((student - teacher) ** 2).sum() / student.numel())
+    consistency = (halves[0] + halves[1]) / 2
+    supervised = segmentation_loss(method.conventional(labeled), batch.labeled.target.label)
+    torch.testing.assert_close(result.logs["loss_consistency"], consistency.detach())
+    torch.testing.assert_close(result.loss, 0.5 * supervised + 0.1 * consistency)
+
+
+@pytest.mark.parametrize("on", ["unlabeled", "all"])
+def test_labeled_patches_are_compared_where_asked_for(
+    case: Any, on: str, make_method: Callable, make_batch: Callable
+) -> None:
+    batch = make_batch(case)
+    other = replace(batch, labeled=replace(batch.labeled, image=batch.labeled.image.flip(-1).roll(1, -2)))
+    method = make_method(case, noise=0, consistency_on=on)
+    first, second = (method.training_step(x, LATE).logs["loss_consistency"] for x in (batch, other))
+    assert torch.equal(first, second) == (on == "unlabeled")
+
+
+@pytest.mark.parametrize("on", ["unlabeled", "all"])
+def test_answer_on_unlabeled_patches_is_handed_out(
+    case: Any, on: str, make_method: Callable, make_batch: Callable
+) -> None:
+    method, batch = make_method(case, True, consistency_on=on), make_batch(case)
+    logits = method.terms(batch, LATE).unlabeled
+    assert torch.equal(logits, method.conventional(batch.unlabeled.weak)[0]) and logits.requires_grad
+
+
 def test_logs_are_unweighted(case: Any, make_method: Callable, make_batch: Callable) -> None:
     method, batch = make_method(case, noise=0), make_batch(case)
     logs = method.training_step(batch, LATE).logs
@@ -141,7 +181,16 @@ def test_the_one_student(case: Any, make_method: Callable) -> None:
     assert dict(method.students()) == {"conventional": method.conventional}
 
 
-@pytest.mark.parametrize("wrong", [{"ema_decay": 1}, {"noise": -1}, {"rampup_length": 0}, {"consistency_weight": -0.1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ema_decay": 1},
+        {"noise": -1},
+        {"rampup_length": 0},
+        {"consistency_weight": -0.1},
+        {"consistency_on": "labeled"},
+    ],
+)
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         MeanTeacherSettings(**wrong)
