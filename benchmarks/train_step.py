@@ -1,12 +1,15 @@
 """Seconds and peak memory of one training step per method, on random data; prints one JSON object per line.
 
-    python benchmarks/train_step.py [--device cpu] [--patch 1 256 224] [--batch 2] [--image-size 256] [--steps 5]
+    python benchmarks/train_step.py [Supervised MeanTeacher ...] [--device cpu] [--patch 1 256 224] [--batch 2]
+        [--foundation compact] [--checkpoint FILE] [--image-size S] [--precision auto] [--checkpointing] [--steps 5]
 
-The conventional network is a plain U-Net as nnU-Net plans it; the foundation network is the compact one.
+The conventional network is a plain U-Net as nnU-Net plans it. Each method is measured in a process of its own, so that
+its peak memory is its own, too. CFR is its second stage, whose foundation network is frozen and sees canvases.
 """
 
 import argparse
 import json
+import multiprocessing
 import resource
 import time
 
@@ -17,14 +20,21 @@ from torch import nn
 from synfoc3d.config import resolve
 from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
-from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Progress, Unlabeled, full_resolution
+from synfoc3d.methods.acmt import ACMT
+from synfoc3d.methods.base import Batch, Builder, Labeled, Progress, Unlabeled, full_resolution
+from synfoc3d.methods.cfr import CFR
+from synfoc3d.methods.cfr_fine_tuning import CFRFineTuning
+from synfoc3d.methods.magicnet import MagicNet
 from synfoc3d.methods.mean_teacher import MeanTeacher
+from synfoc3d.methods.self_training import SelfTraining
 from synfoc3d.methods.supervised import Supervised
 from synfoc3d.methods.synfoc import SynFoC
-from synfoc3d.networks.build import build_foundation
+from synfoc3d.networks.arrangement import Arrangement
+from synfoc3d.networks.build import arranged, build_foundation
 from synfoc3d.networks.precision import autocast
 
 CLASSES = 4
+METHODS = {m.__name__: m for m in (Supervised, MeanTeacher, SelfTraining, ACMT, MagicNet, SynFoC, CFRFineTuning, CFR)}
 
 
 def unet(dimensions: int, stages: int = 5) -> nn.Module:
@@ -37,19 +47,25 @@ def unet(dimensions: int, stages: int = 5) -> nn.Module:
     )
 
 
-def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]:
-    size = args.patch if args.patch[0] > 1 else args.patch[1:]
-    settings = resolve({"foundation": {"name": "compact", "image_size": args.image_size}}, method.Settings)
-    labels = Classes(CLASSES)
+def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
+    method, size = METHODS[name], tuple(args.patch if args.patch[0] > 1 else args.patch[1:])
+    given = {key: getattr(args, key) for key in ("checkpoint", "image_size", "checkpointing")}
+    settings = resolve({"foundation": {"name": args.foundation, **given}}, method.Settings)
+    foundation, labels = arranged(settings.foundation, method.arrangement, size), Classes(CLASSES)
+    device = torch.device(args.device)
+
+    def network() -> Arrangement:
+        return build_foundation(foundation, CLASSES, size)[0].to(device)
+
     build = Builder(
         labels,
         lambda: unet(len(size)),
-        lambda: build_foundation(settings.foundation, CLASSES)[0],
+        network,
         lambda output, labeled: segmentation_loss(full_resolution(output), labeled.target, labels),
         lambda weak, _: weak,  # the views are given
-        tuple(size),
+        size,
+        lambda *_: network().requires_grad_(False).eval(),
     )
-    device = torch.device(args.device)
     trained = method(settings.method, build).to(device)
     image = torch.randn(args.batch, 1, *size, device=device)
     target = Target(torch.randint(CLASSES, (args.batch, *size), device=device))
@@ -59,7 +75,7 @@ def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]
     for step in range(args.steps + 1):
         started = time.perf_counter()
         trained.zero_grad(set_to_none=True)
-        with autocast("auto", device.type):
+        with autocast(args.precision, device.type):
             loss = trained.training_step(batch, Progress(step, 100)).loss
         loss.backward()
         trained.update_teachers(step)
@@ -71,7 +87,8 @@ def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]
         memory = torch.cuda.max_memory_allocated() / 2**20
     timed = sorted(seconds[1:])
     return {
-        "method": method.__name__,
+        "method": name,
+        "foundation": args.foundation,
         "patch": args.patch,
         "batch": args.batch,
         "device": args.device,
@@ -85,14 +102,20 @@ def measure(method: type[Method], args: argparse.Namespace) -> dict[str, object]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"of {', '.join(METHODS)}; default: all")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--patch", type=int, nargs=3, default=(1, 256, 224), metavar=("D", "H", "W"))
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--image-size", type=int, default=256)
+    parser.add_argument("--foundation", default="compact")
+    parser.add_argument("--checkpoint", help="weights of the foundation network; default: where they are looked for")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
-    for method in (Supervised, MeanTeacher, SynFoC):
-        print(json.dumps(measure(method, args)))
+    for name in args.methods or METHODS:
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            print(json.dumps(process.apply(measure, (name, args))), flush=True)
 
 
 if __name__ == "__main__":

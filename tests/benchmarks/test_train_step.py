@@ -17,10 +17,19 @@ def benchmark():
     return module
 
 
+def arguments(patch):
+    foundation = {"foundation": "compact", "checkpoint": None, "image_size": 32, "checkpointing": False}
+    return Namespace(device="cpu", patch=patch, batch=1, precision="auto", steps=1, **foundation)
+
+
 @pytest.mark.parametrize("patch", [(1, 32, 32), (16, 32, 32)])
 @pytest.mark.parametrize("method", ["Supervised", "MeanTeacher", "SynFoC"])
 def test_step_of_every_method_is_measured(benchmark, method, patch):
-    args = Namespace(device="cpu", patch=patch, batch=1, image_size=32, steps=1)
-    measured = benchmark.measure(getattr(benchmark, method), args)
+    measured = benchmark.measure(method, arguments(patch))
     assert measured["method"] == method
     assert 0 < measured["seconds_min"] <= measured["seconds_max"] and measured["peak_MiB"] > 0
+
+
+@pytest.mark.parametrize("method", ["SelfTraining", "ACMT", "MagicNet", "CFRFineTuning", "CFR"])
+def test_step_of_methods_of_volumes_is_measured(benchmark, method):
+    assert benchmark.measure(method, arguments((16, 32, 32)))["seconds_median"] > 0

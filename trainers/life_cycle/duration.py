@@ -82,8 +82,9 @@ def shortening_settings(settings: Settings, image_size: int | None) -> list[str]
         settings: of the training.
         image_size: side of the image that the foundation student sees, in pixels; None where there is no such student.
     """
+    shows_slices = settings.foundation.arrangement != "canvas"  # whose side the patch decides
     helps = {
-        f"foundation.image_size={SMALL_IMAGE}": image_size is not None and image_size > SMALL_IMAGE,
+        f"foundation.image_size={SMALL_IMAGE}": shows_slices and image_size is not None and image_size > SMALL_IMAGE,
         "foundation.name=compact": image_size is not None and settings.foundation.name != "compact",
         "fewer epochs": settings.epochs > 1,
         "fewer iterations_per_epoch": settings.iterations_per_epoch > 1,

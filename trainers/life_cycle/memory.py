@@ -35,9 +35,9 @@ def kept_for_gradients(network: nn.Module, shape: Sequence[int]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         answer = twin(torch.empty(*shape, device="meta"))
     del answer
-    weights = {id(p) for p in twin.parameters()}
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept if id(t) not in weights}
-    return sum(storages.values())
+    weights = {p.untyped_storage()._cdata for p in twin.parameters()}
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    return sum(size for storage, size in storages.items() if storage not in weights)
 
 
 def refuse_too_large(network: Arrangement, shape: Sequence[int], settings: Settings, device: torch.device) -> None:
@@ -64,8 +64,8 @@ def refuse_too_large(network: Arrangement, shape: Sequence[int], settings: Setti
         "a smaller foundation.image_size, for several canvases a patch": True,
     }
     raise UserError(
-        f"A step on canvases of {network.image_size} x {network.image_size} pixels keeps about {needed:.1f} GiB for its "
-        f"gradients, but {available:.1f} GiB are free: set {', or '.join(name for name, use in helps.items() if use)}."
+        f"A step on canvases of {network.image_size} x {network.image_size} pixels keeps about {needed:.1f} GiB for "
+        f"its gradients, but {available:.1f} GiB are free: set {', or '.join(name for name in helps if helps[name])}."
     )
 
 

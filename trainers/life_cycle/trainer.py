@@ -39,6 +39,7 @@ from synfoc3d.trainers.life_cycle.duration import DurationLog
 from synfoc3d.trainers.life_cycle.earlier_stage import EarlierStage, refuse_other_foundation
 from synfoc3d.trainers.life_cycle.final_validation import keep_preference, leave_out_unknown, validate_modes
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
+from synfoc3d.trainers.life_cycle.memory import refuse_too_large
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
 from synfoc3d.trainers.life_cycle.validation import (
     HITS,
@@ -171,6 +172,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             f"Foundation network {self.settings.foundation.name}{without}: {trained:,} of {total:,} parameters train. "
             + network.describe(self.configuration_manager.patch_size)
         )
+        if not network.independent_slices:
+            shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+            refuse_too_large(network, shape, self.settings, self.device)
         return network
 
     def _earlier_network(self, trainer: str, file: str | None) -> Arrangement:
