@@ -11,6 +11,8 @@ from synfoc3d import config
 from synfoc3d.config import MethodSettings, Settings, differences, override, read_partial, resolve
 from synfoc3d.errors import UserError
 from synfoc3d.methods.acmt import ACMTSettings
+from synfoc3d.methods.cfr import CFRSettings
+from synfoc3d.methods.cfr_fine_tuning import CFRFineTuningSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
@@ -31,6 +33,8 @@ METHODS = (
     SelfTrainingSettings,
     MagicNetSettings,
     FineTuningSettings,
+    CFRFineTuningSettings,
+    CFRSettings,
     MethodSettings,
 )
 

@@ -14,6 +14,8 @@ import yaml
 from synfoc3d import config
 from synfoc3d.errors import UserError
 from synfoc3d.methods.acmt import ACMTSettings
+from synfoc3d.methods.cfr import CFRSettings
+from synfoc3d.methods.cfr_fine_tuning import CFRFineTuningSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
@@ -32,6 +34,8 @@ METHODS = {
     "nnUNetTrainerSelfTraining": SelfTrainingSettings,
     "nnUNetTrainerMagicNet": MagicNetSettings,
     "nnUNetTrainerSAMed": FineTuningSettings,
+    "nnUNetTrainerCFRFineTune": CFRFineTuningSettings,
+    "nnUNetTrainerCFR": CFRSettings,
 }
 SGD = {"name": "sgd", "lr": 1e-3}
 ADAPTED = {"foundation.checkpoint": "FILE"}  # a base with weights gets adapters
@@ -62,6 +66,7 @@ TEACHER = {
     "noise": Change(0.5),
     "ema_decay": Change(0.0),
 }
+LABELED = {"method.labeler": "LABELER"}  # a first stage
 ALONE = {"method.network": "foundation"}
 OPTIMIZER = {
     "lr": Change(0.02),
@@ -102,11 +107,24 @@ CHANGES = {
         "location_weight": Change(1.0),
     },
     ("nnUNetTrainerSAMed", "method"): {"dice_weight": Change(0.5), "window": Change(2, configuration="3d_fullres")},
+    ("nnUNetTrainerCFRFineTune", "method"): {
+        "curve_probability": Change(0.0, configuration="3d_fullres"),
+        "curve_range": Change("unit", configuration="3d_fullres"),
+        "turn_canvas": Change(False, configuration="3d_fullres"),
+        "dice_on_padding": Change(True, configuration="3d_fullres"),
+    },
+    ("nnUNetTrainerCFR", "method"): {
+        "module": Change("acmt", LABELED, configuration="3d_fullres"),
+        "module_settings": Change({"noise": 0.5}, LABELED, configuration="3d_fullres"),
+        "labeler": Change("LABELER", observe="refused", configuration="3d_fullres"),
+        "pseudo_label_weight": Change("ramp", LABELED, configuration="3d_fullres"),
+    },
     (SYNFOC, "foundation"): {
         "name": Change("sam_vit_b", observe="built"),
         "checkpoint": Change("FILE"),
         "lora": Change("/no/lora.pth", ADAPTED, "refused"),
         "image_size": Change(48),
+        "arrangement": Change("canvas", configuration="3d_fullres"),
         "lora_rank": Change(2, ADAPTED),
         "lora_targets": Change("all", ADAPTED),
         "full_finetune": Change(True, ADAPTED),
@@ -158,15 +176,18 @@ def test_every_key_of_the_tree_has_its_change():
 
 
 @pytest.fixture(scope="module")
-def base_file(tmp_path_factory):
-    """A file with weights of the compact network."""
+def files(project, tmp_path_factory):
+    """Files that settings name: FILE, weights of the compact network, and LABELER, a first stage of CFR."""
     torch.manual_seed(3)
     file = tmp_path_factory.mktemp("base") / "base.pth"
     torch.save(build_sam("compact", 32, 2).state_dict(), file)
-    return file
+    trainer = "nnUNetTrainerCFRFineTune"
+    with project.active("first_stage"):
+        project.trainer(trainer, "3d_fullres", **tree_of({}, {})).run_training()
+    return {"FILE": file, "LABELER": project.results("first_stage", trainer, "3d_fullres") / "checkpoint_final.pth"}
 
 
-def tree_of(assignments, base_file):
+def tree_of(assignments, files):
     """Nested settings from dotted keys."""
     foundation = {"name": "compact", "image_size": 32, "checkpoint": "random"}
     tree = {"epochs": 2, "iterations_per_epoch": 1, "foundation": foundation}
@@ -175,12 +196,12 @@ def tree_of(assignments, base_file):
         node = tree
         for section in sections:
             node = node.setdefault(section, {})
-        node[leaf] = str(base_file) if value == "FILE" else value
+        node[leaf] = str(files[value]) if isinstance(value, str) and value in files else value
     return tree
 
 
 @pytest.fixture(scope="module")
-def observe(project, two_channels, base_file):
+def observe(project, two_channels, files):
     """Return a function that trains with some settings and says what is to be seen of them; each is trained once."""
     known = {}
 
@@ -188,7 +209,7 @@ def observe(project, two_channels, base_file):
         key = (trainer, configuration, how, repr(assignments))
         if key not in known:
             place = two_channels if how == "two channels" else project
-            known[key] = OBSERVATIONS[how](place, trainer, configuration, tree_of(assignments, base_file))
+            known[key] = OBSERVATIONS[how](place, trainer, configuration, tree_of(assignments, files))
         return known[key]
 
     return look
