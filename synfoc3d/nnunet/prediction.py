@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
@@ -123,7 +125,7 @@ class CasePredictor:
         if not network.independent_slices:
             patches = _PatchProbabilities(network, image, self.labels).to(self.device)
             with autocast(self.precision, self.device.type, keep_casts=True):
-                return self._volumes.predict(patches, image, on_progress)
+                return self._volumes.predict_probabilities(patches, image, on_progress)
         volumetric = len(self.configuration.patch_size) == 3
         # an axis of slices cannot be mirrored within a slice
         axes = tuple(axis - 1 for axis in self.mirror_axes if axis > 0) if volumetric else self.mirror_axes
@@ -204,6 +206,31 @@ class _VolumePredictor(nnUNetPredictor):
         self.network = network
         self.on_progress = on_progress
         return self.predict_sliding_window_return_logits(image).cpu()
+
+    def predict_probabilities(self, network: nn.Module, image: Tensor, on_progress: OnProgress) -> Tensor:
+        """Average what a network gives over nnU-Net's patches and mirrored versions, with its weights, in float32.
+
+        nnU-Net sums in float16, in which the smallest weights, times a probability, are rounded to nothing.
+
+        Args:
+            network: gives probabilities (1, K, D, H, W).
+            image: (C, D, H, W) preprocessed case, on the CPU.
+            on_progress: told the share of the work that was done.
+
+        Returns:
+            (K, D, H, W) float16 on the CPU.
+        """
+        self.network, self.on_progress = network, on_progress
+        patch = tuple(self.configuration_manager.patch_size)
+        padded, inside = pad_nd_image(image, patch, "constant", {"value": 0}, True, None)
+        weight = compute_gaussian(patch, 1 / 8, 10, torch.float32, torch.device("cpu"))
+        weights = torch.zeros(padded.shape[1:])
+        total = torch.zeros((self.label_manager.num_segmentation_heads, *padded.shape[1:]))
+        for where in self._internal_get_sliding_window_slicers(padded.shape[1:]):
+            answer = self._internal_maybe_mirror_and_predict(padded[where][None].to(self.device))[0]
+            total[where] += answer.float().cpu() * weight
+            weights[where[1:]] += weight
+        return (total / weights).half()[(slice(None), *inside[1:])]
 
     def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> list:
         slicers = super()._internal_get_sliding_window_slicers(image_size)

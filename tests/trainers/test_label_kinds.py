@@ -23,6 +23,7 @@ METHODS = {
     "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional", "tau": 0.4}),
     "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation", "tau": 0.4}),
     "SAMed": ("nnUNetTrainerSAMed", {}),
+    "CFR fine-tuning": ("nnUNetTrainerCFRFineTune", {}),
 }
 CONFIGURATIONS = ("2d", "3d_fullres")
 
@@ -89,7 +90,9 @@ def step(project, method, configuration):
     return trainer, logs, gradients
 
 
-CASES = list(product(METHODS, ("regions", "sparse", "partial", "sparse and partial", "everything"), CONFIGURATIONS))
+KINDS = ("regions", "sparse", "partial", "sparse and partial", "everything")
+FLAT = [method for method in METHODS if method != "CFR fine-tuning"]  # which sees volumes alone
+CASES = [*product(METHODS, KINDS, ["3d_fullres"]), *product(FLAT, KINDS, ["2d"])]
 
 
 @pytest.mark.parametrize(("method", "kind", "configuration"), CASES, ids=["-".join(case) for case in CASES])

@@ -10,7 +10,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from synfoc3d.config import FoundationSettings
 from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.intensity import intensity_range
+from synfoc3d.networks.intensity import intensity_range, resolve_range, to_unit
 from synfoc3d.nnunet.prediction import CasePredictor, on_net_grid
 
 CPU = torch.device("cpu")
@@ -117,6 +117,31 @@ def test_patch_rule_takes_the_range_of_the_patch(foundation, case, configuration
     parts = predictor(configuration).foundation(foundation, brighter)[:, :7]
     alone = predictor(configuration).foundation(foundation, one_tile)
     assert torch.equal(parts, alone) == (configuration == "2d")  # in 3D the other slices belong to the patch
+
+
+@pytest.fixture(scope="module")
+def canvas():
+    """The same kind of network on canvases of a 3D patch, two of them a patch."""
+    torch.manual_seed(0)
+    settings = FoundationSettings(name="compact", image_size=48, arrangement="canvas", checkpoint="random")
+    return build_foundation(settings, 3, PATCHES["3d_fullres"])[0].eval()
+
+
+@pytest.mark.parametrize("rule", ["case", "patch", (-1.0, 2.0)])
+def test_canvases_are_predicted_patch_by_patch_as_nnunet_does_with_mirroring_and_their_probabilities_averaged(
+    canvas, case, rule, monkeypatch
+):
+    class Probabilities(torch.nn.Module):
+        def forward(self, patch):
+            value_range = resolve_range(rule, torch.from_numpy(intensity_range(case.numpy()))[None], patch)
+            return canvas(to_unit(patch, value_range)).softmax(1)
+
+    monkeypatch.setattr(canvas, "intensity", rule)
+    shares = []
+    found = predictor("3d_fullres").foundation(canvas, case, shares.append)
+    expected = nnunets_window(Probabilities(), case, "3d_fullres")
+    torch.testing.assert_close(found.float(), expected, atol=2e-3, rtol=0)
+    assert sum(shares) == pytest.approx(1)
 
 
 def test_conventional_in_3d_is_nnunets_own_and_reports_progress(case):
