@@ -51,6 +51,11 @@ def fold_folder(model: Path, fold: int | str) -> Path:
     return model / f"fold_{fold}"
 
 
+def pseudo_labels_folder(training: Path, labeler: str) -> Path:
+    """Return where a training keeps pseudo-labels of whole cases, by the SHA-256 of the checkpoint that made them."""
+    return training / f"pseudo_labels_{labeler[:12]}"
+
+
 def best_checkpoint(student: str, first: str) -> str:
     """Return the name of the file that holds the best epoch of a student, beside those of the other students.
 

@@ -49,12 +49,14 @@ class Unlabeled:
         strong: the same view after intensity changes, voxel-aligned with ``weak``.
         value_range: (B, C, 2), see :class:`Labeled`.
         hidden: labels (B, [D,] H, W) for logging pseudo-label quality alone, and where they are known.
+        pseudo: what :attr:`Method.case_labeler` said of the whole cases; None where there is none.
     """
 
     weak: Tensor
     strong: Tensor
     value_range: Tensor
     hidden: Target
+    pseudo: Target | None = None
 
     @cached_property
     def weak_unit(self) -> Tensor:
@@ -152,6 +154,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     uses_unlabeled: ClassVar[bool] = True
     arrangement: ClassVar[ArrangementName] = "slices"  # of the foundation network, where the settings leave it open
+    case_labeler: Arrangement | None = None  # frozen, labels the unlabeled cases as a whole, before the training
     remark: str = ""  # a sentence for the log of the training
     panels: tuple[Panel, ...] = ()  # curves of the values it logs; what is in none is drawn in one more panel
 

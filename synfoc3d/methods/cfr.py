@@ -22,6 +22,7 @@ from synfoc3d.methods.magicnet import MagicNet, MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
 from synfoc3d.methods.retraining import RetrainingModule
 from synfoc3d.methods.self_training import SelfTraining, SelfTrainingSettings
+from synfoc3d.networks.arrangement import Arrangement
 
 FINE_TUNER = "nnUNetTrainerCFRFineTune"  # trainer of the first stage
 PSEUDO_WEIGHT = 0.5  # L_pl is the mean of cross-entropy and Dice
@@ -56,12 +57,15 @@ class CFRSettings(MethodSettings):
         module: how the 3D network learns from unlabeled patches besides the pseudo-labels.
         module_settings: the module's own settings.
         labeler: checkpoint of the first stage; None takes that of the same dataset, plans, configuration and fold.
+        pseudo_labels: made of each ``patch`` as the network sees it, in every step, as in the code; or once of each
+            whole ``case``, before the training, whose labels are then moved with its patches.
         pseudo_label_weight: of the pseudo-labels' loss: ``constant`` 1, as in the code, or the paper's ``ramp``.
     """
 
     module: Literal["self_training", "mean_teacher", "acmt", "magicnet"] = "mean_teacher"
     module_settings: Annotated[SerializeAsAny[MethodSettings], Field(validate_default=True)] = MethodSettings()
     labeler: str | None = None
+    pseudo_labels: Literal["patch", "case"] = "patch"
     pseudo_label_weight: Literal["constant", "ramp"] = "constant"
 
     @field_validator("module_settings", mode="before")
@@ -82,6 +86,7 @@ class CFR(Method):
     """
 
     Settings = CFRSettings
+    _labeler: Arrangement
     arrangement = "canvas"
 
     def __init__(self, settings: CFRSettings, build: Builder) -> None:
@@ -94,7 +99,10 @@ class CFR(Method):
             Panel("pseudo-labels", ("loss_pseudo",)),
             Panel("pseudo-label Dice", ("pseudo_dice_foundation",), is_share=True),
         )
-        self._labeler = (build.trained(FINE_TUNER, settings.labeler),)  # in a tuple it is no submodule
+        labeler = build.trained(FINE_TUNER, settings.labeler)
+        # plain attributes, as submodules would be trained and saved
+        object.__setattr__(self, "_labeler", labeler)
+        object.__setattr__(self, "case_labeler", labeler if settings.pseudo_labels == "case" else None)
 
     def students(self) -> Mapping[str, nn.Module]:
         """Return the module's network."""
@@ -120,8 +128,10 @@ class CFR(Method):
 
     @torch.no_grad()
     def pseudo_labels(self, unlabeled: Unlabeled) -> Target:
-        """Let the frozen network label the current patches (B, D, H, W): every voxel counts, however certain it is."""
-        return Target(self.labels.labels_of_logits(self._labeler[0](unlabeled.weak_unit)))
+        """Return the frozen network's labels of the patches (B, D, H, W): all count, however certain they are."""
+        if unlabeled.pseudo is not None:
+            return unlabeled.pseudo
+        return Target(self.labels.labels_of_logits(self._labeler(unlabeled.weak_unit)))
 
     def pseudo_weight(self, progress: Progress) -> float:
         """Return the weight of the pseudo-labels' loss."""

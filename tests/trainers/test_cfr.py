@@ -120,7 +120,7 @@ def test_pseudo_labels_are_those_of_the_first_stage(cfr):
     with cfr.active("cfr"):
         trainer = begin(cfr, SECOND)
         trainer.initialize()
-    labeler, patch = trainer.method._labeler[0], torch.rand(1, 1, *trainer.configuration_manager.patch_size)
+    labeler, patch = trainer.method._labeler, torch.rand(1, 1, *trainer.configuration_manager.patch_size)
     student = checkpoints.rebuild_foundation(final(cfr, FIRST), trainer.labels.space.num_channels)
     assert isinstance(labeler, CanvasFoundation) and labeler.image_size == 64
     assert not any(parameter.requires_grad for parameter in labeler.parameters())

@@ -117,6 +117,7 @@ CHANGES = {
         "module": Change("acmt", LABELED, configuration="3d_fullres"),
         "module_settings": Change({"noise": 0.5}, LABELED, configuration="3d_fullres"),
         "labeler": Change("LABELER", observe="refused", configuration="3d_fullres"),
+        "pseudo_labels": Change("case", LABELED, configuration="3d_fullres"),
         "pseudo_label_weight": Change("ramp", LABELED, configuration="3d_fullres"),
     },
     (SYNFOC, "foundation"): {

@@ -48,10 +48,12 @@ def make_batch(
     labeled = Labeled(image, target, pyramid, resolve_range(rule, case_range, image))
     if "unlabeled_data" not in raw:
         return Batch(labeled)
-    weak, hidden, case_range, known = to_device(raw, "unlabeled_", device)
+    weak, maps, case_range, known = to_device(raw, "unlabeled_", device)
     value_range = resolve_range(rule, case_range, weak)
     strong = strong_view(weak, value_range)
-    return Batch(labeled, Unlabeled(weak, strong, value_range, labels.target_of_values(hidden[0][:, 0].long(), known)))
+    hidden = labels.target_of_values(maps[0][:, 0].long(), known)
+    pseudo = labels.target_of_values(maps[0][:, 1].long()) if maps[0].shape[1] > 1 else None
+    return Batch(labeled, Unlabeled(weak, strong, value_range, hidden, pseudo))
 
 
 def labeled_stream(raw: Mapping[str, Any], device: torch.device, labels: LabelSpace) -> Stream:

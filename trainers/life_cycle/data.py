@@ -83,22 +83,30 @@ class UnlabeledCases(nnUNetBaseDataset):
         folders: the folder of preprocessed images of each case.
         hidden_labels: folder whose label files, where they exist, are read for logging alone (research mode); a case
             that has none there is all :data:`UNKNOWN`.
+        pseudo_labels: file of each case's pseudo-labels, which travel with its patches; None where there are none.
     """
 
-    def __init__(self, folders: Mapping[str, Path], hidden_labels: Path) -> None:
+    def __init__(
+        self, folders: Mapping[str, Path], hidden_labels: Path, pseudo_labels: Mapping[str, Path] | None = None
+    ) -> None:
         self.folders = dict(folders)
         self.hidden_labels = hidden_labels
+        self.pseudo_labels = pseudo_labels
         self.identifiers = sorted(folders)
 
-    def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, None]]:
-        """Load image (C, D, H, W) and label (1, D, H, W) for logging; no previous stage, no class locations."""
+    def load_case(self, identifier: str) -> tuple[Any, Any, Any, dict[str, None]]:
+        """Load image (C, D, H, W), label (1, D, H, W) for logging and pseudo-labels (D, H, W); no class locations."""
         image = open_image(self.folders[identifier], identifier)
         label_file = self.hidden_labels / f"{identifier}{LABEL_ENDING}"
         if self.folders[identifier] == self.hidden_labels and label_file.is_file():
             label = blosc2.open(urlpath=str(label_file), mode="r", dparams={"nthreads": 1})
         else:
             label = np.broadcast_to(np.int16(UNKNOWN), (1, *image.shape[1:]))
-        return image, label, None, {"class_locations": None}
+        pseudo = None  # in the place of a cascade's previous stage, whose labels nnU-Net moves with the patch, too
+        if self.pseudo_labels is not None:
+            file = self.pseudo_labels[identifier]
+            pseudo = blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1})
+        return image, label, pseudo, {"class_locations": None}
 
     @staticmethod
     def save_case(*_: Any, **__: Any) -> None:  # noqa: ANN401 - the base class's abstract signature

@@ -7,6 +7,7 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from synfoc3d.files.layout import intensity_cache
 from synfoc3d.nnunet.labels import manager_without_ignore
+from synfoc3d.trainers.life_cycle.case_labels import label_cases
 from synfoc3d.trainers.life_cycle.data import (
     PairedLoader,
     PartlyAnnotatedCases,
@@ -43,7 +44,9 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     ranges = case_ranges(everything, intensity_cache(trainer.preprocessed))
     unlabeled = None
     if folders:
-        cases = UnlabeledCases(folders, trainer.preprocessed)
+        labeler = trainer.method.case_labeler
+        pseudo_labels = label_cases(trainer, labeler, folders) if labeler is not None else None
+        cases = UnlabeledCases(folders, trainer.preprocessed, pseudo_labels)
         unlabeled = _patches(trainer, cases, transforms.size, transforms.unlabeled, by_label=False)
 
     seed, epoch = trainer.settings.seed, trainer.current_epoch
