@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from synfoc3d.losses.label_space import Target
 from synfoc3d.losses.segmentation import cross_entropy, dice_loss
 from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult
 from synfoc3d.methods.intensity_curves import CurveRange, curve_slices
-from synfoc3d.networks.canvas import Canvas
+from synfoc3d.networks.canvas import Canvas, CanvasFoundation
 from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 
@@ -52,12 +52,13 @@ class CFRFineTuning(Method):
     def __init__(self, settings: CFRFineTuningSettings, build: Builder) -> None:
         super().__init__(settings, build)
         self.settings = settings
-        self.foundation = build.foundation()
-        if isinstance(self.foundation, SlicewiseFoundation):
+        foundation = build.foundation()
+        if isinstance(foundation, SlicewiseFoundation):
             raise UserError(
                 "CFR fine-tunes the foundation network on canvases, but foundation.arrangement is slices: leave it "
                 "out, or take nnUNetTrainerSAMed."
             )
+        self.foundation = cast(CanvasFoundation, foundation)
 
     def students(self) -> Mapping[str, nn.Module]:
         """Return the one network."""

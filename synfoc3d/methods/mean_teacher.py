@@ -48,7 +48,7 @@ class TeacherModule(RetrainingModule):
     L_s is the labeled loss, cross-entropy + Dice; L_c is what a subclass computes in :meth:`consistency`.
     """
 
-    panels = (
+    panels: tuple[Panel, ...] = (
         Panel("parts of the loss", ("loss_supervised",)),
         Panel("consistency", ("loss_consistency",)),
     )
