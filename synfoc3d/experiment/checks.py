@@ -15,7 +15,7 @@ from torch import nn
 
 from synfoc3d.config import Settings, override, read_partial, resolve
 from synfoc3d.errors import UserError, did_you_mean
-from synfoc3d.experiment.plan import MethodPlan, Plan, assignments
+from synfoc3d.experiment.plan import LABELER_SETTING, MethodPlan, Plan, assignments
 from synfoc3d.losses.label_space import Classes
 from synfoc3d.methods.base import Builder, Method
 from synfoc3d.networks.build import arranged
@@ -24,6 +24,7 @@ from synfoc3d.nnunet.training import TRAINER_VARIABLE, preprocessed_facts, train
 from synfoc3d.prediction_modes import find_mode
 from synfoc3d.sections import DataFacts
 
+LABELER = LABELER_SETTING.partition(".")[2]
 TRAINER_CLASS = re.compile(r"^class (nnUNetTrainer\w*)\(", re.MULTILINE)
 
 
@@ -46,17 +47,19 @@ def check_methods(plan: Plan) -> None:
 
     Raises:
         UserError: an unknown trainer, settings that do not resolve or that the trainer does not read, a network that is
-            not trained, missing weights, or a configuration that is not preprocessed.
+            not trained, a labeler that cannot label, missing weights, or a configuration that is not preprocessed.
     """
     dataset = str(plan.dataset)
-    configurations = {method.configuration or plan.configuration for method in plan.methods.values()}
+    configurations = {plan.configuration_of(name) for name in plan.methods}
     data = {configuration: preprocessed_facts(dataset, configuration, plan.plans) for configuration in configurations}
     for name, method in plan.methods.items():
         if is_stock(method.trainer):
             _check_stock(f"methods.{name}", method)
         else:
-            facts = data[method.configuration or plan.configuration]
-            _check_own(f"methods.{name}", method, resolve_settings(plan, method, f"methods.{name}", facts), facts)
+            facts = data[plan.configuration_of(name)]
+            settings = resolve_settings(plan, method, f"methods.{name}", facts)
+            _check_own(f"methods.{name}", method, settings, facts)
+            _check_labeler(plan, name, settings)
 
 
 def known_epochs(plan: Plan) -> dict[str, int]:
@@ -123,7 +126,7 @@ def _method_class(trainer: str) -> type[Method]:
 
 
 def _students(method_class: type[Method], settings: Settings) -> set[str]:
-    """Return the names of the networks that a method trains, found by building it around networks without content."""
+    """Return the names of the networks that a method trains, found by building it around the smallest ones."""
     nothing: Any = lambda *_: None  # noqa: E731
     identity: Any = nn.Identity
     build = Builder(Classes(2), _smallest_unet, identity, nothing, nothing, (12, 12), trained=lambda *_: identity())
@@ -138,6 +141,8 @@ def _smallest_unet() -> nn.Module:
 def _check_stock(where: str, method: MethodPlan) -> None:
     if method.config or method.settings:
         raise UserError(f"{where}: {method.trainer} is no trainer of synfoc3d and reads no config or settings.")
+    if method.labeler is not None:
+        raise UserError(f"{where}: {method.trainer} is no trainer of synfoc3d and learns from no labeler.")
     _check_models(where, method, {"conventional"})
 
 
@@ -151,6 +156,28 @@ def _check_own(where: str, method: MethodPlan, settings: Settings, data: DataFac
         raise UserError(f"{where}: {error}") from None
     if "foundation" in students:
         _check_weights(where, settings)
+
+
+def _check_labeler(plan: Plan, name: str, settings: Settings) -> None:
+    """Check that a method which learns from a finished training names one of the plan, with a foundation network."""
+    method = plan.methods[name]
+    learns = LABELER in type(settings.method).model_fields
+    if method.labeler is None:
+        if learns and getattr(settings.method, LABELER) is None:
+            raise UserError(
+                f"methods.{name}: {method.trainer} learns from a finished training: name the method of this plan with "
+                "labeler."
+            )
+        return
+    if not learns:
+        raise UserError(f"methods.{name}: {method.trainer} learns from no other training; leave labeler out.")
+    labeler = plan.methods[method.labeler]
+    where = f"methods.{name}.labeler: {method.labeler!r}"
+    if is_stock(labeler.trainer):
+        raise UserError(f"{where} cannot label: {labeler.trainer} is no trainer of synfoc3d.")
+    theirs = resolve_settings(plan, labeler, f"methods.{method.labeler}")
+    if "foundation" not in _students(_method_class(labeler.trainer), theirs):
+        raise UserError(f"{where} cannot label: {labeler.trainer} trains no foundation network with its settings.")
 
 
 def _check_models(where: str, method: MethodPlan, students: set[str]) -> None:

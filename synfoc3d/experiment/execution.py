@@ -60,7 +60,7 @@ def run_experiment(experiment: Experiment, num_parts: int = 1, part_id: int = 0,
 
     Args:
         experiment: what `prepare` returned.
-        num_parts: number of calls that share the runs.
+        num_parts: number of calls that share the chains of runs.
         part_id: which of them this is, from 0.
         run: runs a command and returns its exit status.
 
@@ -121,10 +121,10 @@ def _marks(experiment: Experiment, scores: Mapping[Key, Scores]) -> tuple[str, .
 
 
 def _part(experiment: Experiment, num_parts: int, part_id: int) -> list[Run]:
-    """Return every num_parts-th run, starting with the part's number."""
+    """Return every num_parts-th chain of runs, starting with the part's number."""
     if not 0 <= part_id < num_parts:
         raise UserError(f"-part_id must be from 0 to {num_parts - 1} for -num_parts {num_parts}, but is {part_id}.")
-    return experiment.runs[part_id::num_parts]
+    return [run for chain in experiment.chains[part_id::num_parts] for run in chain]
 
 
 def _run_each(jobs: Mapping[str, Sequence[Command]], run: Execute, unit: str) -> dict[str, str]:

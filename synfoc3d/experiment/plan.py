@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,6 +38,7 @@ PLAN_KIND = Kind("plan", "experiment", "the plan of an experiment")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+][A-Za-z0-9+.-]*(_[A-Za-z0-9+.-]+)*$")]
 Model = Annotated[str, AfterValidator(_known_mode)]
 MetricKey = Annotated[str, AfterValidator(_known_metric)]
+LABELER_SETTING = "method.labeler"  # of methods that learn from a finished training: its checkpoint
 ONE_RULE = {"fold", "num_labeled", "labeled_ids"}
 BELONGS_TO = {  # which rule of a split reads which further key
     "labeled_domain": "num_labeled",
@@ -120,6 +121,7 @@ class MethodPlan(Section):
         settings: single settings by dotted key, such as ``method.tau: 0.9``, over ``config`` and the plan's own.
         configuration: of nnU-Net's plans; None takes the experiment's.
         models: prediction mode by name of the row; a lone model takes the method's name.
+        labeler: method of this plan whose training, with the same split and seed, labels for this one; None: none does.
     """
 
     trainer: str
@@ -127,6 +129,7 @@ class MethodPlan(Section):
     settings: dict[str, Any] = {}
     configuration: str | None = None
     models: dict[Name, Model] = {}
+    labeler: Name | None = None
 
 
 class PredictPlan(Section):
@@ -222,6 +225,38 @@ class Plan(Section):
                 _refuse_unknown(f"published.rows.{row}", columns, self.columns)
         return self
 
+    @model_validator(mode="after")
+    def _labelers_fit(self) -> Plan:
+        for name, method in self.methods.items():
+            _line(self.methods, name)
+            if method.labeler is None:
+                continue
+            if LABELER_SETTING in {**self.settings, **method.settings}:
+                raise ValueError(
+                    f"methods.{name}: {LABELER_SETTING} becomes the checkpoint of {method.labeler!r}, which the "
+                    "method's labeler names; leave it out of the settings"
+                )
+            theirs, own = (self.configuration_of(which) for which in (method.labeler, name))
+            if theirs != own:
+                raise ValueError(
+                    f"methods.{name}.labeler: {method.labeler!r} is trained in {theirs} and {name!r} in {own}, but "
+                    "both need the same configuration"
+                )
+        return self
+
+    def configuration_of(self, name: str) -> str:
+        """Return the configuration of nnU-Net's plans that a method, by its name, is trained in."""
+        return self.methods[name].configuration or self.configuration
+
+    @property
+    def chains(self) -> list[list[str]]:
+        """The methods that learn from each other, by name, each behind its labeler; most are alone."""
+        lines = {name: _line(self.methods, name) for name in self.methods}
+        chains: dict[str, list[str]] = {}
+        for name, line in lines.items():
+            chains.setdefault(line[-1], []).append(name)
+        return [sorted(chain, key=lambda name: len(lines[name])) for chain in chains.values()]
+
     @property
     def rows(self) -> list[str]:
         """Names of the rows of the table: the models of all methods."""
@@ -241,6 +276,22 @@ class Plan(Section):
         """The columns of the table: splits that each averages, by name; the splits alone come first."""
         alone = {split.name: [split.name] for split in self.splits}
         return alone | self.groups
+
+
+def _line(methods: Mapping[str, MethodPlan], name: str) -> list[str]:
+    """Return the names of a method, of its labeler, of that one's labeler and so on.
+
+    Raises:
+        ValueError: there is no such method, or they are a circle.
+    """
+    line = [name]
+    while (labeler := methods[line[-1]].labeler) is not None:
+        where = f"methods.{line[-1]}.labeler"
+        _refuse_unknown(where, [labeler], methods)
+        if labeler in line:
+            raise ValueError(f"{where}: a method cannot wait for itself ({' -> '.join([*line, labeler])})")
+        line.append(labeler)
+    return line
 
 
 def _refuse_twice(kind: str, names: Iterable[Hashable]) -> None:

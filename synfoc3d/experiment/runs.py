@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from synfoc3d.experiment.checks import is_stock
 from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
-from synfoc3d.experiment.plan import Plan, assignments
+from synfoc3d.experiment.plan import LABELER_SETTING, Plan, assignments
 from synfoc3d.experiment.processes import Command
 from synfoc3d.experiment.summary import Key
 from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, fold_folder
@@ -65,6 +65,16 @@ class Experiment:
             for seed in self.plan.seeds
             for split, fold in self.data.folds.items()
             for method in self.plan.methods
+        ]
+
+    @property
+    def chains(self) -> list[list[Run]]:
+        """All trainings once more; those that learn from each other are together, each behind the one it needs."""
+        return [
+            [Run(method, split, fold, seed) for method in chain]
+            for seed in self.plan.seeds
+            for split, fold in self.data.folds.items()
+            for chain in self.plan.chains
         ]
 
     @property
@@ -147,24 +157,32 @@ class Experiment:
 
     def _training_folder(self, run: Run) -> Path:
         method = self.plan.methods[run.method]
-        model = f"{method.trainer}__{self.plan.plans}__{method.configuration or self.plan.configuration}"
+        model = f"{method.trainer}__{self.plan.plans}__{self.plan.configuration_of(run.method)}"
         return fold_folder(self.folder(run) / self.dataset / model, run.fold)
 
     def _train(self, run: Run) -> Command:
         method = self.plan.methods[run.method]
-        arguments = ["train", self.plan.dataset, method.configuration or self.plan.configuration, str(run.fold)]
+        arguments = ["train", self.plan.dataset, self.plan.configuration_of(run.method), str(run.fold)]
         arguments += ["-tr", method.trainer, "-p", self.plan.plans]
         if not is_stock(method.trainer):
             arguments += ["--config", method.config] if method.config else []
-            arguments += ["--set", *assignments({**self.plan.settings, **method.settings}), f"seed={run.seed}"]
+            settings = {**self.plan.settings, **method.settings, **self._labeler(run)}
+            arguments += ["--set", *assignments(settings), f"seed={run.seed}"]
         if any((self._training_folder(run) / name).is_file() for name in (CHECKPOINT_LATEST, CHECKPOINT_BEST)):
             arguments.append("--c")
         return self._command(run, arguments + self._device_arguments(), self.epochs.get(run.method))
 
+    def _labeler(self, run: Run) -> dict[str, str]:
+        """Return the setting that names the training which labels for a run, if one does."""
+        labeler = self.plan.methods[run.method].labeler
+        if labeler is None:
+            return {}
+        return {LABELER_SETTING: str(self._training_folder(replace(run, method=labeler)) / CHECKPOINT_FINAL)}
+
     def _predict(self, run: Run, row: str) -> Command:
         method, options = self.plan.methods[run.method], self.plan.predict
         arguments = ["predict", "-i", str(self.data.test[run.split].images), "-o", str(self.predictions(run, row))]
-        arguments += ["-d", self.plan.dataset, "-c", method.configuration or self.plan.configuration]
+        arguments += ["-d", self.plan.dataset, "-c", self.plan.configuration_of(run.method)]
         arguments += ["-f", str(run.fold), "-tr", method.trainer, "-p", self.plan.plans, "-chk", CHECKPOINT_FINAL]
         arguments += ["--model", method.models[row], "--continue_prediction"]
         arguments += ["--disable_tta"] if options.disable_tta else []

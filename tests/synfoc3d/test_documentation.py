@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from synfoc3d import cli, config
 from synfoc3d.experiment.plan import read_plan
 from synfoc3d.methods.acmt import ACMT, ACMTSettings
+from synfoc3d.methods.cfr import CFRSettings
+from synfoc3d.methods.cfr_fine_tuning import CFRFineTuning, CFRFineTuningSettings
 from synfoc3d.methods.fine_tuning import FineTuning, FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNet, MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
@@ -21,6 +23,7 @@ from synfoc3d.methods.self_training import SelfTraining, SelfTrainingSettings
 from synfoc3d.methods.synfoc import SynFoC, SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBase, SynFoCBaseSettings
 from synfoc3d.metrics import METRICS
+from synfoc3d.networks.canvas import Canvas, smallest_side
 from synfoc3d.prediction_modes import MODES
 from synfoc3d.pretraining import settings as pretraining
 
@@ -41,6 +44,8 @@ SETTINGS = {
     "### ACMT": ACMTSettings,
     "### Self-training": SelfTrainingSettings,
     "### MagicNet": MagicNetSettings,
+    "### CFR's first stage": CFRFineTuningSettings,
+    "### CFR's second stage": CFRSettings,
     "### `nnUNetTrainerSAMed`": FineTuningSettings,
     "## `foundation`": config.FoundationSettings,
     "## `conventional`": config.ConventionalSettings,
@@ -106,6 +111,18 @@ def test_every_preset_is_named():
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == presets
 
 
+def test_table_of_canvases_is_that_of_the_code():
+    text = section(HOW_TO / "one-labeled-volume.md", "## How large a canvas is")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) == 9
+    for patch, grid, canvases, smallest in rows:
+        depth, height, width = map(int, patch.split(" × "))
+        canvas = Canvas(1024, height, width)
+        assert grid == f"{canvas.rows.count} × {canvas.columns.count}"
+        assert int(canvases) == len(canvas.runs(depth))
+        assert int(smallest) == smallest_side((depth, height, width), 16)
+
+
 def test_both_default_optimizers_are_tabulated():
     rows = table(section(REFERENCE / "settings.md", "## `optimizers.conventional`, `optimizers.foundation`"))
     for column, default in enumerate((config.Optimizers().conventional, config.Optimizers().foundation), 1):
@@ -125,7 +142,9 @@ def test_every_prediction_mode_is_named():
     assert set(re.findall(r"^- `--model (\w+)`", text, re.M)) == set(MODES)
 
 
-@pytest.mark.parametrize("method", [SynFoC, SynFoCBase, MeanTeacher, ACMT, SelfTraining, MagicNet, FineTuning])
+@pytest.mark.parametrize(
+    "method", [SynFoC, SynFoCBase, MeanTeacher, ACMT, SelfTraining, MagicNet, CFRFineTuning, FineTuning]
+)
 def test_every_curve_of_a_method_is_explained(method):
     text = section(REFERENCE / "files.md", "### Columns of `synfoc3d_log.csv`")
     columns = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?`) \|", text, re.M))))

@@ -67,6 +67,63 @@ def test_planned_configuration_that_was_not_preprocessed_is_refused(mixed_projec
         check(mixed_project, method)
 
 
+FINE_TUNED = {"trainer": "nnUNetTrainerCFRFineTune", "config": "demo", "models": {"sam": "foundation"}}
+RETRAINED = {"trainer": "nnUNetTrainerCFR", "config": "demo", "labeler": "sam"}
+SUPERVISED = {"trainer": "nnUNetTrainerSupervised"}
+CANNOT_LEARN: dict[str, tuple[dict[str, Any], str]] = {
+    "from a stock trainer": (
+        {"sam": {"trainer": "nnUNetTrainer"}, "cfr": RETRAINED},
+        "methods.cfr.labeler: 'sam' cannot label: nnUNetTrainer is no trainer of synfoc3d",
+    ),
+    "from a network of another kind": (
+        {"sam": SUPERVISED, "cfr": RETRAINED},
+        "methods.cfr.labeler: 'sam' cannot label: nnUNetTrainerSupervised trains no foundation network",
+    ),
+    "as a stock trainer": (
+        {"sam": FINE_TUNED, "cfr": {"trainer": "nnUNetTrainer", "labeler": "sam"}},
+        "methods.cfr: nnUNetTrainer is no trainer of synfoc3d and learns from no labeler",
+    ),
+    "as a method that does not": (
+        {"sam": FINE_TUNED, "cfr": SUPERVISED | {"labeler": "sam"}},
+        "methods.cfr: nnUNetTrainerSupervised learns from no other training; leave labeler out",
+    ),
+    "from nowhere": (
+        {"cfr": RETRAINED | {"labeler": None}},
+        "methods.cfr: nnUNetTrainerCFR learns from a finished training: name the method of this plan with labeler",
+    ),
+}
+
+
+def check_volumes(project: Any, methods: dict[str, Any]) -> None:
+    tree = {"dataset": 501, "configuration": "3d_fullres", "splits": [{"fold": 0}], "methods": methods}
+    with project.active():
+        check_methods(parse_plan(tree, "plan"))
+
+
+@pytest.mark.parametrize("mistake", CANNOT_LEARN)
+def test_method_that_cannot_learn_is_refused(mistake: str, project: Any) -> None:
+    methods, message = CANNOT_LEARN[mistake]
+    with pytest.raises(UserError, match=message):
+        check_volumes(project, methods)
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        {"cfr": RETRAINED, "sam": FINE_TUNED},
+        {"cfr": RETRAINED | {"settings": {"method.module": "magicnet"}}, "sam": FINE_TUNED},
+        {"cfr": RETRAINED | {"labeler": None, "settings": {"method.labeler": "/elsewhere/checkpoint_final.pth"}}},
+    ],
+)
+def test_method_that_learns_from_a_finished_training(methods: dict[str, Any], project: Any) -> None:
+    check_volumes(project, methods)
+
+
+def test_volumes_that_a_canvas_needs_are_asked_for(project: Any) -> None:
+    with pytest.raises(UserError, match="methods.a: foundation.arrangement=canvas .*: use 3d_fullres"):
+        check(project, {"trainer": "nnUNetTrainerCFRFineTune", "config": "demo", "models": {"a": "foundation"}})
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -23,6 +23,13 @@ PLAN: dict[str, Any] = {
         "SynFoC": {"trainer": "nnUNetTrainerSynFoC", "models": {"found": "foundation", "both": "ensemble"}},
     },
 }
+
+
+def learning(**labelers: str | None) -> dict[str, Any]:
+    """Methods, each of which learns from another one."""
+    return {name: {"trainer": "T", "labeler": labeler} for name, labeler in labelers.items()}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"sedes": [1]}, "unknown setting 'sedes'. Did you mean 'seeds'"),
     "unknown key of a split": (
@@ -95,6 +102,30 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"published": {"source": "P", "rows": {"low": {"A": {"dcie": 1}}}}},
         "published.rows.low.A.dcie.*: there is no metric 'dcie'. Did you mean 'dice'",
     ),
+    "unknown labeler": (
+        {"methods": learning(sam=None, cfr="sma")},
+        "methods.cfr.labeler: there is no 'sma'. Did you mean 'sam'",
+    ),
+    "its own labeler": ({"methods": learning(a="a")}, r"methods.a.labeler: a method cannot wait for itself \(a -> a\)"),
+    "labelers in a circle": (
+        {"methods": learning(x="a", a="b", b="c", c="a")},
+        r"methods.c.labeler: a method cannot wait for itself \(x -> a -> b -> c -> a\)",
+    ),
+    "labeler of another configuration": (
+        {"methods": learning(sam=None, cfr="sam") | {"sam": {"trainer": "T", "configuration": "3d_fullres"}}},
+        "methods.cfr.labeler: 'sam' is trained in 3d_fullres and 'cfr' in 2d, but both need the same configuration",
+    ),
+    "labeler among the method's settings": (
+        {
+            "methods": learning(sam=None)
+            | {"cfr": {"trainer": "T", "labeler": "sam", "settings": {"method.labeler": "x"}}}
+        },
+        "methods.cfr: method.labeler becomes the checkpoint of 'sam', .*; leave it out of the settings",
+    ),
+    "labeler among the plan's settings": (
+        {"methods": learning(sam=None, cfr="sam"), "settings": {"method.labeler": "x"}},
+        "methods.cfr: method.labeler becomes the checkpoint of 'sam', .*; leave it out of the settings",
+    ),
     "seed among settings": ({"settings": {"seed": 1}}, "settings: the seed .* leave it out"),
     "nonsense among settings": ({"settings": {"": 1}}, "--set needs key=value"),
     "fewer than no processes": ({"predict": {"processes": -1}}, r"predict.processes: .*\(got -1\)"),
@@ -128,13 +159,26 @@ def test_groups_have_more_than_one_split() -> None:
     assert plan(splits=given).groups == {"g": ["fold1", "fold2"]}
 
 
+def test_methods_that_learn_from_each_other_are_chains_in_the_order_of_training() -> None:
+    methods = learning(late="cfr", alone=None, cfr="sam", sam=None, other="sam", lone=None)
+    assert plan(methods=methods).chains == [["sam", "cfr", "other", "late"], ["alone"], ["lone"]]
+
+
+def test_methods_learn_from_one_of_the_same_configuration_however_it_is_named() -> None:
+    methods = {"sam": {"trainer": "T"}, "cfr": {"trainer": "T", "labeler": "sam", "configuration": "2d"}}
+    assert plan(methods=methods).chains == [["sam", "cfr"]]
+
+
 def test_dataset_is_an_id_or_a_name() -> None:
     assert (plan().dataset, plan(dataset="Dataset501_X").dataset) == ("501", "Dataset501_X")
 
 
 def test_written_plan_reads_as_the_same() -> None:
     published = {"source": "P", "rows": {"low": {"mean": {"dice": 87.16}}}}
-    full = plan(published=published, settings={"method.structures": [[1], [1, 2]]}, test={"domains": "d.csv"})
+    learned = PLAN["methods"] | learning(sam=None, cfr="sam")
+    full = plan(
+        methods=learned, published=published, settings={"method.structures": [[1], [1, 2]]}, test={"domains": "d.csv"}
+    )
     written = yaml.safe_dump(full.model_dump(mode="json"))
     assert parse_plan(yaml.safe_load(written), "plan.yaml") == full
 

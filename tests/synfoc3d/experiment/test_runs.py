@@ -139,6 +139,62 @@ def test_method_settings_win_over_those_of_the_plan(tmp_path: Path) -> None:
     assert "--set method.tau=0.9 epochs=3 seed=7" in lines[3]
 
 
+LEARNING = {  # in an order in which none could be trained
+    "again": {"trainer": "nnUNetTrainerCFR", "labeler": "sam", "settings": {"method.pseudo_label_weight": "ramp"}},
+    "low": {"trainer": "nnUNetTrainerSupervised"},
+    "cfr": {"trainer": "nnUNetTrainerCFR", "labeler": "sam"},
+    "sam": {"trainer": "nnUNetTrainerCFRFineTune", "models": {"sam": "foundation"}},
+}
+
+
+def test_method_learns_from_the_run_of_its_labeler_with_the_same_split_and_seed(tmp_path: Path) -> None:
+    named = [{"name": "A", "fold": 0}, {"name": "B", "fold": 1}]
+    lines = list_commands(make(tmp_path, methods=LEARNING, splits=named, seeds=[7, 8]))
+    (line,) = [line for line in lines if "runs/again__B__seed8 synfoc3d train" in line]
+    sam = tmp_path / "runs/sam__B__seed8/Dataset501_X/nnUNetTrainerCFRFineTune__nnUNetPlans__2d/fold_1"
+    assert line.endswith(f"--set method.pseudo_label_weight=ramp method.labeler={sam}/checkpoint_final.pth seed=8")
+    assert sum("method.labeler=" in line for line in lines) == 8  # the trainings of two methods
+    assert not any("method.labeler=" in line for line in lines if "sam__" in line.split(" synfoc3d ")[0])
+
+
+def test_labeler_runs_before_those_that_need_it(tmp_path: Path) -> None:
+    fake = Fake()
+    run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+    trained = [Path(c.variables["nnUNet_results"]).name for c in fake.calls if c.arguments[0] == "train"]
+    assert trained == ["sam__A__seed7", "again__A__seed7", "cfr__A__seed7", "low__A__seed7"]
+
+
+def test_table_and_comparisons_keep_the_order_of_the_plan(tmp_path: Path) -> None:
+    fake = Fake()
+    told = run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+    rows = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ") and "50.00" in line]
+    assert rows == ["again", "low", "cfr", "sam"]
+    assert [part.partition("=")[0] for part in fake.calls[-1].arguments if "=/" in part] == rows
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9))
+def test_parts_keep_a_run_and_its_labeler_together(splits: int, seeds: int, parts: int) -> None:
+    named = [{"name": f"s{i}", "fold": i} for i in range(splits)]
+    experiment = make(Path("/out"), methods=LEARNING, splits=named, seeds=list(range(seeds)))
+    by_part = [list_commands(experiment, parts, part) for part in range(parts)]
+    trained = [[line.split()[0].split("/")[-1] for line in lines if " train " in line] for lines in by_part]
+    assert sorted(name for part in trained for name in part) == sorted(run.name for run in experiment.runs)
+    for part in trained:
+        for position, name in enumerate(part):
+            method, _, rest = name.partition("__")
+            if method in ("cfr", "again"):
+                assert f"sam__{rest}" in part[:position]
+
+
+def test_failed_labeler_leaves_the_others_to_their_own_sentence(tmp_path: Path) -> None:
+    fake = Fake(failing=("-tr nnUNetTrainerCFRFineTune", "method.labeler="))  # there is no checkpoint to learn from
+    with pytest.raises(UserError, match="3 of 4 runs failed") as failure:
+        run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+    assert [line.split(":")[0].strip() for line in str(failure.value).splitlines()[1:]] == [
+        "sam__A__seed7", "again__A__seed7", "cfr__A__seed7",
+    ]  # fmt: skip
+
+
 def test_stock_trainer_gets_no_settings(tmp_path: Path) -> None:
     methods = {"stock": {"trainer": "nnUNetTrainer_5epochs", "configuration": "3d_fullres"}}
     lines = list_commands(make(tmp_path, methods=methods, settings={"epochs": 3}))
@@ -296,6 +352,7 @@ class TestFolder:
             ({"settings": {"epochs": 3}}, "settings"),
             ({"methods": {"low": PLAN["methods"]["low"]}}, "methods.syn"),
             ({"methods": PLAN["methods"] | {"low": {"trainer": "nnUNetTrainerMeanTeacher"}}}, "methods.low"),
+            ({"methods": PLAN["methods"] | {"low": PLAN["methods"]["low"] | {"labeler": "syn"}}}, "methods.low"),
         ],
     )
     def test_another_plan_is_refused(self, changes: dict, named: str, project: Any, started: Path) -> None:
