@@ -28,6 +28,7 @@ from synfoc3d.networks.build import arranged, build_foundation
 from synfoc3d.networks.in_plane import in_plane_size
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
+from synfoc3d.networks.two_slices import guard_two_slices
 from synfoc3d.networks.weights.provenance import provenance
 from synfoc3d.nnunet.labels import DatasetLabels
 from synfoc3d.nnunet.training import data_facts, refuse_stage
@@ -130,7 +131,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         waiting: list[nn.Module] = [self.network]  # the first conventional network is the one nnU-Net built
 
         def conventional() -> nn.Module:
-            return waiting.pop() if waiting else self._another_network()
+            return guard_two_slices(waiting.pop() if waiting else self._another_network())
 
         build = Builder(
             self.labels.space,
