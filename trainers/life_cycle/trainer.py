@@ -22,25 +22,23 @@ from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.splits import Split, read_splits
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
-from synfoc3d.methods.base import Builder, Labeled, Method, Panel, Progress, full_resolution
+from synfoc3d.methods.base import Labeled, Method, Panel, Progress, full_resolution
 from synfoc3d.networks.arrangement import Arrangement
-from synfoc3d.networks.build import arranged, build_foundation
+from synfoc3d.networks.build import arranged
 from synfoc3d.networks.in_plane import in_plane_size
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
-from synfoc3d.networks.two_slices import guard_two_slices
 from synfoc3d.networks.weights.provenance import provenance
 from synfoc3d.nnunet.labels import DatasetLabels
 from synfoc3d.nnunet.training import data_facts, refuse_stage
 from synfoc3d.trainers.life_cycle.batches import labeled_stream, make_batch
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
+from synfoc3d.trainers.life_cycle.building import make_builder
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
 from synfoc3d.trainers.life_cycle.duration import DurationLog
-from synfoc3d.trainers.life_cycle.earlier_stage import EarlierStage, refuse_other_foundation
 from synfoc3d.trainers.life_cycle.final_validation import keep_preference, leave_out_unknown, validate_modes
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
-from synfoc3d.trainers.life_cycle.memory import refuse_too_large
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
 from synfoc3d.trainers.life_cycle.validation import (
     HITS,
@@ -128,21 +126,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, _NoSchedule]:
         """Build the method around nnU-Net's network, and one optimizer per student; returns the first one's."""
-        waiting: list[nn.Module] = [self.network]  # the first conventional network is the one nnU-Net built
-
-        def conventional() -> nn.Module:
-            return guard_two_slices(waiting.pop() if waiting else self._another_network())
-
-        build = Builder(
-            self.labels.space,
-            conventional,
-            self._build_foundation,
-            self.supervised_loss,
-            self.strong_view,
-            tuple(self.configuration_manager.patch_size),
-            self._earlier_network,
-        )
-        self.method = self.method_class(self.settings.method, build).to(self.device)
+        self.method = self.method_class(self.settings.method, make_builder(self)).to(self.device)
         if self.method.remark:
             self.print_to_log_file(self.method.remark)
         self.students = dict(self.method.students())
@@ -152,41 +136,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.best_epochs = {name: BestEpoch() for name in self.students if name != self.first}
         first = next(iter(self.optimizers.values()))
         return first, _NoSchedule()
-
-    def _another_network(self) -> nn.Module:
-        return self.build_network_architecture(
-            self.plans_manager,
-            self.configuration_manager,
-            self.num_input_channels,
-            self.labels.space.num_channels,
-            self.enable_deep_supervision,
-        )
-
-    def _build_foundation(self) -> Arrangement:
-        network, self.foundation_identity = build_foundation(
-            self.settings.foundation, self.labels.space.num_channels, self.configuration_manager.patch_size
-        )
-        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in network.parameters())
-        without = "" if self.foundation_identity["sha256"] else " (no pre-trained weights: random start)"
-        self.print_to_log_file(
-            f"Foundation network {self.settings.foundation.name}{without}: {trained:,} of {total:,} parameters train. "
-            + network.describe(self.configuration_manager.patch_size)
-        )
-        if not network.independent_slices:
-            shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
-            refuse_too_large(network, shape, self.settings, self.device)
-        return network
-
-    def _earlier_network(self, trainer: str, file: str | None) -> Arrangement:
-        """Take the foundation network of an earlier training, and its settings of it."""
-        stage = EarlierStage(self, trainer, file)
-        default = arranged(config.FoundationSettings(), self.method_class.arrangement, self.data_facts.patch_size)
-        refuse_other_foundation(self.settings.foundation, stage, default)
-        self.settings = self.settings.model_copy(update={"foundation": stage.settings})
-        self.foundation_identity, self.earlier_stage = stage.identity, stage.record
-        self.print_to_log_file(f"Pseudo-labels come from {stage.file} ({stage.settings.name}).")
-        return stage.network(self.labels.space.num_channels).to(self.device)
 
     def _optimizer_settings(self, network: nn.Module) -> config.OptimizerSettings:
         kinds = self.settings.optimizers

@@ -1,0 +1,71 @@
+"""The networks that a training hands to its method, each built where the method asks for it."""
+
+from typing import Any
+
+from torch import nn
+
+from synfoc3d.config import FoundationSettings
+from synfoc3d.methods.base import Builder
+from synfoc3d.networks.arrangement import Arrangement
+from synfoc3d.networks.build import arranged, build_foundation
+from synfoc3d.networks.two_slices import guard_two_slices
+from synfoc3d.trainers.life_cycle.earlier_stage import EarlierStage, refuse_other_foundation
+from synfoc3d.trainers.life_cycle.memory import refuse_too_large
+
+Trainer = Any  # the base trainer, whose module imports this one
+
+
+def make_builder(trainer: Trainer) -> Builder:
+    """Return what builds the networks of a training; the first conventional one is the one that nnU-Net built."""
+    waiting: list[nn.Module] = [trainer.network]
+
+    def conventional() -> nn.Module:
+        return guard_two_slices(waiting.pop() if waiting else _another_network(trainer))
+
+    return Builder(
+        trainer.labels.space,
+        conventional,
+        lambda: _foundation(trainer),
+        trainer.supervised_loss,
+        trainer.strong_view,
+        tuple(trainer.configuration_manager.patch_size),
+        lambda earlier, file: _earlier_network(trainer, earlier, file),
+    )
+
+
+def _another_network(trainer: Trainer) -> nn.Module:
+    network: nn.Module = trainer.build_network_architecture(
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        trainer.num_input_channels,
+        trainer.labels.space.num_channels,
+        trainer.enable_deep_supervision,
+    )
+    return network
+
+
+def _foundation(trainer: Trainer) -> Arrangement:
+    settings, patch_size = trainer.settings.foundation, trainer.configuration_manager.patch_size
+    network, trainer.foundation_identity = build_foundation(settings, trainer.labels.space.num_channels, patch_size)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in network.parameters())
+    without = "" if trainer.foundation_identity["sha256"] else " (no pre-trained weights: random start)"
+    trainer.print_to_log_file(
+        f"Foundation network {settings.name}{without}: {trained:,} of {total:,} parameters train. "
+        + network.describe(patch_size)
+    )
+    if not network.independent_slices:
+        shape = (trainer.batch_size, trainer.num_input_channels, *patch_size)
+        refuse_too_large(network, shape, trainer.settings, trainer.device)
+    return network
+
+
+def _earlier_network(trainer: Trainer, earlier: str, file: str | None) -> Arrangement:
+    """Take the foundation network of an earlier training, and its settings of it."""
+    stage = EarlierStage(trainer, earlier, file)
+    default = arranged(FoundationSettings(), trainer.method_class.arrangement, trainer.data_facts.patch_size)
+    refuse_other_foundation(trainer.settings.foundation, stage, default)
+    trainer.settings = trainer.settings.model_copy(update={"foundation": stage.settings})
+    trainer.foundation_identity, trainer.earlier_stage = stage.identity, stage.record
+    trainer.print_to_log_file(f"Pseudo-labels come from {stage.file} ({stage.settings.name}).")
+    return stage.network(trainer.labels.space.num_channels).to(trainer.device)
