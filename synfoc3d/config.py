@@ -388,8 +388,8 @@ def refuse_difference(given: Settings, saved: Settings) -> None:
     Raises:
         UserError: SYNFOC3D_CONFIG is set and resolves to other values; the sentence names the keys.
     """
-    changed = differences(given, saved)
-    if os.environ.get(CONFIG_VARIABLE) and changed:
+    changed = differences(given, saved) if os.environ.get(CONFIG_VARIABLE) else []
+    if changed:
         raise UserError(
             f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and "
             "--set, or train anew."

@@ -163,7 +163,7 @@ def differences(first: Section, second: Section, prefix: str = "") -> list[str]:
     keys = []
     for name in type(first).model_fields:
         a, b = getattr(first, name), getattr(second, name)
-        if isinstance(a, Section) and isinstance(b, Section):
+        if isinstance(a, Section) and type(a) is type(b):
             keys += differences(a, b, f"{prefix}{name}.")
         elif a != b:
             keys.append(prefix + name)

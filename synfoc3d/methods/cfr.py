@@ -6,6 +6,7 @@ sees each unlabeled patch as one image of its slices. Prediction needs the 3D ne
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
 from synfoc3d.methods.retraining import RetrainingModule
 from synfoc3d.methods.self_training import SelfTraining, SelfTrainingSettings
 from synfoc3d.networks.arrangement import Arrangement
+from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 
 FINE_TUNER = "nnUNetTrainerCFRFineTune"  # trainer of the first stage
 PSEUDO_WEIGHT = 0.5  # L_pl is the mean of cross-entropy and Dice
@@ -68,6 +70,12 @@ class CFRSettings(MethodSettings):
     pseudo_labels: Literal["patch", "case"] = "patch"
     pseudo_label_weight: Literal["constant", "ramp"] = "constant"
 
+    @field_validator("labeler")
+    @classmethod
+    def _from_anywhere(cls, file: str | None) -> str | None:
+        """Keep the absolute path, so that a later command finds the file from any folder."""
+        return file if file is None else str(Path(file).expanduser().absolute())
+
     @field_validator("module_settings", mode="before")
     @classmethod
     def _of_the_module(cls, given: Any, info: ValidationInfo) -> Any:  # noqa: ANN401 - whatever the user wrote
@@ -98,6 +106,7 @@ class CFR(Method):
             *self.module.panels,
             Panel("pseudo-labels", ("loss_pseudo",)),
             Panel("pseudo-label Dice", ("pseudo_dice_foundation",), is_share=True),
+            Panel("foreground of pseudo-labels", ("pseudo_foreground",)),
         )
         labeler = build.trained(FINE_TUNER, settings.labeler)
         # plain attributes, as submodules would be trained and saved
@@ -123,7 +132,9 @@ class CFR(Method):
         pseudo = self.pseudo_labels(unlabeled)
         loss_pseudo = PSEUDO_WEIGHT * segmentation_loss(terms.unlabeled, pseudo, self.labels)
         quality = mean_foreground_dice(pseudo.label, unlabeled.hidden, self.labels)
+        foreground = self.labels.one_hot(pseudo.label)[:, self.labels.first_foreground :].amax(1).mean()
         logs = terms.logs | {"loss_pseudo": loss_pseudo.detach(), "pseudo_dice_foundation": quality}
+        logs["pseudo_foreground"] = foreground
         return StepResult(terms.loss + self.pseudo_weight(progress) * loss_pseudo, logs)
 
     @torch.no_grad()
@@ -131,7 +142,8 @@ class CFR(Method):
         """Return the frozen network's labels of the patches (B, D, H, W): all count, however certain they are."""
         if unlabeled.pseudo is not None:
             return unlabeled.pseudo
-        return Target(self.labels.labels_of_logits(self._labeler(unlabeled.weak_unit)))
+        logits = self._labeler(unlabeled.weak_unit)
+        return Target(self.labels.labels_of_logits(resize_in_plane(logits, in_plane_size(unlabeled.weak), "bilinear")))
 
     def pseudo_weight(self, progress: Progress) -> float:
         """Return the weight of the pseudo-labels' loss."""

@@ -61,8 +61,8 @@ def image_size_of(settings: FoundationSettings, patch_size: Sequence[int]) -> in
         return settings.image_size or architecture.default_image_size
     if len(patch_size) == 2:
         raise UserError(
-            "foundation.arrangement=canvas shows the slices of a volume in one image, but the patches of a 2d "
-            "configuration have a single slice: use 3d_fullres, or leave the setting out."
+            "A canvas shows the slices of a volume to the foundation network in one image, but the patches of a 2d "
+            "configuration have a single slice: train 3d_fullres."
         )
     side = settings.image_size or architecture.canvas_size or smallest_side(patch_size, SIDE_FACTOR)
     if side < max(patch_size[1:]):

@@ -210,11 +210,16 @@ def test_unfinished_first_stage_is_to_be_continued(cfr):
 PLANS = ("init_args", "plans")
 OTHER = {
     "dataset (Dataset999_Other, not Dataset501": ((*PLANS, "dataset_name"), "Dataset999_Other"),
-    "plans (other, not nnUNetPlans)": ((*PLANS, "plans_name"), "other"),
+    "plan (other, not nnUNetPlans)": ((*PLANS, "plans_name"), "other"),
     "configuration (2d, not 3d_fullres)": (("init_args", "configuration"), "2d"),
     "fold (3, not 0)": (("init_args", "fold"), 3),
+    "spacing (9 x 9 x 9, not": ((*PLANS, "configurations", "3d_fullres", "spacing"), [9, 9, 9]),
+    "normalization (No, not ZScoreNormalization)": (
+        (*PLANS, "configurations", "3d_fullres", "normalization_schemes"),
+        ["No"],
+    ),
     "patch (5 x 20 x 24, not": ((*PLANS, "configurations", "3d_fullres", "patch_size"), [5, 20, 24]),
-    "labels ([[1], [2]], not [[1], [2], [3]])": (("synfoc3d", "labels", "values"), [[1], [2]]),
+    "label ([[1], [2]], not [[1], [2], [3]])": (("synfoc3d", "labels", "values"), [[1], [2]]),
 }
 
 
@@ -230,6 +235,45 @@ def test_first_stage_of_other_data_is_refused(message, altered):
     assert f"altered.pth was trained with another {message}" in altered(change)
 
 
+def test_first_stage_that_learned_from_a_case_that_is_not_labeled_here_is_refused(altered):
+    message = altered(lambda checkpoint: checkpoint["synfoc3d"]["labeled"].append("Btrain001"))
+    assert "altered.pth was trained with the label of Btrain001, which is not labeled in this split" in message
+    assert "another label (None, not" in altered(lambda checkpoint: checkpoint["synfoc3d"].pop("labels"))
+
+
+def test_checkpoints_name_their_labeled_cases(cfr):
+    assert final(cfr, FIRST)["synfoc3d"]["labeled"] == ["Atrain001", "Atrain002"]
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerSAMed", "nnUNetTrainerSynFoC"])
+def test_network_that_sees_slices_may_label_too(name, cfr):
+    results = f"slices_{name}"
+    with cfr.active(results) as patch:
+        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
+        cfr.trainer(name, "3d_fullres", epochs=1).run_training()
+        method = {"labeler": str(folder_of(cfr, name, results) / "checkpoint_final.pth")}
+        trainer = begin(cfr, SECOND, method=method, epochs=1)
+        trainer.disable_checkpointing = True
+        trainer.run_training()
+    assert np.isfinite(trainer.curves.rows[0]["loss_pseudo"])
+
+
+@pytest.mark.parametrize("module", ["acmt", "self_training", "magicnet"])
+def test_training_of_any_module_is_continued_with_or_without_its_settings(module, cfr):
+    results, method = f"again_{module}", {"module": module}
+    shutil.copytree(folder_of(cfr, FIRST).parent, folder_of(cfr, FIRST, results).parent)
+    with cfr.active(results) as patch:
+        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
+        begin(cfr, SECOND, method=method).run_training()
+        for settings in ({"resume": True}, {"method": method}, {"method": method, "foundation": CANVAS}):
+            again = cfr.trainer(SECOND, "3d_fullres", **{"foundation": {}, **settings})
+            again.load_checkpoint(str(folder_of(cfr, SECOND, results) / "checkpoint_final.pth"))
+            assert again.settings.method.module == module
+        with pytest.raises(UserError, match="trained with other settings .method.module, method.module_settings."):
+            other = begin(cfr, SECOND)
+            other.load_checkpoint(str(folder_of(cfr, SECOND, results) / "checkpoint_final.pth"))
+
+
 def test_checkpoint_without_a_foundation_network_is_refused(altered):
     assert "altered.pth holds no foundation network" in altered(lambda c: c["synfoc3d"]["students"].clear())
 
@@ -243,7 +287,9 @@ def test_damaged_labeler_is_refused(cfr, tmp_path, flip_bit):
     shutil.copy(folder_of(cfr, FIRST) / "checkpoint_final.pth", file)
     flip_bit(file, byte=len(file.read_bytes()) // 2)
     assert "damaged.pth cannot be read as a checkpoint" in refusal(cfr, method={"labeler": str(file)})
-    assert "nowhere.pth does not exist" in refusal(cfr, method={"labeler": str(tmp_path / "nowhere.pth")})
+    missing, folder = (refusal(cfr, method={"labeler": str(path)}) for path in (tmp_path / "nowhere.pth", tmp_path))
+    assert "nowhere.pth, the first stage's checkpoint, does not exist: put it back" in missing
+    assert f"{tmp_path} is a folder: name the checkpoint in it" in folder
 
 
 def test_settings_of_the_foundation_network_belong_to_the_first_stage(cfr):
@@ -271,7 +317,7 @@ def test_first_stage_that_changed_is_not_continued_with(cfr, tmp_path):
 ])  # fmt: skip
 def test_canvas_of_2d_patches_is_refused_before_anything_is_written(trainer, changes, project):
     message = refusal(project, trainer, "2d", "flat", **changes)
-    assert "the patches of a 2d configuration have a single slice: use 3d_fullres" in message
+    assert "the patches of a 2d configuration have a single slice: train 3d_fullres" in message
     assert not project.results("flat", trainer).exists()
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from synfoc3d.losses.label_space import LabelSpace
+from synfoc3d.losses.label_space import LabelSpace, Target
 from synfoc3d.methods.base import Batch, Labeled, Unlabeled
 from synfoc3d.networks.intensity import IntensityRule, resolve_range
 
@@ -52,7 +52,10 @@ def make_batch(
     value_range = resolve_range(rule, case_range, weak)
     strong = strong_view(weak, value_range)
     hidden = labels.target_of_values(maps[0][:, 0].long(), known)
-    pseudo = labels.target_of_values(maps[0][:, 1].long()) if maps[0].shape[1] > 1 else None
+    pseudo = None
+    if maps[0].shape[1] > 1:  # hard labels of the label space, negative outside the case
+        label = maps[0][:, 1].long()
+        pseudo = Target(label.clamp_min(0), valid=(label >= 0).float())
     return Batch(labeled, Unlabeled(weak, strong, value_range, hidden, pseudo))
 
 

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from synfoc3d.config import FoundationSettings
+from synfoc3d.config import Settings
 from synfoc3d.methods.base import Builder
 from synfoc3d.networks.arrangement import Arrangement
-from synfoc3d.networks.build import arranged, build_foundation
+from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.two_slices import guard_two_slices
 from synfoc3d.trainers.life_cycle.earlier_stage import EarlierStage, refuse_other_foundation
 from synfoc3d.trainers.life_cycle.memory import refuse_too_large
@@ -63,8 +63,7 @@ def _foundation(trainer: Trainer) -> Arrangement:
 def _earlier_network(trainer: Trainer, earlier: str, file: str | None) -> Arrangement:
     """Take the foundation network of an earlier training, and its settings of it."""
     stage = EarlierStage(trainer, earlier, file)
-    default = arranged(FoundationSettings(), trainer.method_class.arrangement, trainer.data_facts.patch_size)
-    refuse_other_foundation(trainer.settings.foundation, stage, default)
+    refuse_other_foundation(trainer.settings.foundation, stage, trainer.complete(Settings()).foundation)
     trainer.settings = trainer.settings.model_copy(update={"foundation": stage.settings})
     trainer.foundation_identity, trainer.earlier_stage = stage.identity, stage.record
     trainer.print_to_log_file(f"Pseudo-labels come from {stage.file} ({stage.settings.name}).")

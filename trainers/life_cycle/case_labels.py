@@ -1,5 +1,7 @@
 """Pseudo-labels of whole unlabeled cases, made once by a frozen network before a training begins."""
 
+import contextlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,20 +12,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from synfoc3d.errors import UserError
+from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.layout import LABEL_ENDING, pseudo_labels_folder
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.nnunet.answers import refuse_nan
 from synfoc3d.nnunet.prediction import CasePredictor
-from synfoc3d.trainers.life_cycle.data import open_image
+from synfoc3d.trainers.life_cycle.data import image_stamp, open_image, read_json_cache
 
 Trainer = Any  # the base trainer, whose module imports this one
+STAMPS_FILE = "images.json"
+LARGEST = 2**15 - 1  # nnU-Net moves label maps as int16
 
 
 def label_cases(trainer: Trainer, network: Arrangement, folders: Mapping[str, Path]) -> dict[str, Path]:
     """Segment every case that has not been yet, with nnU-Net's sliding window and without mirroring.
 
-    The files lie in the training's folder, named by the checkpoint of the network that made them, and hold nnU-Net's
-    label values. A training that was interrupted goes on with those that are there.
+    The files lie in the training's folder, by the checkpoint of the network that made them, and hold hard labels of
+    the label space. A file is used again while it is whole and its image's size and time are unchanged.
 
     Args:
         trainer: the training that learns from them.
@@ -32,17 +38,26 @@ def label_cases(trainer: Trainer, network: Arrangement, folders: Mapping[str, Pa
 
     Returns:
         The file of each case.
+
+    Raises:
+        UserError: more regions than fit into a label map, or a network that gives NaN.
     """
+    labels = trainer.labels.space
+    everything = labels.labels(torch.ones(1, labels.num_channels, 1))  # every region at once
+    if int(everything.max()) > LARGEST:
+        raise UserError(
+            f"method.pseudo_labels=case holds at most 15 regions, but the dataset has {labels.num_channels}: set it to "
+            "patch."
+        )
     folder = pseudo_labels_folder(Path(trainer.output_folder), trainer.earlier_stage["sha256"])
     folder.mkdir(exist_ok=True)
     files = {case: folder / f"{case}{LABEL_ENDING}" for case in folders}
-    missing = [case for case, file in files.items() if not file.is_file()]
-    if missing:
-        _label(trainer, network, {case: folders[case] for case in missing}, files)
-    return files
-
-
-def _label(trainer: Trainer, network: Arrangement, folders: Mapping[str, Path], files: Mapping[str, Path]) -> None:
+    made_of = read_json_cache(folder / STAMPS_FILE)
+    stamps = {case: image_stamp(images, case) for case, images in folders.items()}
+    missing = [case for case in folders if made_of.get(case) != stamps[case] or not _is_whole(files[case])]
+    trainer.print_to_log_file(
+        f"The first stage labels {len(missing)} of {len(folders)} unlabeled cases, into {folder}."
+    )
     predictor = CasePredictor(
         trainer.plans_manager,
         trainer.configuration_name,
@@ -51,16 +66,24 @@ def _label(trainer: Trainer, network: Arrangement, folders: Mapping[str, Path], 
         device=trainer.device,
         precision=trainer.settings.precision,
     )
-    labels = trainer.labels.space
-    for case, folder in tqdm(folders.items(), desc="Pseudo-labels", disable=None):
-        probabilities = predictor.foundation(network, torch.from_numpy(open_image(folder, case)[:]))
+    for case in tqdm(missing, desc="Pseudo-labels", disable=None if missing else True):
+        probabilities = predictor.foundation(network, torch.from_numpy(open_image(folders[case], case)[:]))
         refuse_nan(probabilities)
-        values = labels.values(labels.labels(probabilities[None].float()))[0]
-        _write(values.numpy().astype(np.int16), files[case])
+        _write(labels.labels(probabilities[None].float())[0].numpy().astype(np.int16), files[case])
+        made_of[case] = stamps[case]
+        atomic_write_text(folder / STAMPS_FILE, json.dumps(made_of))
+    return files
 
 
-def _write(values: np.ndarray, file: Path) -> None:
+def _is_whole(file: Path) -> bool:
+    with contextlib.suppress(RuntimeError, FileNotFoundError):  # what blosc2 raises for a damaged file
+        blosc2.open(urlpath=str(file), mode="r")[:]
+        return True
+    return False
+
+
+def _write(labels: np.ndarray, file: Path) -> None:
     temporary = file.with_name(f".{file.name}")  # with nnU-Net's ending, which blosc2 asks for
     temporary.unlink(missing_ok=True)
-    blosc2.asarray(values, urlpath=str(temporary))
+    blosc2.asarray(labels, urlpath=str(temporary))
     os.replace(temporary, file)

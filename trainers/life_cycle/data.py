@@ -267,24 +267,25 @@ def case_ranges(folders: Mapping[str, Path], cache: Path) -> dict[str, np.ndarra
     Returns:
         (C, 2) float32 per case: 0.5th and 99.5th percentile of each channel.
     """
-    known = _read_cache(cache)
+    known = read_json_cache(cache)
     ranges, missing = {}, []
     for case, folder in folders.items():
         entry = known.get(case)
-        stamp = _stamp(folder, case)
+        stamp = image_stamp(folder, case)
         if entry and entry["stamp"] == stamp:
             ranges[case] = np.array(entry["range"], dtype=np.float32)
         else:
             missing.append(case)
     for case in tqdm(missing, desc="Intensity ranges", disable=not missing):
         ranges[case] = intensity_range(open_image(folders[case], case)[:])
-        known[case] = {"stamp": _stamp(folders[case], case), "range": ranges[case].tolist()}
+        known[case] = {"stamp": image_stamp(folders[case], case), "range": ranges[case].tolist()}
     if missing:
         atomic_write_text(cache, json.dumps(known))
     return ranges
 
 
-def _read_cache(cache: Path) -> dict[str, Any]:
+def read_json_cache(cache: Path) -> dict[str, Any]:
+    """Read a JSON file of things that can be made anew; an absent or damaged one is empty."""
     try:
         return json.loads(cache.read_text())
     except FileNotFoundError:
@@ -294,6 +295,7 @@ def _read_cache(cache: Path) -> dict[str, Any]:
         return {}
 
 
-def _stamp(folder: Path, case: str) -> list[int | str]:
+def image_stamp(folder: Path, case: str) -> list[int | str]:
+    """Return folder, size and time of a case's preprocessed image, by which a change is noticed."""
     status = image_file(folder, case).stat()
     return [str(folder.name), status.st_size, status.st_mtime_ns]

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.config import FoundationSettings
+from synfoc3d.config import FoundationSettings, Settings
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_FINAL, CHECKPOINT_LATEST
 from synfoc3d.networks.arrangement import Arrangement
@@ -32,7 +33,7 @@ class EarlierStage:
     """
 
     def __init__(self, trainer: Trainer, earlier: str, file: str | None) -> None:
-        self.file = _find(trainer, earlier) if file is None else Path(file)
+        self.file = _find(trainer, earlier) if file is None else _named(Path(file))
         checkpoint = checkpoints.load(self.file)
         _check(trainer, self.file, checkpoint)
         section = checkpoints.section_of(checkpoint)
@@ -53,6 +54,20 @@ class EarlierStage:
         network = checkpoints.rebuild_foundation(self._checkpoint, num_channels)
         merge(network)
         return network.requires_grad_(False).eval()
+
+
+def with_foundation_of(saved: Settings, given: Settings, default: FoundationSettings) -> Settings:
+    """Return given settings with the foundation network that an earlier stage decided, where they do not contradict it.
+
+    Args:
+        saved: of the training that took the stage's.
+        given: to continue it.
+        default: what the section is where nothing was set.
+    """
+    set_anew = differences(given.foundation, default)
+    if any(getattr(given.foundation, key) != getattr(saved.foundation, key) for key in set_anew):
+        return given
+    return given.model_copy(update={"foundation": saved.foundation})
 
 
 def refuse_other_foundation(given: FoundationSettings, earlier: EarlierStage, default: FoundationSettings) -> None:
@@ -88,6 +103,17 @@ def refuse_changed_stage(now: Mapping[str, Any] | None, then: Mapping[str, Any] 
         )
 
 
+def _named(file: Path) -> Path:
+    """Return a checkpoint that the user named."""
+    if file.is_dir():
+        raise UserError(
+            f"{file} is a folder: name the checkpoint in it with method.labeler, such as {CHECKPOINT_FINAL}."
+        )
+    if not file.is_file():
+        raise UserError(f"{file}, the first stage's checkpoint, does not exist: put it back, or mend method.labeler.")
+    return file
+
+
 def _find(trainer: Trainer, earlier: str) -> Path:
     """Return the finished checkpoint of the same dataset, plans, configuration and fold."""
     plans = trainer.plans_manager
@@ -115,30 +141,46 @@ def _check(trainer: Trainer, file: Path, checkpoint: Mapping[str, Any]) -> None:
         raise UserError(
             f"{file} holds no foundation network, its trainer is {checkpoint['trainer_name']}: mend method.labeler."
         )
-    begun = checkpoint["init_args"]
-    plans = begun["plans"]
-    theirs = {
-        "dataset": plans["dataset_name"],
-        "plans": plans["plans_name"],
-        "configuration": begun["configuration"],
-        "fold": begun["fold"],
-        "patch": list(type(trainer.plans_manager)(plans).get_configuration(begun["configuration"]).patch_size),
-        "labels": {key: section["labels"][key] for key in meaning(trainer.labels.declared)},
-    }
-    ours = {
-        "dataset": trainer.plans_manager.dataset_name,
-        "plans": trainer.plans_manager.plans_name,
-        "configuration": trainer.configuration_name,
-        "fold": trainer.fold,
-        "patch": list(trainer.configuration_manager.patch_size),
-        "labels": meaning(trainer.labels.declared),
-    }
+    theirs, ours = _data_of(trainer, checkpoint), _own_data(trainer)
     for what, value in ours.items():
         if theirs[what] != value:
             raise UserError(
                 f"{file} was trained with another {what} ({_text(theirs[what])}, not {_text(value)}): train the first "
                 "stage for this one, or mend method.labeler."
             )
+    foreign = sorted({*section.get("labeled", ())} - {*trainer.do_split()[0]})
+    if foreign:
+        raise UserError(
+            f"{file} was trained with the label of {foreign[0]}, which is not labeled in this split: train the first "
+            "stage on this one."
+        )
+
+
+def _data_of(trainer: Trainer, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint was trained on."""
+    begun, section = checkpoint["init_args"], checkpoints.section_of(checkpoint)
+    plans = type(trainer.plans_manager)(begun["plans"])
+    facts = _configuration(plans, begun["configuration"])
+    labels = {key: section.get("labels", {}).get(key) for key in meaning(trainer.labels.declared)}
+    return facts | {"fold": begun["fold"], "label": labels}
+
+
+def _own_data(trainer: Trainer) -> dict[str, Any]:
+    """Return the same of the training that asks."""
+    facts = _configuration(trainer.plans_manager, trainer.configuration_name)
+    return facts | {"fold": trainer.fold, "label": meaning(trainer.labels.declared)}
+
+
+def _configuration(plans: PlansManager, name: str) -> dict[str, Any]:
+    configuration = plans.get_configuration(name)
+    return {
+        "dataset": plans.dataset_name,
+        "plan": plans.plans_name,
+        "configuration": name,
+        "patch": list(configuration.patch_size),
+        "spacing": list(configuration.spacing),
+        "normalization": list(configuration.normalization_schemes),
+    }
 
 
 def _text(value: Any) -> str:  # noqa: ANN401 - a name, a number, a list or the meaning of labels

@@ -39,6 +39,7 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     known = trainer.labels.known(everything)
     if known is not None:
         labeled, val = (PartlyAnnotatedCases(cases, trainer.labels) for cases in (labeled, val))
+    trainer.labeled_cases = sorted(labeled.identifiers)
     trainer.labels.check(labeled.identifiers, folders)
     trainer.print_to_log_file(trainer.labels.describe(labeled.identifiers, folders))
     ranges = case_ranges(everything, intensity_cache(trainer.preprocessed))

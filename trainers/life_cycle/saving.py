@@ -24,6 +24,7 @@ def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
         "foundation": trainer.foundation_identity,
         "earlier_stage": trainer.earlier_stage,
         "labels": trainer.labels.facts(),
+        "labeled": trainer.labeled_cases,
         "students": {name: trainable_state(student, with_base) for name, student in trainer.students.items()},
         "method": {name: value for name, value in trainer.method.state_dict().items() if name not in frozen},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},

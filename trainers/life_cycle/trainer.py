@@ -37,6 +37,7 @@ from synfoc3d.trainers.life_cycle.building import make_builder
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
 from synfoc3d.trainers.life_cycle.duration import DurationLog
+from synfoc3d.trainers.life_cycle.earlier_stage import with_foundation_of
 from synfoc3d.trainers.life_cycle.final_validation import keep_preference, leave_out_unknown, validate_modes
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
@@ -80,6 +81,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             "sha256": None,
             "in_checkpoint": True,
         }
+        self.labeled_cases: list[str] = []  # known once there are data
         self.earlier_stage: dict[str, str] | None = None  # the training whose network this one learns from
         self.training_id: str | None = uuid4().hex  # tells the checkpoints of this training from those of another
         self.resume_random_state: Mapping[str, Any] | None = None
@@ -356,7 +358,10 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         section = checkpoints.section_of(checkpoint)
         if not self.was_initialized:
             saved = self.complete(checkpoints.saved_settings(section, self.method_class.Settings, self.data_facts))
-            config.refuse_difference(given=self.settings, saved=saved)
+            given = self.settings
+            if section.get("earlier_stage"):
+                given = with_foundation_of(saved, given, self.complete(config.Settings()).foundation)
+            config.refuse_difference(given=given, saved=saved)
             self.apply_settings(saved)
             self.initialize()
         restore(self, checkpoint)

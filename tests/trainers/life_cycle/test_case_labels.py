@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from synfoc3d.errors import UserError
+from synfoc3d.losses.label_space import Regions
 from synfoc3d.networks.canvas import CanvasFoundation
 from synfoc3d.trainers.life_cycle.batches import make_batch
 from synfoc3d.trainers.life_cycle.case_labels import label_cases
@@ -92,3 +94,49 @@ def test_without_a_labeler_there_are_no_pseudo_labels(project):
         raw = next(paired_loaders(made)[0])
     batch = make_batch(raw, torch.device("cpu"), "case", lambda weak, _: weak, made.labels.space)
     assert raw["unlabeled_target"].shape[1] == 1 and batch.unlabeled.pseudo is None
+
+
+def relabel(trainer):
+    """Label the cases again; return those that were asked for."""
+    asked = []
+    network = trainer.method.case_labeler
+    inner = network.network.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network.network, "forward", lambda x: (asked.append(len(x)), inner(x))[1])
+        label_cases(trainer, network, trainer.unlabeled_folders())
+    return len(asked)
+
+
+@pytest.mark.parametrize("damage", [lambda c: b"", lambda c: c[: len(c) // 2]])
+def test_damaged_labels_are_made_anew(damage, trainer, files):
+    assert relabel(trainer) == 0
+    file = files["Btrain002"]
+    content = blosc2.open(str(file))[:]
+    file.write_bytes(damage(file.read_bytes()))
+    assert relabel(trainer) > 0
+    assert np.array_equal(blosc2.open(str(file))[:], content)
+
+
+def test_labels_of_an_image_that_changed_are_made_anew(trainer, files):
+    image = trainer.unlabeled_folders()["Btrain003"] / "Btrain003.b2nd"
+    image.touch()
+    assert relabel(trainer) > 0
+    assert relabel(trainer) == 0
+
+
+def test_sets_of_regions_are_kept_as_they_are():
+    regions = Regions([(1, 2), (2, 3)], [1, 3])
+    sets = torch.arange(4).reshape(1, 2, 2)
+    raw = {
+        "data": torch.zeros(1, 1, 2, 2), "target": torch.zeros(1, 2, 2, 2), "value_range": torch.zeros(1, 1, 2),
+        "unlabeled_data": torch.zeros(1, 1, 2, 2), "unlabeled_value_range": torch.zeros(1, 1, 2),
+        "unlabeled_target": torch.stack([torch.full((1, 2, 2), -1), sets], 1),
+    }  # fmt: skip
+    pseudo = make_batch(raw, torch.device("cpu"), "case", lambda weak, _: weak, regions).unlabeled.pseudo
+    assert torch.equal(pseudo.label, sets) and pseudo.valid.all()
+
+
+def test_more_regions_than_a_label_map_holds_are_refused(trainer):
+    many = SimpleNamespace(labels=SimpleNamespace(space=Regions([(i,) for i in range(1, 17)], range(1, 17))))
+    with pytest.raises(UserError, match="at most 15 regions, but the dataset has 16: set it to patch"):
+        label_cases(many, trainer.method.case_labeler, {})
