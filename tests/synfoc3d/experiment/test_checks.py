@@ -120,7 +120,7 @@ def test_method_that_learns_from_a_finished_training(methods: dict[str, Any], pr
 
 
 def test_volumes_that_a_canvas_needs_are_asked_for(project: Any) -> None:
-    with pytest.raises(UserError, match="methods.a: foundation.arrangement=canvas .*: use 3d_fullres"):
+    with pytest.raises(UserError, match="methods.a: A canvas shows .*: train 3d_fullres"):
         check(project, {"trainer": "nnUNetTrainerCFRFineTune", "config": "demo", "models": {"a": "foundation"}})
 
 

@@ -37,7 +37,7 @@ def _pick(batch: Batch, order: Any) -> Batch:
     """The pairs of a batch in another order, or some of them."""
 
     def choose(half: Any) -> Any:
-        values = {f.name: getattr(half, f.name) for f in fields(half) if f.name != "pyramid"}
+        values = {f.name: getattr(half, f.name) for f in fields(half) if f.name not in ("pyramid", "pseudo")}
         chosen = {k: v.map(lambda x: x[order]) if isinstance(v, Target) else v[order] for k, v in values.items()}
         return replace(half, **chosen)
 
