@@ -37,7 +37,7 @@ class CFRMeanTeacherSettings(MeanTeacherSettings):
     consistency_on: Literal["unlabeled", "all"] = "all"
 
 
-class Module(NamedTuple):
+class RetrainingKind(NamedTuple):
     """A way to learn from unlabeled patches, and its settings within CFR."""
 
     method: type[RetrainingModule]
@@ -45,10 +45,10 @@ class Module(NamedTuple):
 
 
 MODULES = {
-    "self_training": Module(SelfTraining, SelfTrainingSettings),
-    "mean_teacher": Module(MeanTeacher, CFRMeanTeacherSettings),
-    "acmt": Module(ACMT, ACMTSettings),
-    "magicnet": Module(MagicNet, MagicNetSettings),
+    "self_training": RetrainingKind(SelfTraining, SelfTrainingSettings),
+    "mean_teacher": RetrainingKind(MeanTeacher, CFRMeanTeacherSettings),
+    "acmt": RetrainingKind(ACMT, ACMTSettings),
+    "magicnet": RetrainingKind(MagicNet, MagicNetSettings),
 }
 
 

@@ -27,7 +27,7 @@ from synfoc3d.methods.cubes import by, choose_split, cube_size, draw_order, exch
 from synfoc3d.methods.retraining import RetrainingModule, Terms
 from synfoc3d.networks.teacher import update_teacher
 
-LABELED_WEIGHT = 0.25  # mean of cross-entropy, Dice, and Dice of both recovered answers
+PART_WEIGHT = 0.25  # mean of cross-entropy, Dice, and Dice of both recovered answers
 LOCATION_WIDTH = 4096
 LOCATION_SLOPE = 0.2
 UNBLENDED_STEPS = 100  # the teacher alone makes the pseudo-labels up to this step
@@ -112,7 +112,7 @@ class MagicNet(RetrainingModule):
         labeled = losses["loss_supervised"] + losses["loss_cross"] + losses["loss_within"]
         weight = gaussian_rampup(step, settings.consistency_weight, settings.rampup_length, settings.rampup_unit)
         location = settings.location_weight * losses["loss_location"]
-        return LABELED_WEIGHT * labeled + location + weight * losses["loss_consistency"]
+        return PART_WEIGHT * labeled + location + weight * losses["loss_consistency"]
 
     def cross(self, images: Tensor) -> Tensor:
         """Return the student's logits (B, K, [D,] H, W) for patches (B, C, [D,] H, W), seen with exchanged cubes."""

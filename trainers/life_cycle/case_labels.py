@@ -43,8 +43,8 @@ def label_cases(trainer: Trainer, network: Arrangement, folders: Mapping[str, Pa
         UserError: more regions than fit into a label map, or a network that gives NaN.
     """
     labels = trainer.labels.space
-    everything = labels.labels(torch.ones(1, labels.num_channels, 1))  # every region at once
-    if int(everything.max()) > LARGEST:
+    decisions, alternatives = labels.choices
+    if alternatives**decisions - 1 > LARGEST:  # the set of all regions
         raise UserError(
             f"method.pseudo_labels=case holds at most 15 regions, but the dataset has {labels.num_channels}: set it to "
             "patch."

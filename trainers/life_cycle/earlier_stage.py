@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -122,8 +123,7 @@ def _find(trainer: Trainer, earlier: str) -> Path:
     file = folder / CHECKPOINT_FINAL
     if file.is_file():
         return file
-    number = int(dataset[len("Dataset") :].split("_")[0])
-    command = f"synfoc3d train {number} {configuration} {trainer.fold} -tr {earlier}"
+    command = f"synfoc3d train {convert_dataset_name_to_id(dataset)} {configuration} {trainer.fold} -tr {earlier}"
     if plans.plans_name != "nnUNetPlans":
         command += f" -p {plans.plans_name}"
     if (folder / CHECKPOINT_LATEST).is_file():
@@ -159,8 +159,7 @@ def _check(trainer: Trainer, file: Path, checkpoint: Mapping[str, Any]) -> None:
 def _data_of(trainer: Trainer, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint was trained on."""
     begun, section = checkpoint["init_args"], checkpoints.section_of(checkpoint)
-    plans = type(trainer.plans_manager)(begun["plans"])
-    facts = _configuration(plans, begun["configuration"])
+    facts = _configuration(PlansManager(begun["plans"]), begun["configuration"])
     labels = {key: section.get("labels", {}).get(key) for key in meaning(trainer.labels.declared)}
     return facts | {"fold": begun["fold"], "label": labels}
 

@@ -23,6 +23,9 @@ def kept_for_gradients(network: nn.Module, shape: Sequence[int]) -> int:
     Args:
         network: in the mode in which it trains.
         shape: of its input.
+
+    Returns:
+        Bytes.
     """
     without_content = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in network.parameters()}
     twin = copy.deepcopy(network, without_content).to("meta")
@@ -41,7 +44,9 @@ def kept_for_gradients(network: nn.Module, shape: Sequence[int]) -> int:
 
 
 def refuse_too_large(network: Arrangement, shape: Sequence[int], settings: Settings, device: torch.device) -> None:
-    """Refuse a training step that keeps more than there is.
+    """Refuse a training step whose one pass of labeled patches keeps more than there is.
+
+    A lower bound: what is computed in between comes on top, and so does every further pass with gradient (SynFoC's).
 
     Args:
         network: in training.
