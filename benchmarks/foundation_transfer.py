@@ -34,6 +34,7 @@ from synfoc3d.config import FoundationOptimizerSettings
 from synfoc3d.files.volumes import list_images, list_labels, read_scan
 from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.networks.architectures import find_architecture
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.intensity import intensity_range, to_unit
@@ -42,8 +43,7 @@ from synfoc3d.networks.optimizers import make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.known import find_checkpoint, known_network
-from synfoc3d.networks.weights.loading import RANDOM_PARTS, load_checkpoint
-from synfoc3d.pretraining.objectives import MASK_CHANNEL
+from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.pretraining.prompts import tight_boxes
 
 ARMS = ("random-compact:full:3e-4", "compact:qkv4:1e-3", "lite_medsam:qkv8:1e-3", "lite_medsam:full:1e-3/3e-4")
@@ -126,11 +126,7 @@ def build(name: str, channels: int, args: argparse.Namespace, with_prompts: bool
     if name.startswith(RANDOM_START):
         return network.to(args.device)
     weights = find_checkpoint(known.name, args.weights)
-    load_checkpoint(network, weights)
-    if with_prompts:  # the mask tokens too, which are of no use where classes are learned
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        own = {key: value for key, value in state.items() if any(part in key for part in RANDOM_PARTS)}
-        network.load_state_dict(own, strict=False)
+    load_checkpoint(network, weights, promptable=with_prompts)
     return network.to(args.device)
 
 
@@ -164,16 +160,14 @@ def zero_shot(data: Data, args: argparse.Namespace) -> Iterator[dict[str, object
 
 
 def _prompt_channels(name: str) -> int:
-    """Count the channels of a network as it was pre-trained: SAM's four masks, the compact network's two."""
-    return 2 if name.removeprefix(RANDOM_START) == "compact" else 4
+    """Count the masks of a network as it was pre-trained."""
+    return find_architecture(known_network(name.removeprefix(RANDOM_START)).architecture).mask_tokens
 
 
 def _answer(network: FoundationNetwork, images: Tensor, boxes: Tensor, args: argparse.Namespace) -> Tensor:
-    sparse, _ = network.prompt_encoder(points=None, boxes=boxes, masks=None)
     with autocast(args.precision, args.device):
-        logits, _ = network.decode(network.embed(images), sparse)
-    mask = MASK_CHANNEL if network.num_channels == 2 else 0  # the first of SAM's masks answers unambiguous prompts
-    return resize_in_plane(logits[:, mask].float(), in_plane_size(images), "bilinear") > 0
+        logits, _ = network.decode(network.embed(images), network.embed_prompts(boxes=boxes))
+    return resize_in_plane(logits[:, network.architecture.answer].float(), in_plane_size(images), "bilinear") > 0
 
 
 def _filled(boxes: Tensor, size: int) -> Tensor:

@@ -37,6 +37,8 @@ class Architecture:
         canvas_size: side of the image that shows all slices of a patch, where the user names none; None is as small as
             the patch allows.
         adaptation: what of the encoder trains, where the user does not say; of a ViT as published in SAMed and SynFoC.
+        mask_tokens: masks that the network was pre-trained to give for a prompt.
+        answer: index of the one that is meant for a prompt that leaves no doubt.
     """
 
     encoder: EncoderSizes
@@ -46,6 +48,8 @@ class Architecture:
     default_image_size: int = 512
     canvas_size: int | None = None
     adaptation: Adaptation = Adaptation()
+    mask_tokens: int = 4
+    answer: int = 0
 
 
 def _sams_own(encoder: ViTSizes) -> Architecture:
@@ -63,6 +67,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         decoder_width=128,
         decoder_mlp=512,
         default_image_size=256,
+        mask_tokens=2,  # the first one stands for the background downstream
+        answer=1,
     ),
     "mobile_sam": Architecture(TinyViTSizes(stem_kernel=3), adaptation=Adaptation(lora_rank=8, lora_targets="all")),
     "vit_b": _sams_own(ViTSizes(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))),

@@ -1,6 +1,9 @@
 """Build the foundation network: segment-anything's own modules, prompt-free, with one mask per class."""
 
+from __future__ import annotations
+
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
@@ -14,6 +17,34 @@ MASK_PROMPT_CHANNELS = 16
 
 SIDE_FACTOR = 16
 """An image side must be a multiple of it: patches of a ViT, four halvings of a TinyViT."""
+
+
+class Features(NamedTuple):
+    """What the image encoder says of N images.
+
+    Attributes:
+        embedding: (N, C, e, e).
+        finer: maps of higher resolution that the decoder adds to its own, finest last; SAM has none.
+    """
+
+    embedding: torch.Tensor
+    finer: tuple[torch.Tensor, ...] = ()
+
+    def take(self, images: torch.Tensor) -> Features:
+        """Return those of the images with these indices (M,)."""
+        return Features(self.embedding[images], tuple(level[images] for level in self.finer))
+
+
+class PromptEmbedding(NamedTuple):
+    """Embedded prompts for M masks, one set for each; of one set only (1, ...) it is the same for all.
+
+    Attributes:
+        sparse: (M, T, C), of points or boxes.
+        dense: (M, C, e, e), of a mask, or the learned "no mask" vector.
+    """
+
+    sparse: torch.Tensor
+    dense: torch.Tensor
 
 
 class FoundationNetwork(nn.Module):
@@ -65,45 +96,69 @@ class FoundationNetwork(nn.Module):
         expected = (3, self.image_size, self.image_size)
         if images.shape[1:] != expected:
             raise ValueError(f"expected images of shape (N, {expected}), got {tuple(images.shape)}")
-        sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
         # The prompt embeddings have batch size 1, so the decoder broadcasts them over all images in one call.
+        prompts = self.embed_prompts()
         logits, _ = self.mask_decoder.predict_masks(
-            image_embeddings=self.embed(images),
+            image_embeddings=self.embed(images).embedding,
             image_pe=self._position_encoding(images.device.type),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
+            sparse_prompt_embeddings=prompts.sparse,
+            dense_prompt_embeddings=prompts.dense,
         )
         return logits
 
-    def decode(self, embeddings: torch.Tensor, sparse: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decode image embeddings, each with prompts of its own, as far as the masks and the features behind them.
+    @property
+    def mask_side(self) -> int:
+        """Side m in pixels of the decoder's logits, and of the masks that prompt it."""
+        return 4 * self.image_encoder.embedding_side
 
-        segment-anything's decoder takes one image with many prompts, or many images with the same prompts; pre-training
-        needs as many images as prompts. Its modules and the order of its steps are the same.
+    def embed_prompts(
+        self,
+        points: tuple[torch.Tensor, torch.Tensor] | None = None,
+        boxes: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
+    ) -> PromptEmbedding:
+        """Embed what M masks are asked for by; without arguments, the one set of a prompt-free network.
 
         Args:
-            embeddings: (M, decoder_width, e, e), as from :meth:`embed`.
-            sparse: (M, T, decoder_width) embedded points or boxes; None is no prompt, as in :meth:`forward`.
+            points: (M, P, 2) x and y in pixels of the image, and (M, P) labels: 1 inside of what is meant, 0 outside,
+                -1 no point.
+            boxes: (M, 4) corners x0, y0, x1, y1 in pixels of the image.
+            masks: (M, 1, m, m) logits, m = :attr:`mask_side`.
+        """
+        return PromptEmbedding(*self.prompt_encoder(points=points, boxes=boxes, masks=masks))
+
+    def decode(
+        self, features: Features, prompts: PromptEmbedding | None = None, decoder: nn.Module | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode M images, each with prompts of its own, as far as the masks and the features behind them.
+
+        segment-anything's decoder takes one image with many prompts, or many images with the same prompts. Its modules
+        and the order of its steps are the same.
+
+        Args:
+            features: of M images, as from :meth:`embed`.
+            prompts: for one mask in each; None is no prompt, as in :meth:`forward`.
+            decoder: an adapted copy of the network's own mask decoder to decode with; None is its own.
 
         Returns:
-            Logits (M, K, 4 e, 4 e), and the upscaled features (M, decoder_width/8, 4 e, 4 e) whose products with the
-            mask tokens the logits are.
+            Logits (M, K, m, m), and the upscaled features (M, C/8, m, m) whose products with the mask tokens the logits
+            are.
         """
-        count = len(embeddings)
-        decoder = self.mask_decoder
-        no_prompt, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
-        prompts = no_prompt.expand(count, -1, -1) if sparse is None else sparse
+        source = features.embedding
+        count = len(source)
+        decoder = decoder or self.mask_decoder
+        sparse, dense = prompts or self.embed_prompts()
         tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(count, -1, -1)
-        position = self._position_encoding(embeddings.device.type).expand(count, -1, -1, -1)
-        source = embeddings + dense
-        tokens, source_tokens = decoder.transformer(source, position, torch.cat([tokens, prompts], dim=1))
-        features = decoder.output_upscaling(source_tokens.transpose(1, 2).reshape(source.shape))
+        tokens = torch.cat([tokens, sparse.expand(count, -1, -1)], dim=1)
+        position = self._position_encoding(source.device.type).expand(count, -1, -1, -1)
+        tokens, source_tokens = decoder.transformer(source + dense, position, tokens)
+        upscaled = decoder.output_upscaling(source_tokens.transpose(1, 2).reshape(source.shape))
         weights = [mlp(tokens[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)]
-        return torch.einsum("mkc,mchw->mkhw", torch.stack(weights, dim=1), features), features
+        return torch.einsum("mkc,mchw->mkhw", torch.stack(weights, dim=1), upscaled), upscaled
 
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Encode (N, 3, S, S) images to (N, decoder_width, e, e), the blocks recomputed if so chosen."""
-        return self.image_encoder(images, recompute=self.checkpointing and torch.is_grad_enabled())
+    def embed(self, images: torch.Tensor) -> Features:
+        """Encode (N, 3, S, S) images, the blocks recomputed if so chosen."""
+        return Features(self.image_encoder(images, recompute=self.checkpointing and torch.is_grad_enabled()))
 
     def _position_encoding(self, device_type: str) -> torch.Tensor:
         """Give the (1, decoder_width, e, e) Fourier encoding, in full precision: its phases span many turns."""

@@ -13,8 +13,6 @@ from synfoc3d.pretraining.settings import ObjectiveSettings
 
 STRIDE = 4
 """Pixels of the image per pixel of the decoder's output."""
-MASK_CHANNEL = 1
-"""Channel of the decoder that answers prompts; channel 0 stands for the background downstream."""
 SMALLEST = 2
 """Structures of fewer output pixels have no prototype."""
 
@@ -49,16 +47,16 @@ def compute_losses(
         generator: source of the prompts, on the CPU.
     """
     device = next(network.parameters()).device
-    embeddings = network.embed(pairs.images.to(device))
-    _, features = network.decode(embeddings)
+    encoded = network.embed(pairs.images.to(device))
+    _, features = network.decode(encoded)
     small = pairs.structures[:, STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].to(device)
     siblings, same_image = contrast(features.float(), small, settings.temperature)
     prompts = draw_prompts(pairs.structures, settings.prompts_per_image, generator)
     if not len(prompts.image):
         return Losses(siblings.new_zeros(()), siblings, same_image)
-    sparse = embed_prompts(network.prompt_encoder, prompts.masks, settings, generator)
-    logits, _ = network.decode(embeddings[prompts.image.to(device)], sparse)
-    prompted = mask_loss(logits[:, MASK_CHANNEL].float(), prompts.masks.to(device))
+    asked = embed_prompts(network, prompts.masks, settings, generator)
+    logits, _ = network.decode(encoded.take(prompts.image.to(device)), asked)
+    prompted = mask_loss(logits[:, network.architecture.answer].float(), prompts.masks.to(device))
     return Losses(prompted, siblings, same_image)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from synfoc3d.networks.foundation import FoundationNetwork, PromptEmbedding
 from synfoc3d.pretraining.settings import ObjectiveSettings
 
 SMALLEST = 12
@@ -84,15 +85,15 @@ def draw_points(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
 
 
 def embed_prompts(
-    prompt_encoder: torch.nn.Module, masks: Tensor, settings: ObjectiveSettings, generator: Generator
-) -> Tensor:
-    """Embed a box, or points, for each of (M, S, S) masks: (M, T, decoder_width). One kind for the whole batch."""
-    device = next(prompt_encoder.parameters()).device
+    network: FoundationNetwork, masks: Tensor, settings: ObjectiveSettings, generator: Generator
+) -> PromptEmbedding:
+    """Embed a box, or points, for each of (M, S, S) masks. One kind for the whole batch."""
+    device = next(network.parameters()).device
     if torch.rand(1, generator=generator) < settings.boxes:
         boxes = jitter_boxes(tight_boxes(masks), settings.box_jitter, masks.shape[-1], generator)
-        return prompt_encoder(points=None, boxes=boxes.to(device), masks=None)[0]
+        return network.embed_prompts(boxes=boxes.to(device))
     points, labels = draw_points(masks, generator)
-    return prompt_encoder(points=(points.to(device), labels.to(device)), boxes=None, masks=None)[0]
+    return network.embed_prompts(points=(points.to(device), labels.to(device)))
 
 
 def _positions(weights: Tensor, count: int, size: int, generator: Generator) -> Tensor:

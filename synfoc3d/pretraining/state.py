@@ -10,14 +10,13 @@ from torch import Tensor
 
 from synfoc3d.checkpoint import save_atomic
 from synfoc3d.errors import UserError
+from synfoc3d.networks.architectures import find_architecture
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.pretraining.settings import PretrainSettings, resolve_pretraining
 from synfoc3d.sections import differences, merge
 
 ARCHITECTURE = "compact"
-NUM_CHANNELS = 2
-"""Mask tokens while pre-training: the number of classes is not known yet."""
 
 
 class PretrainingState:
@@ -40,7 +39,9 @@ class PretrainingState:
     def __init__(self, settings: PretrainSettings, device: str, start: Path | None = None) -> None:
         self.settings = settings
         torch.manual_seed(settings.seed)
-        self.network: FoundationNetwork = build_sam(ARCHITECTURE, settings.image_size, NUM_CHANNELS)
+        self.network: FoundationNetwork = build_sam(
+            ARCHITECTURE, settings.image_size, find_architecture(ARCHITECTURE).mask_tokens
+        )
         self.started_from = load_checkpoint(self.network, start) if start else None
         self.network.to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)

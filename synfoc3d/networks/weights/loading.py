@@ -27,7 +27,7 @@ COUNTER = ".num_batches_tracked"
 ENCODER = "image_encoder."
 
 
-def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
+def load_checkpoint(network: FoundationNetwork, path: str | Path, promptable: bool = False) -> str:
     """Copy the weights of a published file of the SAM family into a network that has no adapters yet.
 
     Everything is copied by name, the encoder's through its own translation, except the class-dependent parts (mask
@@ -38,6 +38,8 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
         network: what ``build_sam`` returned.
         path: a ``.pth`` file with the state dict of segment-anything's ``Sam``, plain or as MedSAM's training code
             writes it: under the key "model", each name behind "module.".
+        promptable: copy the class-dependent parts, too, for a network with as many mask tokens as the file's, which
+            answers prompts.
 
     Returns:
         The SHA-256 of the file, 64 hexadecimal digits.
@@ -48,7 +50,7 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path) -> str:
     path = Path(path)
     state = read_state(path)
     _check_architecture(network, state, path)
-    weights = _fit(network, state, path)
+    weights = _fit(network, state, path, () if promptable else RANDOM_PARTS)
     refuse_unusable(weights, path)
     target = network.state_dict()
     for name, weight in weights.items():
@@ -126,14 +128,14 @@ def _encoder_entries(state: State) -> State:
     return {name.removeprefix(ENCODER): value for name, value in state.items() if name.startswith(ENCODER)}
 
 
-def _fit(network: FoundationNetwork, state: State, path: Path) -> State:
-    """Return the weights to copy, by name, each with the shape the network wants."""
+def _fit(network: FoundationNetwork, state: State, path: Path, random: tuple[str, ...]) -> State:
+    """Return the weights to copy, by name, each with the shape the network wants; not the ``random`` parts."""
     translated = network.image_encoder.from_published(_encoder_entries(state))
     state = {name: value for name, value in state.items() if not name.startswith(ENCODER)}
     state |= {ENCODER + name: value for name, value in translated.items()}
-    target = {name: tensor for name, tensor in network.state_dict().items() if not _is_random(name)}
+    target = {name: tensor for name, tensor in network.state_dict().items() if not _is_part(name, random)}
     refuse_keys("lacks", [name for name in target if name not in state], path)
-    refuse_keys("has unknown", [name for name in state if name not in target and not _is_random(name)], path)
+    refuse_keys("has unknown", [name for name in state if name not in target and not _is_part(name, random)], path)
     for name, tensor in target.items():
         if state[name].shape != tensor.shape:
             raise UserError(
@@ -150,8 +152,8 @@ def refuse_unusable(weights: State, path: Path) -> None:
     )
 
 
-def _is_random(name: str) -> bool:
-    return any(part in name for part in RANDOM_PARTS)
+def _is_part(name: str, parts: tuple[str, ...]) -> bool:
+    return any(part in name for part in parts)
 
 
 def refuse_keys(problem: str, names: list[str], path: Path, kind: str = "a SAM or MedSAM weight file") -> None:

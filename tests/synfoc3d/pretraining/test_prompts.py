@@ -74,7 +74,7 @@ def test_points_of_a_structure_that_fills_the_image():
 
 @pytest.mark.parametrize(("boxes", "tokens"), [(1.0, 2), (0.0, 4)])
 def test_boxes_have_two_tokens_and_points_one_each_and_padding(boxes, tokens):
-    encoder = build_sam("compact", 32, 2).prompt_encoder
+    network = build_sam("compact", 32, 2)
     masks = (rectangle(4, 20, 6, 12) == 1).repeat(3, 1, 1)
-    sparse = embed_prompts(encoder, masks, ObjectiveSettings(boxes=boxes), rng())
-    assert sparse.shape == (3, tokens, 128)
+    embedding = embed_prompts(network, masks, ObjectiveSettings(boxes=boxes), rng())
+    assert embedding.sparse.shape == (3, tokens, 128)
