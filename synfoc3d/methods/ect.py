@@ -77,6 +77,7 @@ class ECT(Method):
 
     Settings = ECTSettings
     arrangement = "propagation"
+    walks_volumes = True
     panels = (
         Panel("parts of the loss", ("loss_focal", "loss_dice")),
         Panel("consistency", ("loss_consistency_labeled", "loss_consistency_unlabeled")),
@@ -167,7 +168,7 @@ class ECT(Method):
     def _window(self, x: Tensor) -> Tensor:
         """Keep the middle slices of (B, [C,] D, H, W), so that the middle one stays the middle one."""
         slices, size = x.shape[-3], self.settings.window
-        if size == 0 or size >= slices or len(self.build.patch_size) == 2:
+        if size == 0 or size >= slices:
             return x
         return x.narrow(-3, slices // 2 - size // 2, size)
 

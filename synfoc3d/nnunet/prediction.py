@@ -22,6 +22,7 @@ from synfoc3d.networks.prompts import Point
 from synfoc3d.networks.propagation import PropagatingFoundation
 from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import OnProgress, SliceWindow, Tile, no_progress, pad_to_tile, segment_slices
+from synfoc3d.nnunet.volume_size import volume_size
 from synfoc3d.nnunet.walk import walk
 
 
@@ -66,6 +67,7 @@ class CasePredictor:
         precision: Precision | None = None,
     ) -> None:
         self.configuration = plans.get_configuration(configuration)
+        self.plans = plans
         self.labels = label_space(plans.get_label_manager(dataset_json))
         self.device = device
         self.step_size = step_size
@@ -143,7 +145,7 @@ class CasePredictor:
                     network,
                     image,
                     self.labels,
-                    tile=in_plane,
+                    tile=volume_size(self.plans, self.configuration)[-2:],
                     mirror_axes=axes,
                     device=self.device,
                     points=points,

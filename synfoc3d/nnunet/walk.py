@@ -26,13 +26,13 @@ def walk(
     points: Sequence[Point | None] | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Tensor:
-    """Segment a case, its slices shown as in training: smaller ones than a patch are padded, larger ones shrunk.
+    """Segment a case, its slices shown as in training: smaller ones are padded, larger ones shrunk.
 
     Args:
         network: on the device, in evaluation mode.
         image: (C, D, H, W) preprocessed case, on the CPU.
         labels: what the channels mean.
-        tile: (H, W) of a patch.
+        tile: (H, W) of the volumes in training.
         mirror_axes: in-plane axes, 0 and 1, over whose mirrored versions the probabilities are averaged.
         device: where the network computes.
         points: where each structure is, None for one that is not there; None altogether asks by the center.
