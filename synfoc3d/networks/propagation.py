@@ -31,6 +31,7 @@ class Chain(NamedTuple):
         start: index of the slice with the point.
         x: of the point, in pixels of the image the network sees, the center of the first pixel 0.
         y: the same, from the top.
+        box: corners x0, y0, x1, y1 that ask in place of the point, of all chains of a call or of none.
     """
 
     volume: int
@@ -38,6 +39,7 @@ class Chain(NamedTuple):
     start: int
     x: float
     y: float
+    box: tuple[float, float, float, float] | None = None
 
 
 class PropagatingFoundation(SlicewiseFoundation):
@@ -135,7 +137,7 @@ class PropagatingFoundation(SlicewiseFoundation):
             slices: D of a volume.
             chains: what is asked for.
         """
-        masks = self._decode(features, slices, [(chain, chain.start) for chain in chains], self._points(chains)) > 0
+        masks = self._decode(features, slices, [(chain, chain.start) for chain in chains], self._starts(chains)) > 0
         moved = []
         for chain, mask in zip(chains, masks, strict=True):
             if mask.any():
@@ -169,7 +171,7 @@ class PropagatingFoundation(SlicewiseFoundation):
         if not chains:
             return torch.zeros(0, slices, self.network.mask_side, self.network.mask_side, device=self._device)
         asked = [(chain, chain.start) for chain in chains]
-        found = dict(zip(asked, self._decode(features, slices, asked, self._points(chains)), strict=True))
+        found = dict(zip(asked, self._decode(features, slices, asked, self._starts(chains)), strict=True))
         for distance in range(1, slices):
             # both directions at once, as they do not depend on each other
             steps = [(chain, chain.start + way * distance, way) for way in (1, -1) for chain in chains]
@@ -180,7 +182,7 @@ class PropagatingFoundation(SlicewiseFoundation):
             if self.carry:
                 prompts = self._masks([found[chain, z - way] for chain, z, way in steps])
             else:
-                prompts = self._points([chain for chain, _ in asked])
+                prompts = self._starts([chain for chain, _ in asked])
             found |= zip(asked, self._decode(features, slices, asked, prompts), strict=True)
         return torch.stack([torch.stack([found[chain, z] for z in range(slices)]) for chain in chains])
 
@@ -188,8 +190,12 @@ class PropagatingFoundation(SlicewiseFoundation):
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
-    def _points(self, chains: Sequence[Chain]) -> PromptEmbedding:
+    def _starts(self, chains: Sequence[Chain]) -> PromptEmbedding:
         device = self._device
+        boxes = [chain.box for chain in chains if chain.box is not None]
+        if boxes:
+            assert len(boxes) == len(chains), "some are asked for by a box and some by a point"
+            return self.network.embed_prompts(boxes=torch.tensor(boxes, dtype=torch.float32, device=device))
         points = torch.tensor([[[chain.x, chain.y]] for chain in chains], dtype=torch.float32, device=device)
         return self.network.embed_prompts(points=(points, torch.full(points.shape[:2], INSIDE, device=device)))
 

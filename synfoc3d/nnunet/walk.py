@@ -80,5 +80,10 @@ def _chains(
 
 
 def _mirrored(one: Chain, axes: Sequence[int], side: int) -> Chain:
-    """Move a point to where it lies in a mirrored image."""
-    return one._replace(x=side - 1 - one.x if 1 in axes else one.x, y=side - 1 - one.y if 0 in axes else one.y)
+    """Move a prompt to where it lies in a mirrored image."""
+    x0, y0, x1, y1 = one.box or (one.x, one.y, one.x, one.y)
+    if 1 in axes:
+        x0, x1 = side - 1 - x1, side - 1 - x0
+    if 0 in axes:
+        y0, y1 = side - 1 - y1, side - 1 - y0
+    return one._replace(box=(x0, y0, x1, y1)) if one.box else one._replace(x=x0, y=y0)
