@@ -233,7 +233,9 @@ def rebuild_foundation(checkpoint: Mapping[str, Any], num_channels: int, name: s
     if holds_everything:
         adapted = any(".attn.qkv.a_q." in key for key in state)
         changes |= {"checkpoint": RANDOM, "full_finetune": not adapted}  # no file needed: all of it is overwritten
-    network, identity = build_foundation(settings.model_copy(update=changes), num_channels)
+    background = part.get("labels", {}).get("order") is None  # regions have an order, and no background
+    settings = settings.model_copy(update=changes)
+    network, identity = build_foundation(settings, num_channels, background=background)
     if not holds_everything:
         check_base(identity, part["foundation"])
     load_trainable_state(network, state, include_base=holds_everything)

@@ -48,7 +48,7 @@ SETTINGS_KIND = Kind("settings file", "preset", "a mapping of settings")
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Schedule = Literal["constant", "poly", "poly_step"]
 LoRATargets = Literal["qkv", "attention", "all"]
-ArrangementName = Literal["slices", "canvas"]
+ArrangementName = Literal["slices", "canvas", "propagation"]
 
 
 class MethodSettings(Section):
@@ -65,9 +65,14 @@ class FoundationSettings(Section):
         lora: file of adapters, prompt encoder and mask decoder, as the released code of SAMed and SynFoC writes it; the
             student starts from it.
         image_size: side S of the square image the network sees, in pixels; None takes the network's default.
-        arrangement: each of a patch's ``slices`` is an image, or all of them one large image, a ``canvas``; None is the
-            method's, which is ``slices`` except for CFR.
-        lora_rank: rank of the adapters; 0 freezes the image encoder; None takes the network's default.
+        arrangement: each of a patch's ``slices`` is an image, or all of them one large image, a ``canvas``; or, of ECT
+            alone, masks are carried from slice to slice by ``propagation``. None is the method's, which is ``slices``
+            except for CFR and ECT.
+        carry: with ``propagation``: a slice is asked by its neighbor's mask, not by the point; None is true.
+        class_tokens: with ``propagation``: every class has a trainable vector that is added to its prompts; None where
+            there are several classes.
+        lora_rank: rank of the adapters; 0 freezes the image encoder; None takes the network's default, which is 16 for
+            the adapters of ``propagation`` in the decoders.
         lora_targets: which layers of the image encoder get adapters: ``qkv`` q and v of every attention, as published;
             ``attention`` the other linear layers of the blocks with attention, too; ``all`` also every 1x1 convolution;
             None takes the network's default.
@@ -89,6 +94,8 @@ class FoundationSettings(Section):
     lora: str | None = None
     image_size: Annotated[int, Field(ge=32, multiple_of=16)] | None = None
     arrangement: ArrangementName | None = None
+    carry: bool | None = None
+    class_tokens: bool | None = None
     lora_rank: Annotated[int, Field(ge=0)] | None = None
     lora_targets: LoRATargets | None = None
     full_finetune: bool | None = None

@@ -94,3 +94,21 @@ def strong_view(
         sigma = max(_draw(settings.blur), 1e-3)
         changed.append(blur_in_plane(contrasted, (sigma * height / shown[0], sigma * width / shown[1])))
     return from_unit(torch.stack(changed), value_range)
+
+
+def cut_out(image: Tensor, share: tuple[float, float]) -> Tensor:
+    """Fill a box of each sample, the same in all its slices, with the mean of each channel ("Cutout", 2017).
+
+    Args:
+        image: (B, C, [D,] H, W).
+        share: range of the box's share of a slice; its sides are to each other as the slice's.
+    """
+    height, width = image.shape[-2:]
+    result = image.clone()
+    for sample in result:
+        side = math.sqrt(_draw(share))
+        rows, columns = round(side * height), round(side * width)
+        top, left = round(_draw((0, height - rows))), round(_draw((0, width - columns)))
+        mean = sample.mean(dim=tuple(range(1, sample.ndim)), keepdim=True)
+        sample[..., top : top + rows, left : left + columns] = mean
+    return result

@@ -154,6 +154,7 @@ class Method(nn.Module):
     Settings: ClassVar[type[MethodSettings]] = MethodSettings
     uses_unlabeled: ClassVar[bool] = True
     arrangement: ClassVar[ArrangementName] = "slices"  # of the foundation network, where the settings leave it open
+    walks_volumes: ClassVar[bool] = False  # patches are whole volumes, also where those of the plan are slices
     case_labeler: Arrangement | None = None  # frozen, labels the unlabeled cases as a whole, before the training
     remark: str = ""  # a sentence for the log of the training
     panels: tuple[Panel, ...] = ()  # curves of the values it logs; what is in none is drawn in one more panel
@@ -170,7 +171,7 @@ class Method(nn.Module):
     def auxiliaries(self) -> Mapping[str, nn.Module]:
         """Return what is trained by gradients beside the students but predicts nothing, such as an auxiliary head.
 
-        Each has an optimizer with the conventional network's settings.
+        Each has an optimizer with the settings of its kind of network, foundation or conventional.
         """
         return {}
 

@@ -32,6 +32,8 @@ class Arrangement(nn.Module):
 
     independent_slices: ClassVar[bool]
     """The answer for a slice depends on no other slice of the patch."""
+    takes_prompts: ClassVar[bool] = False
+    """It can be told what to look for, and where; it walks through a volume as a whole."""
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from synfoc3d.config import ArrangementName, FoundationSettings
@@ -13,12 +12,14 @@ from synfoc3d.networks.canvas import CanvasFoundation, smallest_side
 from synfoc3d.networks.encoders.vit import ViTSizes
 from synfoc3d.networks.foundation import SIDE_FACTOR, FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
+from synfoc3d.networks.propagation import PropagatingFoundation
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.known import embedded_weights, find_checkpoint, hash_problem, known_network
 from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.networks.weights.released_lora import load_released_lora
 
 log = logging.getLogger(__name__)
+PROPAGATION_RANK = 16  # of the adapters in ECT's decoders, as published
 
 
 def architecture_of(settings: FoundationSettings) -> str:
@@ -86,12 +87,36 @@ def arranged(settings: FoundationSettings, default: ArrangementName, patch_size:
         UserError: see :func:`image_size_of`.
     """
     settings = settings.model_copy(update={"arrangement": settings.arrangement or default})
+    if "propagation" in (default, settings.arrangement):
+        _check_propagation(settings, default)
+    elif settings.carry is not None or settings.class_tokens is not None:
+        raise UserError("foundation.carry and foundation.class_tokens are of nnUNetTrainerECT alone: leave them out.")
     image_size_of(settings, patch_size)
     return settings
 
 
+def _check_propagation(settings: FoundationSettings, default: ArrangementName) -> None:
+    """Refuse settings that mean nothing for a network whose decoder alone is adapted, and who cannot be asked."""
+    if settings.arrangement != default:
+        raise UserError(
+            f"foundation.arrangement={settings.arrangement} does not go with this trainer, whose is {default}; "
+            "leave it out. Masks are carried from slice to slice by nnUNetTrainerECT, and by it alone."
+        )
+    of_encoder = {"full_finetune": settings.full_finetune, "lora_targets": settings.lora_targets, "lora": settings.lora}
+    given = [f"foundation.{name}" for name, value in of_encoder.items() if value is not None]
+    if given:
+        raise UserError(f"ECT freezes the image encoder and adapts the decoders alone: leave out {', '.join(given)}.")
+    if settings.lora_rank == 0:
+        raise UserError("foundation.lora_rank=0 leaves ECT nothing to train: give at least 1, or leave it out.")
+    if find_checkpoint(settings.name, settings.checkpoint) is None:
+        raise UserError(
+            f"ECT asks a network that can answer prompts, but {settings.name} starts from random weights: "
+            "leave foundation.checkpoint out, or give a file."
+        )
+
+
 def build_foundation(
-    settings: FoundationSettings, num_channels: int, patch_size: Sequence[int] = (1, 1, 1)
+    settings: FoundationSettings, num_channels: int, patch_size: Sequence[int] = (1, 1, 1), *, background: bool = True
 ) -> tuple[Arrangement, dict[str, Any]]:
     """Build the foundation student.
 
@@ -99,6 +124,7 @@ def build_foundation(
         settings: which network, weights, adapters, arrangement and memory limits.
         num_channels: K, channels of the output.
         patch_size: of the configuration, ([D,] H, W); asked for canvases alone.
+        background: whether the first channel is the background; asked for propagation alone.
 
     Returns:
         The network, and the identity of its base: ``name``; ``checkpoint`` file and its ``sha256`` (None for random
@@ -110,12 +136,50 @@ def build_foundation(
         UserError: a network that needs published weights has no checkpoint, a file cannot be used, or the arrangement
             does not fit the patch.
     """
-    checkpoint = find_checkpoint(settings.name, settings.checkpoint)
+    promptable = settings.arrangement == "propagation"
     image_size = image_size_of(settings, patch_size)
+    masks = find_architecture(architecture_of(settings)).mask_tokens if promptable else num_channels
+    network, identity = _load_base(settings, image_size, masks, promptable=promptable)
+    options = {"chunk": settings.chunk, "channels": settings.channels, "intensity": settings.intensity}
+    if promptable:
+        several = num_channels - background > 1
+        options |= {
+            "rank": settings.lora_rank or PROPAGATION_RANK,
+            "tokens": several if settings.class_tokens is None else settings.class_tokens,
+            "carry": settings.carry is not False,
+        }
+        return PropagatingFoundation(
+            network, image_size, num_channels=num_channels, background=background, **options
+        ), identity
+    _adapt(network, settings, pretrained=identity["sha256"] is not None)
+    kind = CanvasFoundation if settings.arrangement == "canvas" else SlicewiseFoundation
+    return kind(network, image_size, **options), identity
+
+
+def _load_base(
+    settings: FoundationSettings, image_size: int, num_channels: int, *, promptable: bool
+) -> tuple[FoundationNetwork, dict[str, Any]]:
+    """Build a network with its base's weights, say so if they are not the published ones, and identify them."""
     network = build_sam(architecture_of(settings), image_size, num_channels, settings.checkpointing)
-    sha256 = _load_base(network, settings.name, checkpoint) if checkpoint else None
+    checkpoint, sha256 = find_checkpoint(settings.name, settings.checkpoint), None
+    if checkpoint is not None:
+        sha256 = load_checkpoint(network, checkpoint, promptable)
+        if problem := hash_problem(known_network(settings.name), checkpoint, sha256):
+            # no refusal: files that were saved anew or fine-tuned further hold good weights, too
+            log.warning("%s %s; its weights are used as they are", checkpoint, problem)
+    return network, {
+        "name": settings.name,
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "sha256": sha256,
+        "image_size": image_size,
+        "in_checkpoint": checkpoint in (None, embedded_weights()),
+    }
+
+
+def _adapt(network: FoundationNetwork, settings: FoundationSettings, *, pretrained: bool) -> None:
+    """Choose what of a network without prompts trains, and start from released adapters where they are given."""
     adaptation = adaptation_of(settings)
-    if adaptation.full_finetune and checkpoint is None:
+    if adaptation.full_finetune and not pretrained:
         log.info(
             "foundation network %s has no pre-trained weights: every parameter trains, without LoRA", settings.name
         )
@@ -123,17 +187,6 @@ def build_foundation(
     if settings.lora is not None:
         _check_takes_released_lora(network, settings, adaptation)
         load_released_lora(network, settings.lora)
-    kind = CanvasFoundation if settings.arrangement == "canvas" else SlicewiseFoundation
-    foundation = kind(
-        network, image_size, chunk=settings.chunk, channels=settings.channels, intensity=settings.intensity
-    )
-    return foundation, {
-        "name": settings.name,
-        "checkpoint": str(checkpoint) if checkpoint else None,
-        "sha256": sha256,
-        "image_size": image_size,
-        "in_checkpoint": checkpoint in (None, embedded_weights()),
-    }
 
 
 def _check_takes_released_lora(
@@ -150,12 +203,3 @@ def _check_takes_released_lora(
             f"foundation.lora={settings.lora} needs a network with adapters on qkv: give its base's weights with "
             "foundation.checkpoint, and leave foundation.full_finetune, lora_targets and lora_rank=0 out."
         )
-
-
-def _load_base(network: FoundationNetwork, name: str, checkpoint: Path) -> str:
-    """Load a base's weights, say so if they are not the published ones, and return their SHA-256."""
-    sha256 = load_checkpoint(network, checkpoint)
-    if problem := hash_problem(known_network(name), checkpoint, sha256):
-        # no refusal: files that were saved anew or fine-tuned further hold good weights, too
-        log.warning("%s %s; its weights are used as they are", checkpoint, problem)
-    return sha256

@@ -19,26 +19,28 @@ Projection = nn.Linear | nn.Conv2d
 class Adapter(nn.Module):
     """A frozen layer with a trainable low-rank correction.
 
-    The correction is B A x, scale 1, no bias, no dropout. B starts at zero, so the adapted layer starts equal to the
+    The correction is B A x, no bias, no dropout. B starts at zero, so the adapted layer starts equal to the
     base ("LoRA", ICLR 2022).
 
     Args:
-        base: a linear layer or a 1x1 convolution; it is frozen here.
+        base: a linear layer, a 1x1 convolution or a transposed one; it is frozen here.
     """
 
     folded: torch.Tensor | None
 
-    def __init__(self, base: Projection) -> None:
+    def __init__(self, base: Projection | nn.ConvTranspose2d) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.register_buffer("folded", None, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Do what the base does, corrected; a merged layer costs one matrix product, as the base does."""
-        if self.folded is None:
-            return self.corrected(x)
+        return self.corrected(x) if self.folded is None else self.with_weight(x, self.folded)
+
+    def with_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Do what the base would do with another weight."""
         project = F.conv2d if isinstance(self.base, nn.Conv2d) else F.linear
-        return project(x, self.folded, self.base.bias)
+        return project(x, weight, self.base.bias)
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the base's output and add the correction."""
@@ -101,21 +103,23 @@ class LoRALayer(Adapter):
     Args:
         base: the layer.
         rank: channels between A and B.
+        scale: of the correction.
     """
 
-    def __init__(self, base: Projection, rank: int) -> None:
+    def __init__(self, base: Projection, rank: int, scale: float = 1.0) -> None:
         super().__init__(base)
+        self.scale = scale
         width_out, width_in = base.weight.shape[:2]
         self.a, self.b = _low_rank(base, width_in, width_out, rank)
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
         """Project (..., i) to (..., o), or (N, i, h, w) to (N, o, h, w)."""
-        return self.base(x) + self.b(self.a(x))
+        return self.base(x) + self.b(self.scale * self.a(x))
 
     def corrected_weight(self) -> torch.Tensor:
         """Return the (o, i) or (o, i, 1, 1) weight."""
         product = self.b.weight.flatten(1) @ self.a.weight.flatten(1)
-        return self.base.weight + product.view_as(self.base.weight)
+        return self.base.weight + self.scale * product.view_as(self.base.weight)
 
 
 def _low_rank(base: Projection, width_in: int, width_out: int, rank: int) -> tuple[Projection, Projection]:

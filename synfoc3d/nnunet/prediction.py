@@ -18,8 +18,12 @@ from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.intensity import intensity_range, patch_range, resolve_range, to_unit
 from synfoc3d.networks.precision import autocast
+from synfoc3d.networks.prompts import Point
+from synfoc3d.networks.propagation import PropagatingFoundation
 from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import OnProgress, SliceWindow, Tile, no_progress, pad_to_tile, segment_slices
+from synfoc3d.nnunet.volume_size import volume_size
+from synfoc3d.nnunet.walk import walk
 
 
 def on_net_grid(foundation: Arrangement, image: Tensor, value_range: Tensor) -> Tensor:
@@ -63,6 +67,7 @@ class CasePredictor:
         precision: Precision | None = None,
     ) -> None:
         self.configuration = plans.get_configuration(configuration)
+        self.plans = plans
         self.labels = label_space(plans.get_label_manager(dataset_json))
         self.device = device
         self.step_size = step_size
@@ -108,28 +113,49 @@ class CasePredictor:
             )
 
     @torch.inference_mode()
-    def foundation(self, network: Arrangement, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
+    def foundation(
+        self,
+        network: Arrangement,
+        image: Tensor,
+        on_progress: OnProgress = no_progress,
+        points: Sequence[Point | None] | None = None,
+    ) -> Tensor:
         """Compute the probabilities of the foundation network.
 
-        Where it sees slices one by one, it gets each tile of a slice once; else patches, as the conventional network.
+        Where it sees slices one by one, it gets each tile of a slice once; one that carries masks through a volume gets
+        the whole case; else patches, as the conventional network.
 
         Args:
             network: in any arrangement.
             image: (C, D, H, W) preprocessed case, on the CPU.
             on_progress: told the share of the work that was done.
+            points: of a network that takes prompts: where each structure of the label space is, None for one that is
+                not there; None altogether asks for all of them by the center.
 
         Returns:
             (K, D, H, W) float16 probabilities on the CPU: mean over tiles and mirrored versions, of slices in-plane.
         """
         network = network.to(self.device).eval()
+        volumetric, in_plane = len(self.configuration.patch_size) == 3, tuple(self.configuration.patch_size[-2:])
+        # an axis of slices cannot be mirrored within a slice
+        axes = tuple(axis - 1 for axis in self.mirror_axes if axis > 0) if volumetric else self.mirror_axes
+        if isinstance(network, PropagatingFoundation):
+            with autocast(self.precision, self.device.type, keep_casts=True):
+                return walk(
+                    network,
+                    image,
+                    self.labels,
+                    tile=volume_size(self.plans, self.configuration)[-2:],
+                    mirror_axes=axes,
+                    device=self.device,
+                    points=points,
+                    on_progress=on_progress,
+                )
         if not network.independent_slices:
             patches = _PatchProbabilities(network, image, self.labels).to(self.device)
             with autocast(self.precision, self.device.type, keep_casts=True):
                 return self._volumes.predict_probabilities(patches, image, on_progress)
-        volumetric = len(self.configuration.patch_size) == 3
-        # an axis of slices cannot be mirrored within a slice
-        axes = tuple(axis - 1 for axis in self.mirror_axes if axis > 0) if volumetric else self.mirror_axes
-        window = SliceWindow(tuple(self.configuration.patch_size[-2:]), self.step_size, axes, torch.float32)
+        window = SliceWindow(in_plane, self.step_size, axes, torch.float32)
         probabilities = _SliceProbabilities(network, image, window, self.labels, volumetric=volumetric)
         with autocast(self.precision, self.device.type, keep_casts=True):
             return segment_slices(

@@ -8,6 +8,7 @@ from synfoc3d.config import Settings
 from synfoc3d.methods.base import Builder
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import build_foundation
+from synfoc3d.networks.canvas import CanvasFoundation
 from synfoc3d.networks.two_slices import guard_two_slices
 from synfoc3d.trainers.life_cycle.earlier_stage import EarlierStage, refuse_other_foundation
 from synfoc3d.trainers.life_cycle.memory import refuse_too_large
@@ -46,7 +47,10 @@ def _another_network(trainer: Trainer) -> nn.Module:
 
 def _foundation(trainer: Trainer) -> Arrangement:
     settings, patch_size = trainer.settings.foundation, trainer.configuration_manager.patch_size
-    network, trainer.foundation_identity = build_foundation(settings, trainer.labels.space.num_channels, patch_size)
+    labels = trainer.labels.space
+    network, trainer.foundation_identity = build_foundation(
+        settings, labels.num_channels, patch_size, background=labels.first_foreground > 0
+    )
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     total = sum(p.numel() for p in network.parameters())
     without = "" if trainer.foundation_identity["sha256"] else " (no pre-trained weights: random start)"
@@ -54,7 +58,7 @@ def _foundation(trainer: Trainer) -> Arrangement:
         f"Foundation network {settings.name}{without}: {trained:,} of {total:,} parameters train. "
         + network.describe(patch_size)
     )
-    if not network.independent_slices:
+    if isinstance(network, CanvasFoundation):
         shape = (trainer.batch_size, trainer.num_input_channels, *patch_size)
         refuse_too_large(network, shape, trainer.settings, trainer.device)
     return network

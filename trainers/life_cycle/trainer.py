@@ -47,6 +47,7 @@ from synfoc3d.trainers.life_cycle.validation import (
     logits_on_net_grid,
     mean_dice,
 )
+from synfoc3d.trainers.life_cycle.whole_volumes import VOLUMES, Views, in_plane_views, show_whole_volumes
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -73,6 +74,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.is_ddp:
             raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
         refuse_stage(self.plans_manager, configuration)
+        if self.method_class.walks_volumes:
+            show_whole_volumes(self.plans_manager, self.configuration_manager)
+            self.oversample_foreground_percent = 0.0  # nnU-Net would shift the volume to center a class
         folder = Path(self.preprocessed_dataset_folder_base)
         self.labels = DatasetLabels(self.label_manager, dataset_json, folder)
         self.foundation_identity: dict[str, Any] = {
@@ -106,14 +110,22 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.num_epochs = settings.epochs
         self.num_iterations_per_epoch = settings.iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.val_iterations_per_epoch
-        self.enable_deep_supervision = settings.conventional.deep_supervision
+        # the network that nnU-Net builds for its patches has no part in a training on volumes
+        self.enable_deep_supervision = settings.conventional.deep_supervision and not self.method_class.walks_volumes
         self.initial_lr = settings.optimizers.conventional.lr
         self.weight_decay = settings.optimizers.conventional.weight_decay
         if resolve_precision(settings.precision, self.device.type) != "float16" or self.device.type != "cuda":
             self.grad_scaler = None  # only float16 needs its losses scaled
 
     def _set_batch_size_and_oversample(self) -> None:
-        self.batch_size = self.settings.batch_size or self.configuration_manager.batch_size
+        by_plan = VOLUMES if self.method_class.walks_volumes else self.configuration_manager.batch_size
+        self.batch_size = self.settings.batch_size or by_plan
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Views:
+        """Return nnU-Net's choice of the weak view; all slices of a volume of a 2d plan are turned alike."""
+        of_patches = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size
+        walks = self.method_class.walks_volumes
+        return in_plane_views(self.configuration_manager, of_patches) if walks else of_patches()
 
     def _do_i_compile(self) -> bool:
         """Return False: teachers are copies of students, which a compiled network does not allow."""
