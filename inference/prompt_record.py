@@ -37,8 +37,7 @@ class PromptRecord:
 
     def __str__(self) -> str:
         """Return it as tables and sentences name it."""
-        source = self.file and f"{self.file}, SHA-256 {(self.sha256 or '')[:12]}"
-        source = source or self.references
+        source = f"{Path(self.file).name}, SHA-256 {(self.sha256 or '')[:12]}" if self.file else self.references
         return f"{self.name} ({source})" if source else self.name
 
 
@@ -57,6 +56,16 @@ def read_prompt(folder: Path) -> PromptRecord | None:
         return parse_prompt(json.loads((folder / PREDICTION_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def prompt_note(prompts: Mapping[str, PromptRecord | None]) -> str:
+    """Return how models were asked as a sentence; "" where none takes a prompt.
+
+    Args:
+        prompts: by model; None of one without.
+    """
+    asked = [f"{model}: {prompt}" for model, prompt in prompts.items() if prompt]
+    return f"Prompts: {'; '.join(asked)}." if asked else ""
 
 
 def prompt_marks(prompts: Mapping[str, PromptRecord | None]) -> tuple[str, ...]:
