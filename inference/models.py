@@ -22,6 +22,7 @@ from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.lora import merge
+from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import meaning
@@ -110,6 +111,11 @@ class TrainedModel:
         first = self.folds[0].students[self.mode.students[0]]
         return self.mode.combine is not None or isinstance(first, Arrangement)
 
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether a network that answers can be told where to look."""
+        return any(isinstance(one, Arrangement) and one.takes_prompts for one in self.folds[0].students.values())
+
     def predictor(
         self,
         device: torch.device,
@@ -131,13 +137,20 @@ class TrainedModel:
         )
 
     @torch.inference_mode()
-    def segment(self, predictor: CasePredictor, image: Tensor, on_progress: OnProgress = no_progress) -> Tensor:
+    def segment(
+        self,
+        predictor: CasePredictor,
+        image: Tensor,
+        on_progress: OnProgress = no_progress,
+        points: Points | None = None,
+    ) -> Tensor:
         """Average over the folds: logits for a conventional network alone, else probabilities.
 
         Args:
             predictor: made by :meth:`predictor`.
             image: (C, D, H, W) preprocessed case, on the CPU.
             on_progress: told the share of the work that was done.
+            points: where networks that take prompts are asked; None is the center.
 
         Returns:
             (K, D, H, W) float16 on the CPU.
@@ -150,16 +163,21 @@ class TrainedModel:
         def shared(share: float) -> None:
             on_progress(share / networks)
 
-        total = self._segment_fold(self.folds[0], predictor, image, shared)
+        total = self._segment_fold(self.folds[0], predictor, image, shared, points)
         for fold in self.folds[1:]:
-            total += self._segment_fold(fold, predictor, image, shared)
+            total += self._segment_fold(fold, predictor, image, shared, points)
         refuse_nan(total)
         return total.div_(len(self.folds)) if len(self.folds) > 1 else total
 
     def _segment_fold(
-        self, fold: FoldNetworks, predictor: CasePredictor, image: Tensor, on_progress: OnProgress
+        self,
+        fold: FoldNetworks,
+        predictor: CasePredictor,
+        image: Tensor,
+        on_progress: OnProgress,
+        points: Points | None,
     ) -> Tensor:
-        answers = {name: ask(fold.students[name], predictor, image, on_progress) for name in self.mode.students}
+        answers = {name: ask(fold.students[name], predictor, image, on_progress, points) for name in self.mode.students}
         return answer_in(self.mode, answers, overwrite=True).values
 
 

@@ -3,7 +3,7 @@
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ import numpy as np
 
 from synfoc3d.errors import UserError
 from synfoc3d.inference.inputs import Job
-from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, prepare_case, write_case
+from synfoc3d.nnunet.case_files import CasePrompt, ModelInfo, PreparedCase, prepare_case, write_case
 
 log = logging.getLogger(__name__)
 
@@ -56,10 +56,11 @@ class Workers:
 def run_pipeline(
     jobs: Sequence[Job],
     info: ModelInfo,
-    segment: Callable[[np.ndarray], np.ndarray],
+    segment: Callable[[PreparedCase], np.ndarray],
     *,
     are_probabilities: bool,
     workers: Workers,
+    prompts: Mapping[str, CasePrompt] | None = None,
     save_probabilities: bool = False,
     on_finished: Callable[[], None] = lambda: None,
 ) -> Outcome:
@@ -68,9 +69,10 @@ def run_pipeline(
     Args:
         jobs: the cases.
         info: the model.
-        segment: the network, (C, D, H, W) float32 -> (K, D, H, W) float16; called in this process, in order.
+        segment: the network, gives (K, D, H, W) float16; called in this process, in order.
         are_probabilities: what ``segment`` gives, else logits.
         workers: processes for the rest.
+        prompts: what says where the structures are, by case; none for networks that are not told.
         save_probabilities: write them too.
         on_finished: called after each case has left the network, or failed.
     """
@@ -78,10 +80,10 @@ def run_pipeline(
     write = partial(write_case, info=info, are_probabilities=are_probabilities, save_probabilities=save_probabilities)
     with _pool(workers.write, len(jobs)) as writing:
         pending: deque[tuple[Job, Future[None]]] = deque()
-        for job, prepared in prepare_ahead(jobs, info, workers.prepare):
+        for job, prepared in prepare_ahead(jobs, info, workers.prepare, prompts):
             try:
                 case = prepared.result()
-                values = segment(case.image)
+                values = segment(case)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are to be finished
                 outcome.fail(job, error)
             else:
@@ -97,18 +99,22 @@ def run_pipeline(
     return outcome
 
 
-def prepare_ahead(jobs: Sequence[Job], info: ModelInfo, processes: int) -> Iterator[tuple[Job, "Future[PreparedCase]"]]:
+def prepare_ahead(
+    jobs: Sequence[Job], info: ModelInfo, processes: int, prompts: Mapping[str, CasePrompt] | None = None
+) -> Iterator[tuple[Job, "Future[PreparedCase]"]]:
     """Yield the cases in order, while workers prepare the next ones.
 
     Args:
         jobs: the cases.
         info: the model.
         processes: number of workers; one case more than that is kept in memory.
+        prompts: what says where the structures are, by case.
     """
+    prompt_of = prompts or {}
     waiting: deque[tuple[Job, Future[PreparedCase]]] = deque()
     with _pool(processes, len(jobs)) as pool:
         for job in jobs:
-            waiting.append((job, _submit(pool, prepare_case, job.files, info)))
+            waiting.append((job, _submit(pool, prepare_case, job.files, info, prompt_of.get(job.case))))
             if len(waiting) > processes:
                 yield waiting.popleft()
         yield from waiting

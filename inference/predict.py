@@ -22,7 +22,10 @@ from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
 from synfoc3d.inference.inputs import Job, find_jobs, is_finished, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
+from synfoc3d.inference.prompt_record import parse_prompt
+from synfoc3d.inference.prompts import PromptChoice
 from synfoc3d.networks.weights.known import file_hash
+from synfoc3d.nnunet.case_files import CasePrompt, PreparedCase
 
 log = logging.getLogger(__name__)
 SAME_NETWORKS = ("model", "checkpoints")  # entries of the record in which a continued prediction must not differ
@@ -71,7 +74,13 @@ class PredictOptions:
 
 
 def predict(
-    source: Path, output: Path, choice: ModelChoice, *, device: str = "cpu", options: PredictOptions | None = None
+    source: Path,
+    output: Path,
+    choice: ModelChoice,
+    *,
+    device: str = "cpu",
+    options: PredictOptions | None = None,
+    prompt: PromptChoice | None = None,
 ) -> int:
     """Segment a folder of scans, or one scan.
 
@@ -87,26 +96,34 @@ def predict(
         choice: which model.
         device: ``cuda``, ``mps`` or ``cpu``.
         options: how; None for the defaults.
+        prompt: how networks that take one are asked; None is the center.
 
     Returns:
         Number of scans segmented.
 
     Raises:
-        UserError: no such input or model; masks of other networks in a folder that is to be continued; or, after all
-            other scans were segmented, scans that could not be.
+        UserError: no such input or model; a prompt that does not fit them; masks of other networks or another prompt in
+            a folder that is to be continued; or, after all other scans were segmented, scans that could not be.
     """
-    options = options or PredictOptions()
+    options, prompt = options or PredictOptions(), prompt or PromptChoice()
     options.check()
+    prompt.check()
     started = time.time()
     model = load_model(choice)
     if choice.model is None:
         _tell_mode(model)
+    if not model.takes_prompts:
+        prompt.refuse(model.mode.name)
     ending = model.info.file_ending
-    jobs = select_part(find_jobs(source, output, ending), options.num_parts, options.part_id)
+    found = find_jobs(source, output, ending)
+    prompts = prompt.of_cases(found, model.info, all_cases=source.is_dir())
+    jobs = select_part(found, options.num_parts, options.part_id)
     if not jobs:
         return 0
     folder = jobs[0].target.parent
     record = _record(choice, model, device, options)
+    if model.takes_prompts:
+        record["prompt"] = prompt.record().as_json()
     if options.skip_finished:
         _refuse_other_networks(folder / PREDICTION_FILE, record)
         jobs = [job for job in jobs if not is_finished(job, ending, options.save_probabilities)]
@@ -114,7 +131,7 @@ def predict(
             return 0
     folder.mkdir(parents=True, exist_ok=True)
     _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
-    outcome = _segment_all(model, jobs, torch.device(device), options)
+    outcome = _segment_all(model, jobs, prompts, torch.device(device), options)
     _write_records(folder, model, record | {"seconds": round(time.time() - started, 1)})
     if outcome.failures:
         raise cases_failed(outcome.failures, len(jobs), "segmented")
@@ -130,7 +147,13 @@ def _tell_mode(model: TrainedModel) -> None:
         log.info("No validation says which network is best, so %s answers; --model names another.", model.mode.title)
 
 
-def _segment_all(model: TrainedModel, jobs: list[Job], device: torch.device, options: PredictOptions) -> Outcome:
+def _segment_all(
+    model: TrainedModel,
+    jobs: list[Job],
+    prompts: Mapping[str, CasePrompt],
+    device: torch.device,
+    options: PredictOptions,
+) -> Outcome:
     """Segment every case under one progress bar, which counts the parts of a case as well."""
     predictor = model.predictor(
         device, step_size=options.step_size, mirroring=options.mirroring, precision=options.precision
@@ -140,8 +163,8 @@ def _segment_all(model: TrainedModel, jobs: list[Job], device: torch.device, opt
     with tqdm(total=len(jobs), desc="Segmenting", bar_format=form, disable=hidden) as bar:
         finished = 0
 
-        def segment(image: np.ndarray) -> np.ndarray:
-            return model.segment(predictor, torch.from_numpy(image), bar.update).numpy()
+        def segment(case: PreparedCase) -> np.ndarray:
+            return model.segment(predictor, torch.from_numpy(case.image), bar.update, case.points).numpy()
 
         def count_case() -> None:  # without the rounding of parts, and failed ones too
             nonlocal finished
@@ -154,6 +177,7 @@ def _segment_all(model: TrainedModel, jobs: list[Job], device: torch.device, opt
             segment,
             are_probabilities=model.gives_probabilities,
             workers=Workers(options.preprocessing_processes, options.export_processes),
+            prompts=prompts,
             save_probabilities=options.save_probabilities,
             on_finished=count_case,
         )
@@ -191,12 +215,12 @@ def _files(networks: FoldNetworks) -> dict[str, dict[str, str]]:
 
 
 def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
-    """Refuse to continue a folder whose record says that other networks made the masks.
+    """Refuse to continue a folder whose record says that other networks, or another prompt, made the masks.
 
     A folder without a record, or with one from before checkpoints were recorded, is taken as it is.
 
     Raises:
-        UserError: other networks, or a damaged record.
+        UserError: other networks, another prompt, or a damaged record.
     """
     if not file.is_file():
         return
@@ -207,6 +231,9 @@ def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
         raise UserError(f"{file} is damaged, so it is unknown which networks made the masks: {advice}") from None
     if any(before.get(key, record[key]) != record[key] for key in SAME_NETWORKS):
         raise UserError(f"{file} says that the masks there are of another model or of other checkpoints: {advice}")
+    asked, asking = parse_prompt(before), parse_prompt(record)
+    if asked and asking and asked.identity != asking.identity:
+        raise UserError(f"{file} says that the masks there are of another prompt, {asked}: {advice}")
 
 
 def _write_records(folder: Path, model: TrainedModel, record: Mapping[str, Any]) -> None:

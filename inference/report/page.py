@@ -106,6 +106,7 @@ def _numbers(comparison: Comparison) -> dict[str, Any]:
         "failures": comparison.failures,
         "note": comparison.note,
         "marks": comparison.marks,
+        "prompts": comparison.prompts,
         "convention": first.policy,
         "annotations": annotation_note(first) if first.annotations else "",
         "labels": comparison.labels,

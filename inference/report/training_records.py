@@ -24,6 +24,7 @@ from synfoc3d.files.layout import (
     fold_folder,
     validation_folder,
 )
+from synfoc3d.inference.prompt_record import parse_prompt
 from synfoc3d.prediction_modes import MODES
 
 CHECKPOINTS = (CHECKPOINT_FINAL, CHECKPOINT_LATEST, CHECKPOINT_BEST)
@@ -152,6 +153,8 @@ def _from_prediction(path: Path, record: ModelRecord) -> list[Training]:
         said = json.loads(path.read_text(encoding="utf-8"))
         folder, folds = Path(said["model_folder"]), [str(fold) for fold in said["folds"]]
         record.prediction |= {key: _text(said[key]) for key in PREDICTION_FACTS if said.get(key) is not None}
+        prompt = parse_prompt(said)
+        record.prediction |= {"prompt": str(prompt)} if prompt else {}
         versions = {"synfoc3d": said.get("synfoc3d_version"), **said.get("versions", {})}
         record.versions |= {name: str(version) for name, version in versions.items() if version is not None}
         return [_named_training(folder, fold, said) for fold in folds]

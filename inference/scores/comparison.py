@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.inference.prompt_record import PromptRecord, prompt_marks
 from synfoc3d.inference.scores.evaluations import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, Evaluation
 from synfoc3d.inference.scores.paired_evaluations import evaluate_models, prediction_folders
 from synfoc3d.inference.scores.statistics import (
@@ -108,7 +109,8 @@ class Comparison:
         tests: for each domain, class and metric, and each model but the baseline.
         note: how intervals were made, what was tested and corrected, or why not.
         failures: why each case that is left out is, by case.
-        marks: sentences about figures that may not be of unseen data, see `seen_marks`.
+        marks: sentences about figures that cannot be compared, see `prompt_marks`, or may not be of unseen data, see
+            `seen_marks`.
 
     """
 
@@ -121,6 +123,11 @@ class Comparison:
     note: str
     failures: dict[str, str]
     marks: tuple[str, ...] = ()
+
+    @property
+    def prompts(self) -> dict[str, PromptRecord | None]:
+        """What each model was asked with, as far as its folder of masks says so."""
+        return {model: evaluation.prompt for model, evaluation in self.evaluations.items()}
 
 
 def compare(
@@ -180,7 +187,8 @@ def compare(
         labels, predictions, domains, annotated=annotated, per_slice=per_slice, num_processes=num_processes
     )
     estimates, tests = _analyze(evaluations, baseline, np.random.default_rng(seed))
-    return Comparison(
+    seen = seen_marks(predictions, labels, next(iter(evaluations.values())).domains)
+    comparison = Comparison(
         labels=labels,
         predictions=predictions,
         evaluations=evaluations,
@@ -189,8 +197,8 @@ def compare(
         tests=tests,
         note=_note(evaluations, baseline, tests),
         failures=failures,
-        marks=seen_marks(predictions, labels, next(iter(evaluations.values())).domains),
     )
+    return replace(comparison, marks=(*prompt_marks(comparison.prompts), *seen))
 
 
 def parse_models(arguments: Sequence[str]) -> dict[str, Path]:

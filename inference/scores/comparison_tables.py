@@ -14,6 +14,7 @@ from tabulate import SEPARATING_LINE
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.inference.prompt_record import prompt_note
 from synfoc3d.inference.scores.comparison import Comparison, PairedTest
 from synfoc3d.inference.scores.evaluation_tables import annotation_note
 from synfoc3d.inference.scores.evaluations import ALL_CASES, tidy_rows
@@ -76,11 +77,17 @@ def terminal(comparison: Comparison) -> str:
     if view.evaluation.annotations:
         parts.append(textwrap.fill(annotation_note(view.evaluation), WIDTH))
     parts.append(textwrap.fill(" ".join([*_terminal_legend(view), comparison.note]), WIDTH))
-    parts += [textwrap.fill(mark, WIDTH) for mark in comparison.marks]
+    parts += [textwrap.fill(sentence, WIDTH) for sentence in _prompts_and_marks(comparison)]
     if comparison.failures:
         count = len(comparison.failures)
         parts.append(f"{count} {'case is' if count == 1 else 'cases are'} not part of the comparison.")
     return "\n\n".join(parts)
+
+
+def _prompts_and_marks(comparison: Comparison) -> list[str]:
+    """Return the sentences without which figures must not stand: how models were asked, and what is wrong with them."""
+    note = prompt_note(comparison.prompts)
+    return [note, *comparison.marks] if note else list(comparison.marks)
 
 
 def _terminal_means(view: TableView) -> list[str]:
@@ -162,7 +169,7 @@ def markdown(comparison: Comparison) -> str:
         _markdown_folders(comparison),
         f"## Summary: {_markdown_text(view.headline)}, {ALL_CASES}",
         _markdown_summary(view),
-        *(f"**{_markdown_text(mark)}**" for mark in comparison.marks),
+        *(f"**{_markdown_text(sentence)}**" for sentence in _prompts_and_marks(comparison)),
         "Mean ± standard deviation (interval of the mean); the best in bold. "
         + _markdown_text(f"{view.star} {comparison.note}".strip()),
         view.evaluation.policy,
@@ -251,12 +258,12 @@ def latex(comparison: Comparison) -> str:
     """Return one table per metric in LaTeX (package booktabs): domains and models as rows, classes as columns."""
     view = table_view(comparison)
     note = textwrap.wrap(comparison.note, WIDTH, initial_indent="% ", subsequent_indent="% ")
-    tables = [_latex_table(view, metric, comparison.marks) for metric in METRICS.values()]
+    tables = [_latex_table(view, metric, _prompts_and_marks(comparison)) for metric in METRICS.values()]
     return "\n".join([r"% In the preamble: \usepackage{booktabs}", *note, "", *tables])
 
 
-def _latex_table(view: TableView, metric: Metric, marks: Sequence[str]) -> str:
-    """Return one metric as a LaTeX table: mean (standard deviation); the marks end its caption."""
+def _latex_table(view: TableView, metric: Metric, sentences: Sequence[str]) -> str:
+    """Return one metric as a LaTeX table: mean (standard deviation); the sentences end its caption."""
     header, first, *others = _grid(
         view,
         metric,
@@ -274,7 +281,7 @@ def _latex_table(view: TableView, metric: Metric, marks: Sequence[str]) -> str:
     )
     if view.is_partial:
         caption = f"{caption.strip()} {NUMBER_ROW}: how many {view.evaluation.convention.scored} entered."
-    caption = " ".join([caption.strip(), *marks])
+    caption = " ".join([caption.strip(), *sentences])
     return "\n".join(
         [
             r"\begin{table}",

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.domains import read_domains
 from synfoc3d.files.volumes import check_same_grid, label_values, list_labels, read_scan
+from synfoc3d.inference.prompt_record import read_prompt
 from synfoc3d.inference.scores.evaluations import CaseResult, Evaluation, write_evaluation
 from synfoc3d.inference.scores.label_meaning import (
     LabelMeaning,
@@ -116,6 +117,7 @@ def evaluate_folder(
         convention=convention,
         ignore=meaning.labels.ignore,
         annotations=meaning.annotated.path if meaning.annotated else None,
+        prompt=read_prompt(predictions),
     )
     if output is not None:
         write_evaluation(evaluation, output)

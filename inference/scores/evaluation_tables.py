@@ -17,11 +17,13 @@ def format_table(evaluation: Evaluation) -> str:
 
     Rows and spreads are those of `Evaluation.summaries`; n is the number of cases (slices), domains or classes
     averaged. Below stand what empty masks count and how many there are of each kind and class, which classes were not
-    annotated in all cases, and how many cases are not part of the table.
+    annotated in all cases, how the network was asked, and how many cases are not part of the table.
     """
     parts = [_means_table(evaluation), evaluation.policy, _empty_table(evaluation)]
     if evaluation.annotations:
         parts.append(annotation_note(evaluation))
+    if evaluation.prompt:
+        parts.append(f"Prompt: {evaluation.prompt}.")
     if evaluation.unpredicted:
         subject = _count(
             evaluation.unpredicted, "reference without a prediction is", "references without a prediction are"

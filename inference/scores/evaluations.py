@@ -13,6 +13,7 @@ import numpy as np
 
 from synfoc3d import __version__
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.inference.prompt_record import PromptRecord
 from synfoc3d.metrics import METRICS, PER_VOLUME, CaseMetrics, Convention
 
 ALL_CASES = "all cases"
@@ -77,6 +78,7 @@ class Evaluation:
         convention: how cases were scored.
         ignore: value of reference voxels that were left out; None without.
         annotations: the file that says which classes were annotated in each case; None without.
+        prompt: what the network was asked with, where the folder of predictions says so.
 
     """
 
@@ -89,6 +91,7 @@ class Evaluation:
     convention: Convention = PER_VOLUME
     ignore: int | None = None
     annotations: Path | None = None
+    prompt: PromptRecord | None = None
 
     @property
     def case_names(self) -> tuple[str, ...]:
@@ -172,9 +175,9 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
 
     The JSON file holds nnU-Net's keys (`metric_per_case`, `mean`, `foreground_mean`, with NaN written as nnU-Net
     does in summary.json), so that tools made for nnU-Net read it, and ours: `convention`, `cases`, `summary`,
-    `empty_masks`, `classes`, `failures`, `references_without_prediction`, and where not all classes were annotated in
-    all cases, `annotations`. Shares are in [0, 1], distances in the unit
-    of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
+    `empty_masks`, `classes`, `failures`, `references_without_prediction`, where the predictions name a
+    prompt, `prompt`, and where not all classes were annotated in all cases, `annotations`. Shares are in [0, 1],
+    distances in the unit of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
 
     Both files are replaced at once: a reader never sees half of one.
 
@@ -190,6 +193,7 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
         "synfoc3d_version": __version__,
         "labels": str(evaluation.labels),
         "predictions": str(evaluation.predictions),
+        **({"prompt": evaluation.prompt.as_json()} if evaluation.prompt else {}),
         "classes": evaluation.classes,
         "convention": {"name": evaluation.convention.name, "unit": evaluation.unit},
         "cases": rows,

@@ -13,6 +13,7 @@ from synfoc3d.commands.common import (
     device,
 )
 from synfoc3d.files.layout import DOMAINS_FILE, UNLABELED_IMAGES
+from synfoc3d.networks.prompts import CENTER, PROMPTS
 from synfoc3d.prediction_modes import MODES
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ def _predict(commands: Commands) -> None:
     add_model(parser)
     modes = "; ".join(f"{mode.name}: {mode.description}" for mode in MODES.values())
     parser.add_argument("--model", choices=tuple(MODES), help=f"{modes}; default: the best on validation cases")
+    prompts = "; ".join(f"{name}: {text}" for name, text in PROMPTS.items())
+    parser.add_argument(
+        "--prompt", choices=tuple(PROMPTS), help=f"for a model that takes one, {prompts}; default: {CENTER}"
+    )
+    parser.add_argument(
+        "--points", type=Path, metavar="FILE", help="CSV with the columns case,class,x,y,z and perhaps unit"
+    )
+    parser.add_argument("--references", type=Path, metavar="FOLDER", help="masks named case.ENDING")
     parser.add_argument("-step_size", type=float, help="sliding window step, default: 0.5")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring at test time")
     parser.add_argument(
@@ -62,6 +71,7 @@ def _run_predict(args: argparse.Namespace) -> None:
     import logging
 
     from synfoc3d.inference.predict import FAST_STEP_SIZE, PredictOptions, predict
+    from synfoc3d.inference.prompts import PromptChoice
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("synfoc3d.inference").setLevel(logging.INFO)  # which networks answer
@@ -81,7 +91,14 @@ def _run_predict(args: argparse.Namespace) -> None:
         export_processes=args.nps,
         progress_bar=not args.disable_progress_bar,
     )
-    count = predict(args.source, args.output, _choice(args, args.model), device=device(args.device), options=options)
+    count = predict(
+        args.source,
+        args.output,
+        _choice(args, args.model),
+        device=device(args.device),
+        options=options,
+        prompt=PromptChoice(args.prompt, args.points, args.references),
+    )
     print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
 
 

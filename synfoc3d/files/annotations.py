@@ -13,6 +13,7 @@ from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.layout import ANNOTATIONS_FILE
+from synfoc3d.files.tables import read_cells
 
 HEADER = ("case", "classes")
 Annotations = Mapping[str, tuple[str, ...]]  # names of the annotated classes by case
@@ -42,14 +43,7 @@ def read_annotations(path: Path) -> dict[str, tuple[str, ...]]:
 
 def _read_rows(path: Path) -> list[list[str]]:
     """Return the cells of every line below the header; empty ones, with which spreadsheets fill lines, left out."""
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark in front of the header.
-        cells = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); see that it is there.") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no CSV file in UTF-8 ({error}); save it as one.") from error
-    rows = [[cell.strip() for cell in row] for row in cells if any(cell.strip() for cell in row)]
+    rows = read_cells(path)
     found = tuple(cell for cell in rows[0] if cell) if rows else ()
     if found != HEADER:
         raise UserError(f"The first line of {path} must be {','.join(HEADER)}, but is {','.join(found)!r}.")

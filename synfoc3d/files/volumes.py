@@ -348,8 +348,15 @@ def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
 def _affine_of(properties: Mapping[str, Any]) -> np.ndarray:
     """Return the affine (4, 4) that one of nnU-Net's readers found; spacing alone where the format has no more."""
     geometry = properties.get("sitk_stuff")
-    if geometry is None:
-        return np.diag([*map(float, properties["spacing"][::-1]), 1.0])
+    return np.diag([*map(float, properties["spacing"][::-1]), 1.0]) if geometry is None else sitk_affine(geometry)
+
+
+def sitk_affine(geometry: Mapping[str, Any]) -> np.ndarray:
+    """Return the affine (4, 4), from indices (x, y, z) to mm (right, anterior, superior), of a SimpleITK geometry.
+
+    Args:
+        geometry: ``spacing``, ``origin`` and ``direction``, as nnU-Net's readers keep them in ``sitk_stuff``.
+    """
     return _affine(geometry["spacing"], geometry["origin"], geometry["direction"])
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from synfoc3d.errors import UserError
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.networks.arrangement import Arrangement
+from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
 from synfoc3d.prediction_modes import PredictionMode
@@ -47,7 +48,13 @@ def refuse_nan(values: Tensor) -> None:
         )
 
 
-def ask(network: nn.Module, predictor: CasePredictor, image: Tensor, on_progress: OnProgress = no_progress) -> Answer:
+def ask(
+    network: nn.Module,
+    predictor: CasePredictor,
+    image: Tensor,
+    on_progress: OnProgress = no_progress,
+    points: Points | None = None,
+) -> Answer:
     """Segment a case with one network.
 
     Args:
@@ -55,9 +62,11 @@ def ask(network: nn.Module, predictor: CasePredictor, image: Tensor, on_progress
         predictor: of the case's configuration.
         image: (C, D, H, W) preprocessed case, on the CPU.
         on_progress: told the share of the work that was done.
+        points: where a network that takes prompts is asked; None is the center.
     """
     if isinstance(network, Arrangement):
-        return Answer(predictor.foundation(network, image, on_progress), predictor.labels, are_probabilities=True)
+        values = predictor.foundation(network, image, on_progress, points=points)
+        return Answer(values, predictor.labels, are_probabilities=True)
     return Answer(predictor.conventional(network, image, on_progress), predictor.labels, are_probabilities=False)
 
 

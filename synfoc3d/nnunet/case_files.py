@@ -8,9 +8,9 @@ import io
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nibabel
 import numpy as np
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.volumes import NIFTI_ENDINGS, check_channels, check_checksum
+from synfoc3d.networks.prompts import Points
 
 
 @dataclass(frozen=True)
@@ -54,28 +55,48 @@ class PreparedCase:
         image: (C, D, H, W) float32, cropped, normalized and resampled by nnU-Net.
         properties: what nnU-Net needs to put a prediction back on the scan's own grid.
         reader: nnU-Net's class that read the files, and writes the mask.
+        points: where a promptable network is asked for each structure; None where it is not told.
     """
 
     image: np.ndarray
     properties: dict[str, Any]
     reader: type[BaseReaderWriter]
+    points: Points | None = None
 
 
-def prepare_case(files: Sequence[Path], info: ModelInfo) -> PreparedCase:
+class CasePrompt(Protocol):
+    """What says where the structures of one case are."""
+
+    def place(self, files: Sequence[Path], read: np.ndarray, prepared: PreparedCase, info: ModelInfo) -> Points:
+        """Return a point per structure.
+
+        Args:
+            files: of the case.
+            read: (C, z, y, x) what the reader of the prepared case gave.
+            prepared: the case.
+            info: the model.
+
+        Raises:
+            UserError: the prompt does not fit the case.
+        """
+
+
+def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | None = None) -> PreparedCase:
     """Read the channels of one case, check them, and preprocess them as nnU-Net does.
 
     Args:
         files: one file per channel, in order.
         info: the model.
+        prompt: what says where the structures are; None if the networks are not told.
 
     Raises:
         UserError: files that cannot be read or have a wrong checksum, differ from each other, hold no voxels or ones
             that are no finite numbers, are a single slice where the model needs a volume, or are not as many channels
-            as in training.
+            as in training; or a prompt that does not fit.
     """
     configuration = info.plans.get_configuration(info.configuration)
     check_channels(files)
-    image, properties, reader = _read(files, info.plans.image_reader_writer_class)
+    image, properties, reader = read_files(files, info.plans.image_reader_writer_class)
     channels = determine_num_input_channels(info.plans, configuration, info.dataset_json)
     names = ", ".join(map(str, files))
     if len(image) != channels:
@@ -91,15 +112,26 @@ def prepare_case(files: Sequence[Path], info: ModelInfo) -> PreparedCase:
     data, _, properties = preprocessor.run_case_npy(
         image, None, properties, info.plans, configuration, info.dataset_json
     )
-    return PreparedCase(data.astype(np.float32, copy=False), properties, reader)
+    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader)
+    return prepared if prompt is None else replace(prepared, points=prompt.place(files, image, prepared, info))
 
 
-def _read(
+def read_files(
     files: Sequence[Path], reader: type[BaseReaderWriter]
 ) -> tuple[np.ndarray, dict[str, Any], type[BaseReaderWriter]]:
     """Read through the reader of the training; a NIfTI file that SimpleITK refuses, through nnU-Net's nibabel reader.
 
     SimpleITK reads no file whose axes are not orthonormal; voxel order and spacing are the same in both readers.
+
+    Args:
+        files: one per channel.
+        reader: that of the training.
+
+    Returns:
+        (C, z, y, x) voxels, nnU-Net's properties of the case, and the reader that gave them.
+
+    Raises:
+        UserError: a file that cannot be read or has a wrong checksum.
     """
     for file in files:
         _check_file(file)

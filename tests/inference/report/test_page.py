@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from synfoc3d.errors import UserError
+from synfoc3d.inference.prompt_record import PromptRecord
 from synfoc3d.inference.report.page import write_report
 from synfoc3d.inference.report.rows import estimate_tables, verdicts
 from synfoc3d.inference.scores.comparison import Comparison, Estimate, PairedTest
@@ -182,6 +183,14 @@ def test_marks_stand_below_every_table_of_figures(comparison, write, page):
     tables = len(estimate_tables(table_view(comparison))) + 1  # and the one of the summary
     assert write(replace(comparison, marks=(mark,))).text.count(mark) == tables
     assert ("class", "mark") not in [item for _, attrs in page.elements for item in attrs.items()]
+
+
+def test_prompt_stands_on_the_card_of_its_model(comparison, write, page):
+    name, evaluation = next(iter(comparison.evaluations.items()))
+    asked = replace(evaluation, prompt=PromptRecord("point", file="/home/points.csv", sha256="ab" * 32))
+    text = write(replace(comparison, evaluations=comparison.evaluations | {name: asked})).text
+    assert text.count("prompt point (points.csv, SHA-256 abababababab)") == 1
+    assert "prompt" not in page.text
 
 
 def test_every_link_within_the_page_leads_somewhere(page):

@@ -183,6 +183,12 @@ def test_prediction_names_its_training(trained_fold, tmp_path):
     }
 
 
+def test_prompt_of_a_prediction(tmp_path):
+    said = {"model_folder": "/gone/A__B__2d", "folds": [0], "prompt": {"name": "gt_point", "references": "/refs"}}
+    (tmp_path / "synfoc3d_predict.json").write_text(json.dumps(said))
+    assert find_record([tmp_path]).prediction["prompt"] == "gt_point (/refs)"
+
+
 def test_versions_of_a_prediction(tmp_path):
     masks = predicted(tmp_path, model_folder="/gone/A__B__2d", synfoc3d_version="0.2.0", versions={"torch": "2.9"})
     assert find_record([masks]).versions == {"synfoc3d": "0.2.0", "torch": "2.9"}

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 from synfoc3d.errors import UserError
+from synfoc3d.inference.prompt_record import read_prompt
 from synfoc3d.inference.scores import paired_evaluations
 from synfoc3d.inference.scores.comparison import compare, parse_models
 from synfoc3d.inference.scores.evaluations import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, CaseResult, Evaluation
@@ -39,6 +40,7 @@ def compare_dice(tmp_path, monkeypatch):
             (folder / "mask.nii.gz").touch()
 
         def evaluate(labels, folder, domains, **_):
+            prompt = read_prompt(folder)
             results = []
             for case, by_class in dice_of[folder.name].items():
                 rows = zip(*(np.atleast_1d(dice) for dice in by_class.values()), strict=True)
@@ -50,7 +52,7 @@ def compare_dice(tmp_path, monkeypatch):
                     results.append(CaseResult(case, domain, labels, folder, metrics, part))
             convention = PER_SLICE if any(result.slice is not None for result in results) else PER_VOLUME
             classes = {label: (value,) for value, label in enumerate(results[0].metrics, start=1)}
-            return Evaluation(labels, folder, classes, tuple(results), (), {}, convention)
+            return Evaluation(labels, folder, classes, tuple(results), (), {}, convention, prompt=prompt)
 
         monkeypatch.setattr(paired_evaluations, "evaluate_folder", evaluate)
         return compare(tmp_path / "labelsTr", models, baseline, seed=seed)
@@ -70,6 +72,17 @@ def find(items, **wanted):
 
 BASE = [0.50, 0.62, 0.71, 0.55, 0.80, 0.66, 0.43, 0.59]
 BETTER = [0.58, 0.60, 0.80, 0.61, 0.85, 0.70, 0.60, 0.62]
+
+
+def test_figures_of_different_prompts_are_marked(compare_dice, tmp_path):
+    for name, prompt in (("old", "center"), ("new", "gt_point")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "synfoc3d_predict.json").write_text(json.dumps({"prompt": {"name": prompt}}))
+    result = compare_dice({"old": one_class(*BASE), "new": one_class(*BETTER)})
+    sentence = "Models that were asked with different prompts are not comparable (old: center, new: gt_point)."
+    assert result.marks == (sentence,)
+    assert {model: str(prompt) for model, prompt in result.prompts.items()} == {"old": "center", "new": "gt_point"}
+    assert compare_dice({"old": one_class(*BASE)}).marks == ()
 
 
 def test_figures_of_data_that_a_foundation_network_saw_are_marked(compare_dice, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from synfoc3d.errors import UserError
+from synfoc3d.inference.prompt_record import PromptRecord
 from synfoc3d.inference.scores.comparison import Comparison, Estimate, PairedTest
 from synfoc3d.inference.scores.comparison_tables import cases_csv, latex, markdown, terminal, tidy_csv, write_tables
 from synfoc3d.inference.scores.evaluations import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS, CaseResult, Evaluation
@@ -241,6 +242,22 @@ def test_marks_stand_at_the_tables(table, shown):
     marked = " ".join(table(replace(make(), marks=(MARK,))).split())
     assert shown.removeprefix(" ") in marked
     assert "lite" not in table(make())
+
+
+@pytest.mark.parametrize(
+    ("table", "shown"),
+    [
+        (terminal, "Prompts: better: gt_point (/refs)."),
+        (markdown, "**Prompts: better: gt_point (/refs).**"),
+        (latex, r"corrected p \textless{} 0.05. Prompts: better: gt\_point (/refs)."),
+    ],
+)
+def test_prompts_stand_at_the_tables(table, shown):
+    comparison = make()
+    asked = replace(comparison.evaluations["better"], prompt=PromptRecord("gt_point", references="/refs"))
+    text = table(replace(comparison, evaluations=comparison.evaluations | {"better": asked}))
+    assert shown in " ".join(text.split())
+    assert "Prompts" not in table(comparison)
 
 
 @pytest.mark.parametrize(

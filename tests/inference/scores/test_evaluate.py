@@ -66,6 +66,14 @@ def test_values_per_case_in_mm(folders):
     assert (dice(b), b.metrics["1"].values["hd95"]) == (1, 0)
 
 
+def test_prompt_of_the_predictions_is_kept(folders, tmp_path):
+    assert evaluate(folders, output=tmp_path / "before.json").prompt is None
+    assert "prompt" not in json.loads((tmp_path / "before.json").read_text())
+    (folders[1] / "synfoc3d_predict.json").write_text(json.dumps({"prompt": {"name": "center"}}))
+    assert str(evaluate(folders, output=tmp_path / "after.json").prompt) == "center"
+    assert json.loads((tmp_path / "after.json").read_text())["prompt"] == {"name": "center"}
+
+
 def test_references_without_prediction_are_reported(folders):
     assert evaluate(folders).unpredicted == ("c",)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from synfoc3d.errors import UserError
+from synfoc3d.inference.prompt_record import PromptRecord
 from synfoc3d.inference.scores.evaluation_tables import comparison_table, format_table
 from synfoc3d.inference.scores.evaluations import CaseResult, Evaluation
 from synfoc3d.metrics import METRICS, PER_SLICE, CaseMetrics
@@ -54,6 +55,12 @@ def test_rows_of_the_table():
     assert rows[3] == ["Siemens", "RV", "70.00 +- 10.00", "35.00 +- 5.00", "3.00 +- 0.00", "1.50 +- 0.00", "2"]
     assert rows[-1][:3] == ["mean of domains", "mean of classes", "70.00 +- 10.00"]
     assert len(rows) == 4 * 3
+
+
+def test_prompt_stands_below_the_table():
+    asked = replace(SYNFOC, prompt=PromptRecord("gt_point", references="/data/labelsTs"))
+    assert part(format_table(asked), -1) == "Prompt: gt_point (/data/labelsTs)."
+    assert "Prompt" not in format_table(SYNFOC)
 
 
 def test_columns_are_aligned():

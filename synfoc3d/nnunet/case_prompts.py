@@ -1,0 +1,128 @@
+"""Where the structures of a case are: as the user says, or as a reference mask shows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from scipy.ndimage import distance_transform_edt
+
+from synfoc3d.errors import UserError
+from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
+from synfoc3d.files.points import Positions
+from synfoc3d.files.volumes import Scan, check_channels, label_values
+from synfoc3d.networks.prompts import Point, Points
+from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, read_files
+from synfoc3d.nnunet.positions import to_prepared
+
+
+def model_labels(info: ModelInfo) -> DeclaredLabels:
+    """Return the labels of a model; its classes are in the order of the label space's structures."""
+    return declared_labels(info.dataset_json, "the model's dataset.json")
+
+
+@dataclass(frozen=True)
+class GivenPoints:
+    """Points of the user for one case.
+
+    Attributes:
+        case: its name.
+        file: where the points stand.
+        positions: of every class of the model.
+    """
+
+    case: str
+    file: Path
+    positions: Positions
+
+    def place(self, files: Sequence[Path], read: np.ndarray, prepared: PreparedCase, info: ModelInfo) -> Points:
+        """Return the points in the prepared case; see :class:`~synfoc3d.nnunet.case_files.CasePrompt`.
+
+        Raises:
+            UserError: a point outside of the scan, or in mm where files have no place in space.
+        """
+        return tuple(self._place(name, prepared, info) for name in model_labels(info).classes)
+
+    def _place(self, name: str, prepared: PreparedCase, info: ModelInfo) -> Point | None:
+        position = self.positions[name]
+        if position is None:
+            return None
+        what = f"The point {position} of {name!r} for {self.case!r} in {self.file}"
+        size = prepared.image.shape[1:]
+        return to_prepared(position, prepared.properties, info.plans.transpose_forward, size, what)
+
+
+@dataclass(frozen=True)
+class ReferencePoints:
+    """Points inside the structures of a reference mask of one case.
+
+    Attributes:
+        file: the mask, on the grid of the scan.
+    """
+
+    file: Path
+
+    def place(self, files: Sequence[Path], read: np.ndarray, prepared: PreparedCase, info: ModelInfo) -> Points:
+        """Return the point of :func:`interior_point` for every class; see `synfoc3d.nnunet.case_files.CasePrompt`.
+
+        The mask is brought to the networks' grid as nnU-Net does with labels of a training. The image is preprocessed
+        a second time for that, as its voxels must not depend on the mask.
+
+        Raises:
+            UserError: a mask that cannot be read, lies on another grid, or holds other values than the model's labels.
+        """
+        labels = model_labels(info)
+        mask = _read_mask(self.file, files[0], read.shape[1:], prepared.reader)
+        _check_values(self.file, mask, labels)
+        configuration = info.plans.get_configuration(info.configuration)
+        spacing: dict[str, Any] = {"spacing": prepared.properties["spacing"]}
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        _, segmentation, _ = preprocessor.run_case_npy(
+            read, mask, spacing, info.plans, configuration, info.dataset_json
+        )
+        return tuple(interior_point(np.isin(segmentation[0], values)) for values in labels.classes.values())
+
+
+def _read_mask(file: Path, scan: Path, shape: Sequence[int], reader: type[BaseReaderWriter]) -> np.ndarray:
+    """Read a mask (1, z, y, x) as the scan was read, and check that it lies on the scan's grid, (z, y, x) voxels."""
+    check_channels((scan, file))
+    mask, _, _ = read_files([file], reader)
+    if mask.shape[1:] != tuple(shape):
+        raise UserError(
+            f"The reference {file} has the shape {mask.shape[:0:-1]}, but its scan {scan} has {tuple(shape[::-1])}; "
+            "give a mask on the scan's grid."
+        )
+    return mask
+
+
+def _check_values(file: Path, mask: np.ndarray, labels: DeclaredLabels) -> None:
+    """Refuse values that the model's dataset.json does not declare."""
+    known = {*labels.values, labels.ignore}
+    for value in label_values(Scan(file, mask, np.eye(4))):
+        if value not in known:
+            raise UserError(f"{file} holds the value {value}, which the model's dataset.json does not declare.")
+
+
+def interior_point(mask: np.ndarray) -> Point | None:
+    """Return the most interior voxel of a structure in its start slice.
+
+    The start slice is the middle one of the volume, or where the structure is absent there, the middle one of those in
+    which it is present. Most interior is the voxel furthest from the structure's border, which the border of the slice
+    is too; of equal ones the first.
+
+    Args:
+        mask: (D, H, W) bool.
+
+    Returns:
+        The voxel; None where the structure is absent.
+    """
+    present = np.flatnonzero(mask.any((1, 2)))
+    if not len(present):
+        return None
+    middle = len(mask) // 2
+    z = middle if middle in present else int(present[len(present) // 2])
+    depth = distance_transform_edt(np.pad(mask[z], 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return Point(z, float(row), float(column))
