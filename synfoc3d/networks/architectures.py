@@ -88,15 +88,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vit_b": _sams_own(ViTSizes(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))),
     "vit_l": _sams_own(ViTSizes(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))),
     "vit_h": _sams_own(ViTSizes(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))),
-    "sam2.1_hiera_tiny": _sam2s_own(HieraSizes(embed_dim=96, heads=1, depths=(1, 2, 7, 2), global_blocks=(5, 7, 9))),
-    "sam2.1_hiera_small": _sam2s_own(
-        HieraSizes(embed_dim=96, heads=1, depths=(1, 2, 11, 2), global_blocks=(7, 10, 13))
-    ),
+    "sam2.1_hiera_tiny": _sam2s_own(HieraSizes(96, heads=1, depths=(1, 2, 7, 2), global_blocks=(5, 7, 9))),
+    "sam2.1_hiera_small": _sam2s_own(HieraSizes(96, heads=1, depths=(1, 2, 11, 2), global_blocks=(7, 10, 13))),
     "sam2.1_hiera_base_plus": _sam2s_own(
-        HieraSizes(embed_dim=112, heads=2, depths=(2, 3, 16, 3), global_blocks=(12, 16, 20), background_side=14)
+        HieraSizes(112, heads=2, depths=(2, 3, 16, 3), global_blocks=(12, 16, 20), background_side=14)
     ),
     "sam2.1_hiera_large": _sam2s_own(
-        HieraSizes(embed_dim=144, heads=2, depths=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8))
+        HieraSizes(144, heads=2, depths=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8))
     ),
 }
 

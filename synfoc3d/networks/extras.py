@@ -12,7 +12,7 @@ def sam2_modules() -> ModuleType:
         UserError: transformers is not installed, or a version without them.
     """
     try:
-        from transformers.models.sam2 import modeling_sam2
+        from transformers.models.sam2 import modeling_sam2  # takes seconds, and most networks need none of it
     except ImportError as error:
         raise UserError(
             "Networks of the SAM 2 family are built from modules of the package transformers, which cannot be imported "

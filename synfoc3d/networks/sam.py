@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import nn
@@ -45,7 +47,7 @@ class SamNetwork(FoundationNetwork):
         """
         source = features.embedding
         count = len(source)
-        used = decoder or self.mask_decoder
+        used: Any = decoder or self.mask_decoder
         sparse, dense = prompts or self.embed_prompts()
         tokens = torch.cat([used.iou_token.weight, used.mask_tokens.weight]).expand(count, -1, -1)
         tokens = torch.cat([tokens, sparse.expand(count, -1, -1)], dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,6 +20,9 @@ from synfoc3d.networks.extras import sam2_modules
 
 OWN_TOKENS = 2
 """Tokens of the decoder before its mask tokens: the object score's and the IoU's."""
+
+EMPTY_POINTS = 2
+"""Tokens "not a point" where no point and no box is given."""
 
 
 class Sam2Network(FoundationNetwork):
@@ -45,9 +50,6 @@ class Sam2Network(FoundationNetwork):
         masks: torch.Tensor | None = None,
     ) -> PromptEmbedding:
         """See :class:`FoundationNetwork`."""
-        if points is None and boxes is None:
-            nowhere = torch.zeros(1, 1, 2, device=self.prompt_encoder.no_mask_embed.weight.device)
-            points = nowhere, torch.full_like(nowhere[..., 0], -1)
         with full_precision(self.prompt_encoder.no_mask_embed.weight.device.type):
             sparse, dense = self.prompt_encoder(
                 input_points=None if points is None else points[0][:, None],
@@ -55,6 +57,8 @@ class Sam2Network(FoundationNetwork):
                 input_boxes=None if boxes is None else boxes[:, None],
                 input_masks=None,
             )
+        if sparse is None:
+            sparse = self.prompt_encoder.not_a_point_embed.weight.expand(1, 1, EMPTY_POINTS, -1)
         if masks is not None:
             dense = self.prompt_encoder.mask_embed(masks)
         return PromptEmbedding(sparse[:, 0], dense)
@@ -69,7 +73,7 @@ class Sam2Network(FoundationNetwork):
         """
         source = features.embedding
         count = len(source)
-        used = decoder or self.mask_decoder
+        used: Any = decoder or self.mask_decoder
         sparse, dense = prompts or self.embed_prompts()
         tokens = torch.cat([used.obj_score_token.weight, used.iou_token.weight, used.mask_tokens.weight])
         tokens = torch.cat([tokens.expand(count, -1, -1), sparse.expand(count, -1, -1)], dim=1)
@@ -114,7 +118,7 @@ class Sam2Network(FoundationNetwork):
             return encode(grid).permute(2, 0, 1)[None]
 
 
-def _upscale(decoder: nn.Module, source: torch.Tensor, finer: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def _upscale(decoder: Any, source: torch.Tensor, finer: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Upscale (M, C, e, e) to (M, C/8, 4 e, 4 e), the finer maps of the image added on the way."""
     middle, finest = finer
     upscaled = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(source) + middle))

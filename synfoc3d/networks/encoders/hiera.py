@@ -1,4 +1,4 @@
-"""The image encoder of SAM 2 (ICLR 2025): Hiera ("Hiera", ICML 2023) and a feature pyramid, of transformers' modules."""
+"""The image encoder of SAM 2 (ICLR 2025): Hiera ("Hiera", ICML 2023) and a feature pyramid, from transformers."""
 
 import re
 from dataclasses import dataclass
@@ -131,7 +131,7 @@ class HieraEncoder(Encoder):
         return (embedding + self.no_memory_embedding.view(1, -1, 1, 1), *finer)
 
     def sites(self, targets: LoRATargets) -> list[Site]:
-        """Return the fused projections of all blocks; also their other linear layers; also the stages' and the neck's."""
+        """Return the fused projections of all blocks; also their other linear layers; also those between and after."""
         found = []
         for block in self.backbone.blocks:
             found.append(Site(block.attn, "qkv", groups=1))

@@ -93,9 +93,8 @@ class KnownNetwork:
     shipment: Shipment | None = None
     other_names: tuple[str, ...] = ()
 
-    def is_named(self, path: Path) -> bool:
-        """Return whether a file, or the one of a folder of transformers, is called as the published one."""
-        name = path.parent.name if path.name == WHOLE_MODEL else path.name
+    def is_named(self, name: str) -> bool:
+        """Return whether one of its published forms is called so, see :func:`published_name`."""
         return name in (self.file, *self.other_names)
 
 
@@ -266,6 +265,11 @@ def weight_file(path: Path) -> Path:
     return whole if whole.is_file() else path
 
 
+def published_name(file: Path) -> str:
+    """Return what a weight file is known by: its name, or that of its folder where transformers named the file."""
+    return file.parent.name if file.name == WHOLE_MODEL else file.name
+
+
 def how_to_get(known: KnownNetwork) -> str:
     """Say how a person gets a network's published file where this package finds it, as half a sentence."""
     get = f"get {known.file} from {known.source} and put it into {checkpoint_folder()}"
@@ -307,5 +311,5 @@ def hash_problem(known: KnownNetwork, file: Path, sha256: str) -> str | None:
 def network_of_file(name: str, sha256: str) -> KnownNetwork | None:
     """Recognize whose published file this is, by its SHA-256 or else by its name; None for any other file."""
     by_hash = [known for known in KNOWN.values() if known.published_hash == sha256]
-    by_name = [known for known in KNOWN.values() if name in (known.file, *known.other_names)]
+    by_name = [known for known in KNOWN.values() if known.is_named(name)]
     return next(iter(by_hash + by_name), None)

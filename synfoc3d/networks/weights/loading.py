@@ -19,9 +19,9 @@ ENCODER = "image_encoder."
 def load_checkpoint(network: FoundationNetwork, path: str | Path, promptable: bool = False) -> str:
     """Copy the weights of a published file of the SAM family into a network that has no adapters yet.
 
-    Everything is copied by name, the encoder's and SAM 2's through their own translation, except the class-dependent parts (mask
-    tokens, their hypernetworks, IoU head), which keep their random weights. The whole file is checked before anything
-    is copied.
+    Everything is copied by name, what has other names there through a translation, except the class-dependent parts
+    (mask tokens, their hypernetworks, IoU head), which keep their random weights. The whole file is checked before
+    anything is copied.
 
     Args:
         network: what ``build_sam`` returned.

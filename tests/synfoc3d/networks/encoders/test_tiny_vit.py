@@ -12,9 +12,9 @@ from synfoc3d.errors import UserError
 from synfoc3d.networks.architectures import ARCHITECTURES, Architecture
 from synfoc3d.networks.encoders.tiny_vit import TinyViTSizes, fold
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
-from synfoc3d.networks.sam import SamNetwork
 from synfoc3d.networks.lora import LoRALayer, LoRAQKV, inject, merge, prepare_for_training, unmerge
 from synfoc3d.networks.optimizers import make_optimizer
+from synfoc3d.networks.sam import SamNetwork
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.teacher import make_teacher, update_teacher
 

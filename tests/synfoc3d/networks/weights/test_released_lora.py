@@ -15,8 +15,8 @@ from synfoc3d.networks.architectures import ARCHITECTURES, Architecture
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.encoders.vit import ViTSizes
 from synfoc3d.networks.foundation import FoundationNetwork
-from synfoc3d.networks.sam import SamNetwork
 from synfoc3d.networks.lora import merge, prepare_for_training
+from synfoc3d.networks.sam import SamNetwork
 from synfoc3d.networks.weights.released_lora import load_released_lora, released_names
 
 TINY = Architecture(ViTSizes(embed_dim=24, depth=3, num_heads=2, global_attn_indexes=(1,)))
