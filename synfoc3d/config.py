@@ -30,6 +30,7 @@ from synfoc3d.files.yaml_files import Kind, is_yaml_file, parse_yaml, preset_tex
 from synfoc3d.sections import (
     Channel,
     DataFacts,
+    FoundationName,
     Interval,
     NonNegative,
     Positive,
@@ -87,9 +88,7 @@ class FoundationSettings(Section):
             changes what is said of the figures, not the training.
     """
 
-    name: Literal["lite_medsam", "compact", "mobile_sam", "sam_vit_b", "sam_vit_l", "sam_vit_h", "medsam_vit_b"] = (
-        "lite_medsam"
-    )
+    name: FoundationName = "lite_medsam"
     checkpoint: str | None = None
     lora: str | None = None
     image_size: Annotated[int, Field(ge=32, multiple_of=16)] | None = None

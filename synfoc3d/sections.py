@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NamedTuple, TypeVar, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,22 @@ from pydantic import (
 from synfoc3d.errors import UserError, did_you_mean
 
 AnySection = TypeVar("AnySection", bound="Section")
+
+FoundationName = Literal[
+    "lite_medsam",
+    "compact",
+    "mobile_sam",
+    "sam_vit_b",
+    "sam_vit_l",
+    "sam_vit_h",
+    "medsam_vit_b",
+    "sam2.1_hiera_tiny",
+    "sam2.1_hiera_small",
+    "sam2.1_hiera_base_plus",
+    "sam2.1_hiera_large",
+    "medsam2",
+]
+"""Value of ``foundation.name``: a foundation network with the weights it is known for."""
 
 
 class DataFacts(NamedTuple):

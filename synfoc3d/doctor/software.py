@@ -16,6 +16,7 @@ from synfoc3d.doctor.findings import Finding
 from synfoc3d.networks.weights.known import KNOWN
 
 PROJECT = "synfoc3d"
+SAM2 = "sam2"  # the extra
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def check_software() -> list[Finding]:
     for_weights = {Requirement(known.shipment.requirement).name for known in KNOWN.values() if known.shipment}
     run = [one for one in map(Requirement, requirements) if one.name not in for_weights]
     findings = [check_python(platform.python_version(), required_python), *check_packages(map(str, run), version_of)]
+    findings += check_optional(requirements, version_of)
     torch, torchvision = installed_build("torch"), installed_build("torchvision")
     if torch and torchvision:
         findings.append(check_pair(torch, torchvision, metadata.requires("torchvision") or ()))
@@ -68,6 +70,22 @@ def check_packages(requirements: Iterable[str], version_of: Callable[[str], str 
     parsed = map(Requirement, requirements)
     wanted = [one for one in parsed if one.marker is None or one.marker.evaluate({"extra": ""})]
     return [_check_package(requirement, version_of(requirement.name)) for requirement in wanted]
+
+
+def check_optional(requirements: Iterable[str], version_of: Callable[[str], str | None]) -> list[Finding]:
+    """Look at the packages that only networks of the SAM 2 family need; it is no mistake not to have them.
+
+    Args:
+        requirements: see :func:`check_packages`.
+        version_of: see :func:`check_packages`.
+    """
+    marked = ((one, one.marker) for one in map(Requirement, requirements) if one.marker)
+    wanted = [one for one, marker in marked if marker.evaluate({"extra": SAM2}) > marker.evaluate({"extra": ""})]
+    text = f'not installed; only SAM 2 and MedSAM2 need it: pip install "{PROJECT}[{SAM2}]"'
+    return [
+        _check_package(one, version) if (version := version_of(one.name)) else Finding(one.name, "ok", text)
+        for one in wanted
+    ]
 
 
 def _check_package(requirement: Requirement, version: str | None) -> Finding:

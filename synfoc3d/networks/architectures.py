@@ -1,12 +1,16 @@
 """The members of the SAM family: their encoders and the sizes of their decoders."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from synfoc3d.config import LoRATargets
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.networks.encoders.base import EncoderSizes, State
+from synfoc3d.networks.encoders.hiera import HieraSizes
 from synfoc3d.networks.encoders.tiny_vit import TinyViTSizes
 from synfoc3d.networks.encoders.vit import ViTSizes
+
+Family = Literal["sam", "sam2"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class Architecture:
         adaptation: what of the encoder trains, where the user does not say; of a ViT as published in SAMed and SynFoC.
         mask_tokens: masks that the network was pre-trained to give for a prompt.
         answer: index of the one that is meant for a prompt that leaves no doubt.
+        family: whose prompt encoder and mask decoder it has.
+        side_factor: a side of its images is a multiple of it: patches of a ViT, four halvings of a TinyViT, five of a
+            Hiera.
     """
 
     encoder: EncoderSizes
@@ -50,11 +57,18 @@ class Architecture:
     adaptation: Adaptation = Adaptation()
     mask_tokens: int = 4
     answer: int = 0
+    family: Family = "sam"
+    side_factor: int = 16
 
 
 def _sams_own(encoder: ViTSizes) -> Architecture:
     """Return a network of "Segment Anything" (ICCV 2023), whose files and CFR's canvases have 1024 pixels."""
     return Architecture(encoder, canvas_size=1024)
+
+
+def _sam2s_own(encoder: HieraSizes) -> Architecture:
+    """Return a network of "SAM 2: Segment Anything in Images and Videos" (ICLR 2025)."""
+    return Architecture(encoder, family="sam2", side_factor=32)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -74,6 +88,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vit_b": _sams_own(ViTSizes(embed_dim=768, depth=12, num_heads=12, global_attn_indexes=(2, 5, 8, 11))),
     "vit_l": _sams_own(ViTSizes(embed_dim=1024, depth=24, num_heads=16, global_attn_indexes=(5, 11, 17, 23))),
     "vit_h": _sams_own(ViTSizes(embed_dim=1280, depth=32, num_heads=16, global_attn_indexes=(7, 15, 23, 31))),
+    "sam2.1_hiera_tiny": _sam2s_own(HieraSizes(96, heads=1, depths=(1, 2, 7, 2), global_blocks=(5, 7, 9))),
+    "sam2.1_hiera_small": _sam2s_own(HieraSizes(96, heads=1, depths=(1, 2, 11, 2), global_blocks=(7, 10, 13))),
+    "sam2.1_hiera_base_plus": _sam2s_own(
+        HieraSizes(112, heads=2, depths=(2, 3, 16, 3), global_blocks=(12, 16, 20), background_side=14)
+    ),
+    "sam2.1_hiera_large": _sam2s_own(
+        HieraSizes(144, heads=2, depths=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8))
+    ),
 }
 
 
@@ -92,9 +114,9 @@ def describe_encoder(state: State) -> str | None:
     """Describe the encoder whose published state this is, in the words of its sizes; None for a state of no SAM.
 
     Args:
-        state: tensors by the file's names, without the prefix ``image_encoder.``.
+        state: tensors by the file's names, without the prefix ``image_encoder.``; of SAM 2 by this package's names.
     """
-    return ViTSizes.describe(state) or TinyViTSizes.describe(state)
+    return ViTSizes.describe(state) or TinyViTSizes.describe(state) or HieraSizes.describe(state)
 
 
 def names_like(description: str) -> list[str]:

@@ -10,7 +10,7 @@ from synfoc3d.networks.architectures import Adaptation, find_architecture
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.canvas import CanvasFoundation, smallest_side
 from synfoc3d.networks.encoders.vit import ViTSizes
-from synfoc3d.networks.foundation import SIDE_FACTOR, FoundationNetwork, build_sam
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
 from synfoc3d.networks.propagation import PropagatingFoundation
 from synfoc3d.networks.slicewise import SlicewiseFoundation
@@ -65,12 +65,13 @@ def image_size_of(settings: FoundationSettings, patch_size: Sequence[int]) -> in
             "A canvas shows the slices of a volume to the foundation network in one image, but the patches of a 2d "
             "configuration have a single slice: train 3d_fullres."
         )
-    side = settings.image_size or architecture.canvas_size or smallest_side(patch_size, SIDE_FACTOR)
+    smallest = smallest_side(patch_size, architecture.side_factor)
+    side = settings.image_size or architecture.canvas_size or smallest
     if side < max(patch_size[1:]):
         raise UserError(
             f"A canvas of {side} pixels is too small for a single slice of the plan's patch, {patch_size[1]} x "
-            f"{patch_size[2]} pixels: set foundation.image_size to {smallest_side(patch_size, SIDE_FACTOR)}, which "
-            "holds all its slices, or leave it out."
+            f"{patch_size[2]} pixels: set foundation.image_size to {smallest}, which holds all its slices, or leave it "
+            "out."
         )
     return side
 

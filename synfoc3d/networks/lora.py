@@ -67,21 +67,21 @@ class LoRAQKV(Adapter):
     """Adapters of q and of v around a fused qkv projection; k is left alone (SynFoC, CVPR 2025).
 
     Args:
-        base: projection from d to 3 d channels.
+        base: projection from i to 3 d channels; i is d, except where a stage of a Hiera begins.
         rank: channels between A and B.
         groups: the 3 d channels are so many groups one after the other, each q, k, v of d / groups channels.
     """
 
     def __init__(self, base: nn.Linear, rank: int, groups: int = 1) -> None:
         super().__init__(base)
-        width = base.in_features
+        width = base.out_features // 3
         assert base.out_features == 3 * width and width % groups == 0, f"not a fused qkv projection: {base}"
         self.groups = groups
-        self.a_q, self.b_q = _low_rank(base, width, width, rank)
-        self.a_v, self.b_v = _low_rank(base, width, width, rank)
+        self.a_q, self.b_q = _low_rank(base, base.in_features, width, rank)
+        self.a_v, self.b_v = _low_rank(base, base.in_features, width, rank)
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
-        """Project tokens (..., d) to (..., 3 d)."""
+        """Project tokens (..., i) to (..., 3 d)."""
         qkv = self.base(x)
         grouped = qkv.unflatten(-1, (self.groups, 3, -1))
         grouped[..., 0, :] += self.b_q(self.a_q(x)).unflatten(-1, (self.groups, -1))
@@ -89,7 +89,7 @@ class LoRAQKV(Adapter):
         return qkv
 
     def corrected_weight(self) -> torch.Tensor:
-        """Return the (3 d, d) weight."""
+        """Return the (3 d, i) weight."""
         weight = self.base.weight.clone()
         grouped = weight.unflatten(0, (self.groups, 3, -1))
         grouped[:, 0] += (self.b_q.weight @ self.a_q.weight).unflatten(0, (self.groups, -1))

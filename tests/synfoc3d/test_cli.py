@@ -123,7 +123,7 @@ def test_device_that_is_not_there_is_refused(failure, monkeypatch):
 
 
 def test_help_imports_nothing_heavy():
-    heavy = {"torch", "nnunetv2", "numpy", "matplotlib", "pydantic", "SimpleITK"}
+    heavy = {"torch", "transformers", "nnunetv2", "numpy", "matplotlib", "pydantic", "SimpleITK"}
     code = (
         "import sys; from synfoc3d.cli import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0"
     )

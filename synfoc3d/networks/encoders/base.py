@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from synfoc3d.config import LoRATargets
 
 State = dict[str, torch.Tensor]
-Part = Callable[[torch.Tensor], torch.Tensor]
+Part = Callable[[Any], Any]
+"""A step of an encoder: images or what the step before returned in, one or several tensors out."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ class Encoder(nn.Module):
         Returns:
             (N, C, e, e).
         """
-        x = images
+        return self._run(images, recompute)
+
+    def _run(self, images: torch.Tensor, recompute: bool) -> Any:  # noqa: ANN401 - what the last part returns
+        x: Any = images
         for part in self.parts():
             # No part draws random numbers, so there is no random state to keep.
             x = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False) if recompute else part(x)

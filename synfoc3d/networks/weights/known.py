@@ -15,8 +15,10 @@ from synfoc3d.networks.weights.trained_on import (
     GENERATED,
     LITE_MEDSAM,
     MEDSAM,
+    MEDSAM2,
     PHOTOGRAPHS,
     SOME_PHOTOGRAPHS,
+    VIDEOS,
     TrainedOn,
 )
 
@@ -26,6 +28,12 @@ CHUNK = 2**20  # bytes read at a time
 SAM_SOURCE = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
 APACHE = "Apache-2.0"
 SAM_INPUT = "0..255, minus ImageNet's mean, over its standard deviation"
+SAM2_SOURCE = "https://github.com/facebookresearch/sam2#download-checkpoints"
+SAM2_INPUT = "0..1, minus ImageNet's mean, over its standard deviation"
+
+SAFETENSORS = ".safetensors"
+WHOLE_MODEL, SHARDS = "model.safetensors", "model.safetensors.index.json"
+"""What transformers writes into a folder: all weights in one file, or the table of contents of several."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class KnownNetwork:
         hash_algorithm: ``sha256``, or ``md5`` where nothing else is published.
         published_hash: hexadecimal digits; None where none is published.
         shipment: the package that brings the file; None where a person has to get it.
+        other_names: what the file or the folder of other published forms of the weights is called.
     """
 
     name: str
@@ -82,6 +91,11 @@ class KnownNetwork:
     hash_algorithm: str = "sha256"
     published_hash: str | None = None
     shipment: Shipment | None = None
+    other_names: tuple[str, ...] = ()
+
+    def is_named(self, name: str) -> bool:
+        """Return whether one of its published forms is called so, see :func:`published_name`."""
+        return name in (self.file, *self.other_names)
 
 
 def _sam(architecture: str, file: str, sha256: str) -> KnownNetwork:
@@ -91,8 +105,24 @@ def _sam(architecture: str, file: str, sha256: str) -> KnownNetwork:
     )
 
 
+def _sam2(size: str) -> KnownNetwork:
+    """Describe one of the four networks of SAM 2.1 (2024), which are published in two forms."""
+    name = f"sam2.1_hiera_{size}"
+    return KnownNetwork(
+        name,
+        name,
+        f"{name}.pt",
+        SAM2_SOURCE,
+        APACHE,
+        SAM2_INPUT,
+        VIDEOS,
+        other_names=(f"{name}{SAFETENSORS}", name.replace("_", "-")),
+    )
+
+
 # The six digits in the names of SAM's files begin their MD5, not their SHA-256. Of MedSAM only an MD5 is published. The
-# authors of LiteMedSAM and MobileSAM publish no hash; these are of their files, as many who pinned them found.
+# authors of LiteMedSAM and MobileSAM publish no hash; these are of their files, as many who pinned them found. Of SAM 2
+# and MedSAM2 none is known here.
 KNOWN: dict[str, KnownNetwork] = {
     network.name: network
     for network in (
@@ -141,6 +171,19 @@ KNOWN: dict[str, KnownNetwork] = {
             trained_on=SOME_PHOTOGRAPHS,
             published_hash="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
         ),
+        _sam2("tiny"),
+        _sam2("small"),
+        _sam2("base_plus"),
+        _sam2("large"),
+        KnownNetwork(
+            name="medsam2",
+            architecture="sam2.1_hiera_tiny",
+            file="MedSAM2_latest.pt",
+            source="https://github.com/bowang-lab/MedSAM2 or https://huggingface.co/wanglab/MedSAM2",
+            license=f"CC-BY-SA-4.0 (its code: {APACHE})",
+            published_input=SAM2_INPUT,
+            trained_on=MEDSAM2,
+        ),
     )
 }
 
@@ -181,30 +224,50 @@ def find_checkpoint(name: str, given: str | None) -> Path | None:
 
     Args:
         name: of a known network.
-        given: the setting ``foundation.checkpoint``: a file, which always wins; ``random``; or None, to look for the
-            published file in :func:`checkpoint_folder` and then in the package that brings it, if there is one; for the
-            compact network in this package alone.
+        given: the setting ``foundation.checkpoint``: a file, or a folder of transformers with one, which always wins;
+            ``random``; or None, to look for what is published in :func:`checkpoint_folder` and then in the package that
+            brings it, if there is one; for the compact network in this package alone.
 
     Returns:
         The file, which need not exist if it was given; None for random weights: asked for, or a compact network
         without embedded file.
 
     Raises:
-        UserError: unknown name, or the published file is not there.
+        UserError: unknown name, the published file is not there, or a folder's weights lie in several files.
     """
     known = known_network(name)
     if given is not None:
-        return None if given == RANDOM else Path(given)
+        return None if given == RANDOM else weight_file(Path(given))
     if known.architecture == "compact":
         return embedded_weights()
-    file = checkpoint_folder() / known.file
-    found = file if file.is_file() else shipped_file(known)
+    files = [weight_file(checkpoint_folder() / name) for name in (known.file, *known.other_names)]
+    found = next((file for file in files if file.is_file()), None) or shipped_file(known)
     if found is None:
         raise UserError(
             f"The foundation network {name} needs its published weights: {how_to_get(known)}. A new training may also "
             "name the file with --set foundation.checkpoint=FILE, or take foundation.name=compact, which needs none."
         )
     return found
+
+
+def weight_file(path: Path) -> Path:
+    """Return the one weight file of a folder as transformers writes it; any other path as it is.
+
+    Raises:
+        UserError: the folder's weights lie in several files.
+    """
+    if (path / SHARDS).is_file():
+        raise UserError(
+            f"The weights in {path} lie in several files, which is not supported: save them in one, with transformers' "
+            'save_pretrained(FOLDER, max_shard_size="10GB").'
+        )
+    whole = path / WHOLE_MODEL
+    return whole if whole.is_file() else path
+
+
+def published_name(file: Path) -> str:
+    """Return what a weight file is known by: its name, or that of its folder where transformers named the file."""
+    return file.parent.name if file.name == WHOLE_MODEL else file.name
 
 
 def how_to_get(known: KnownNetwork) -> str:
@@ -248,5 +311,5 @@ def hash_problem(known: KnownNetwork, file: Path, sha256: str) -> str | None:
 def network_of_file(name: str, sha256: str) -> KnownNetwork | None:
     """Recognize whose published file this is, by its SHA-256 or else by its name; None for any other file."""
     by_hash = [known for known in KNOWN.values() if known.published_hash == sha256]
-    by_name = [known for known in KNOWN.values() if known.file == name]
+    by_name = [known for known in KNOWN.values() if known.is_named(name)]
     return next(iter(by_hash + by_name), None)

@@ -1,28 +1,17 @@
-"""Load SAM and MedSAM weight files into a foundation network of any image size."""
+"""Load published weight files of the SAM family into a foundation network of any image size."""
 
-import pickle
-import zipfile
 from pathlib import Path
-
-import torch
 
 from synfoc3d.errors import UserError
 from synfoc3d.networks.architectures import describe_encoder, names_like
 from synfoc3d.networks.encoders.base import State
 from synfoc3d.networks.foundation import FoundationNetwork
 from synfoc3d.networks.weights.known import file_hash
+from synfoc3d.networks.weights.reading import read_state
+from synfoc3d.networks.weights.sam2_names import to_own_names
 
 RANDOM_PARTS = ("mask_tokens", "output_hypernetworks_mlps", "iou_prediction_head")
 """Parts that depend on the classes: they keep their random weights, also where the file's would fit."""
-
-IGNORED_KEYS = ("pixel_mean", "pixel_std")
-"""Image statistics some files hold: the network sees images in [0, 1] without them."""
-
-PARALLEL_PREFIX = "module."
-"""What torch's data-parallel wrappers put before every name."""
-
-COUNTER = ".num_batches_tracked"
-"""Entries of batch norms that are whole numbers, and of no use."""
 
 ENCODER = "image_encoder."
 
@@ -30,14 +19,15 @@ ENCODER = "image_encoder."
 def load_checkpoint(network: FoundationNetwork, path: str | Path, promptable: bool = False) -> str:
     """Copy the weights of a published file of the SAM family into a network that has no adapters yet.
 
-    Everything is copied by name, the encoder's through its own translation, except the class-dependent parts (mask
-    tokens, their hypernetworks, IoU head), which keep their random weights. The whole file is checked before anything
-    is copied.
+    Everything is copied by name, what has other names there through a translation, except the class-dependent parts
+    (mask tokens, their hypernetworks, IoU head), which keep their random weights. The whole file is checked before
+    anything is copied.
 
     Args:
         network: what ``build_sam`` returned.
         path: a ``.pth`` file with the state dict of segment-anything's ``Sam``, plain or as MedSAM's training code
-            writes it: under the key "model", each name behind "module.".
+            writes it: under the key "model", each name behind "module."; or for SAM 2 a ``.pt`` file as its authors and
+            MedSAM2's publish it, or a ``.safetensors`` file of transformers' ``Sam2Model`` or ``Sam2VideoModel``.
         promptable: copy the class-dependent parts, too, for a network with as many mask tokens as the file's, which
             answers prompts.
 
@@ -48,7 +38,7 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path, promptable: bo
         UserError: missing, damaged, unsafe or foreign file, or weights of another architecture.
     """
     path = Path(path)
-    state = read_state(path)
+    state = to_own_names(read_state(path), path)
     _check_architecture(network, state, path)
     weights = _fit(network, state, path, () if promptable else RANDOM_PARTS)
     refuse_unusable(weights, path)
@@ -56,60 +46,6 @@ def load_checkpoint(network: FoundationNetwork, path: str | Path, promptable: bo
     for name, weight in weights.items():
         target[name].copy_(weight)
     return file_hash(path)
-
-
-def read_state(path: Path) -> State:
-    """Read the state dict of a file on the CPU, without running code that lies in it.
-
-    Args:
-        path: a torch file with a state dict, plain or under the key "model", saved on any device. The prefix "module."
-            of parallel training and image statistics are left out of the names.
-
-    Raises:
-        UserError: missing, damaged or unsafe file, or no state dict.
-    """
-    content = _read_file(path)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not all(_is_weight(*item) for item in content.items()):
-        raise UserError(f"{path} holds no state dict of weights; give a SAM or MedSAM weight file.")
-    state = {name.removeprefix(PARALLEL_PREFIX): value for name, value in content.items()}
-    return {name: value for name, value in state.items() if name not in IGNORED_KEYS}
-
-
-def _is_weight(name: object, value: object) -> bool:
-    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-        return False
-    is_plain = value.layout == torch.strided and not (value.is_quantized or value.is_meta or value.is_nested)
-    return is_plain and (value.is_floating_point() or name.endswith(COUNTER))
-
-
-def _read_file(path: Path) -> object:
-    """Read a torch file on the CPU without running any code it may hold."""
-    if not path.is_file():
-        raise UserError(f"The foundation checkpoint {path} does not exist or is no file; check the path.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise UserError(f"{path} may not be read by this user; change its permissions.") from error
-    except Exception as error:  # many types, depending on where a file is cut or damaged
-        if isinstance(error, pickle.UnpicklingError) and _is_whole_zip(path):  # so torch refuses its content
-            raise UserError(
-                f"{path} holds Python objects besides weights and was not loaded, as it could run code; "
-                "give a plain state dict."
-            ) from error
-        raise _damaged(path) from error
-
-
-def _is_whole_zip(path: Path) -> bool:
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        return False
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged or no torch file; download the checkpoint again.")
 
 
 def _check_architecture(network: FoundationNetwork, state: State, path: Path) -> None:

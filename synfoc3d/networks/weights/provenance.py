@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from synfoc3d.config import RANDOM
-from synfoc3d.networks.weights.known import KNOWN, KnownNetwork, known_network
+from synfoc3d.networks.weights.known import KNOWN, KnownNetwork, known_network, published_name
 from synfoc3d.networks.weights.trained_on import Seen
 
 REASONS: dict[Seen, str] = {
@@ -131,7 +131,7 @@ def _further_training(known: KnownNetwork, foundation: Mapping[str, Any], identi
     checkpoint = identity.get("checkpoint")
     if checkpoint is None or is_published(known, identity):
         return None
-    return Path(checkpoint).name
+    return published_name(Path(checkpoint))
 
 
 def assumed_identity(foundation: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,8 +152,10 @@ def assumed_identity(foundation: Mapping[str, Any]) -> dict[str, Any]:
 def is_published(known: KnownNetwork, identity: Mapping[str, Any]) -> bool:
     """Return whether the weights of a training are those that its network is known for, as far as their SHA-256 tells.
 
-    Those inside this package have no published hash: a training keeps them in its checkpoints.
+    Those inside this package have no published hash: a training keeps them in its checkpoints. Where none is known of a
+    file that a person has to get, its name has to do.
     """
     if known.published_hash is None:
-        return bool(identity.get("in_checkpoint"))
+        named = known.shipment is None and known.is_named(published_name(Path(identity.get("checkpoint") or "")))
+        return named or bool(identity.get("in_checkpoint"))
     return known.hash_algorithm != "sha256" or identity.get("sha256") == known.published_hash

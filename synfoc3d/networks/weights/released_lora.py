@@ -8,7 +8,8 @@ from synfoc3d.networks.encoders.base import State
 from synfoc3d.networks.encoders.vit import ViTSizes
 from synfoc3d.networks.foundation import FoundationNetwork
 from synfoc3d.networks.lora import LoRAQKV, trainable_state
-from synfoc3d.networks.weights.loading import read_state, refuse_keys, refuse_unusable
+from synfoc3d.networks.weights.loading import refuse_keys, refuse_unusable
+from synfoc3d.networks.weights.reading import read_state
 
 FIRST_ADAPTER, MASK_TOKENS = "w_a_000", "mask_decoder.mask_tokens.weight"
 KIND = "a LoRA file of SAMed or SynFoC"

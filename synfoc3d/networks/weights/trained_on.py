@@ -98,12 +98,18 @@ NOT_IN_CHALLENGE = (
 
 PHOTOGRAPHS = TrainedOn("11 million photographs (SA-1B), no medical images", medical=False)
 SOME_PHOTOGRAPHS = TrainedOn("photographs (1 % of SA-1B), to do as SAM ViT-H does, no medical images", medical=False)
+VIDEOS = TrainedOn("photographs (SA-1B) and videos (SA-V and others), no medical images", medical=False)
 GENERATED = TrainedOn("generated images only", medical=False)
 MEDSAM = TrainedOn(
     "1.57 million public medical images with masks, of ten modalities, after SAM's photographs; which data sets these "
     "are is not listed here",
     # The challenge was its authors' own, a year later: what was seen there may have been seen here.
     collections=(ACDC, *(replace(one, seen="perhaps") for one in CHALLENGE)),
+)
+MEDSAM2 = TrainedOn(
+    "455 thousand medical 3D images with masks and 76 thousand frames of videos, after SAM 2's photographs and videos; "
+    "which data sets these are is not listed here",
+    collections=MEDSAM.collections,  # by the same authors, from the same sources and more
 )
 LITE_MEDSAM = TrainedOn(
     "the training set of the CVPR 2024 challenge on laptops; known of it: NCI-ISBI 2013 / Prostate-3T, MSD Prostate, "

@@ -4,6 +4,7 @@ import pytest
 
 from synfoc3d.doctor.software import (
     Build,
+    check_optional,
     check_packages,
     check_pair,
     check_python,
@@ -104,3 +105,19 @@ def test_this_installation_is_good():
 def test_copy_without_installation_is_named(monkeypatch):
     monkeypatch.setattr("synfoc3d.doctor.software.PROJECT", "synfoc3d-of-nobody")
     assert check_software()[-1].text == "is not installed"
+
+
+OPTIONAL = ['transformers<6,>=5; extra == "sam2"', 'pytest>=8; extra == "test"', 'transformers<6,>=5; extra == "test"']
+
+
+@pytest.mark.parametrize(
+    ("version", "level", "text"),
+    [
+        (None, "ok", 'not installed; only SAM 2 and MedSAM2 need it: pip install "synfoc3d[sam2]"'),
+        ("5.24.0", "ok", "5.24.0"),
+        ("4.57.1", "error", "4.57.1, but synfoc3d needs <6,>=5"),
+    ],
+)
+def test_package_of_sam_2_may_be_missing(version, level, text):
+    (finding,) = check_optional([*REQUIREMENTS, *OPTIONAL], {"transformers": version}.get)
+    assert (finding.name, finding.level, finding.text) == ("transformers", level, text)

@@ -5,6 +5,7 @@ import zipfile
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from synfoc3d.doctor.weights import check_shipped_weights, check_weight_file, check_weight_folder, check_weights
 from synfoc3d.networks.weights.known import KNOWN, KnownNetwork
@@ -171,3 +172,37 @@ def test_default_home_is_in_the_users(tmp_path, monkeypatch):
     monkeypatch.delenv("SYNFOC3D_HOME", raising=False)
     monkeypatch.setattr("synfoc3d.doctor.weights.Path.home", lambda: tmp_path)
     assert f"none in {tmp_path / '.synfoc3d' / 'checkpoints'}" in check_weights()[-1].text
+
+
+@pytest.fixture
+def safetensors(tmp_path):
+    """A file of safetensors with two tensors and a note."""
+    file = tmp_path / "sam2.1_hiera_tiny.safetensors"
+    save_file({"weight": torch.zeros(300), "bias": torch.zeros(7)}, file, metadata={"format": "pt"})
+    return file
+
+
+def test_whole_file_of_safetensors_is_named(safetensors):
+    finding = check_weight_file(safetensors)
+    assert finding.level == "ok" and finding.text.startswith("sam2.1_hiera_tiny, 0.0 MB, SHA-256 ")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 50, -1])
+def test_file_of_safetensors_that_broke_off_is_named(safetensors, kept):
+    safetensors.write_bytes(safetensors.read_bytes()[:kept])
+    finding = check_weight_file(safetensors)
+    assert finding.level == "error" and f"{safetensors} is cut short or " in finding.text
+    assert finding.mend == "Get it again from https://github.com/facebookresearch/sam2#download-checkpoints."
+
+
+def test_page_of_a_website_is_no_safetensors_file(safetensors):
+    safetensors.write_bytes(b"<!DOCTYPE html>" * 10)
+    assert "is cut short or no safetensors file" in check_weight_file(safetensors).text
+
+
+def test_folder_of_transformers_is_looked_into(safetensors, tmp_path):
+    folder = tmp_path / "all" / "sam2.1-hiera-tiny"
+    folder.mkdir(parents=True)
+    safetensors.rename(folder / "model.safetensors")
+    (finding,) = check_weight_folder(tmp_path / "all")
+    assert finding.name == "sam2.1-hiera-tiny" and finding.details["network"] == "sam2.1_hiera_tiny"

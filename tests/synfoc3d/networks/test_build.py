@@ -12,7 +12,7 @@ import torch
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.architectures import ARCHITECTURES, Adaptation
-from synfoc3d.networks.build import adaptation_of, architecture_of, build_foundation
+from synfoc3d.networks.build import adaptation_of, architecture_of, build_foundation, image_size_of
 from synfoc3d.networks.foundation import build_sam
 
 SMALL: dict[str, Any] = {"name": "compact", "image_size": 64}
@@ -37,6 +37,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sam_vit_l", "vit_l"),
         ("sam_vit_h", "vit_h"),
         ("medsam_vit_b", "vit_b"),
+        ("sam2.1_hiera_tiny", "sam2.1_hiera_tiny"),
+        ("medsam2", "sam2.1_hiera_tiny"),
     ],
 )
 def test_architecture_of_a_name(name: Any, architecture: str) -> None:
@@ -204,3 +206,14 @@ def test_lora_file_for_a_network_that_is_no_vit_is_refused() -> None:
     settings = FoundationSettings(name="lite_medsam", checkpoint="random", lora="sam.pth", image_size=32)
     with pytest.raises(UserError, match=r"adapts one of SAM's ViTs, but foundation.name is lite_medsam: set it"):
         build_foundation(settings, 2)
+
+
+@pytest.mark.parametrize(("name", "side"), [("lite_medsam", 80), ("sam2.1_hiera_tiny", 96)])
+def test_side_of_a_canvas_is_a_multiple_of_the_networks_factor(name: Any, side: int) -> None:
+    """Four slices of 40 x 40 voxels fit into 80 x 80 pixels."""
+    settings = FoundationSettings(name=name, arrangement="canvas")
+    assert image_size_of(settings, (4, 40, 40)) == side
+
+
+def test_default_side_of_sam_2() -> None:
+    assert image_size_of(FoundationSettings(name="medsam2"), (1, 40, 40)) == 512

@@ -14,6 +14,7 @@ from synfoc3d.networks.encoders.tiny_vit import TinyViTSizes, fold
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import LoRALayer, LoRAQKV, inject, merge, prepare_for_training, unmerge
 from synfoc3d.networks.optimizers import make_optimizer
+from synfoc3d.networks.sam import SamNetwork
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.teacher import make_teacher, update_teacher
 
@@ -33,7 +34,7 @@ def small_network(image_size: int = 32, stem_kernel: int = 1, seed: int = 0) -> 
     """A network of small widths, its encoder with the values of a random state."""
     torch.manual_seed(seed)
     architecture = Architecture(sizes(stem_kernel), decoder_width=NECK, decoder_mlp=32)
-    network = FoundationNetwork(architecture, image_size, 3)
+    network = SamNetwork(architecture, image_size, 3)
     state = random_state(WIDTHS, DEPTHS, HEADS, stem_kernel=stem_kernel, neck_width=NECK, seed=seed)
     network.image_encoder.load_state_dict(network.image_encoder.from_published(state))
     return network

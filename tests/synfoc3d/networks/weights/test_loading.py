@@ -20,7 +20,9 @@ from synfoc3d.errors import UserError
 from synfoc3d.networks.architectures import ARCHITECTURES, Architecture
 from synfoc3d.networks.encoders.vit import ViTSizes, resize_position_table, resize_relative_table
 from synfoc3d.networks.foundation import FoundationNetwork, build_sam
-from synfoc3d.networks.weights.loading import load_checkpoint, read_state
+from synfoc3d.networks.sam import SamNetwork
+from synfoc3d.networks.weights.loading import load_checkpoint
+from synfoc3d.networks.weights.reading import read_state
 
 SIZES = ViTSizes(embed_dim=24, depth=3, num_heads=2, global_attn_indexes=(1,))
 TINY = Architecture(SIZES)
@@ -51,7 +53,7 @@ def sam_file(sam_state: State, tmp_path_factory: pytest.TempPathFactory) -> Path
 def network() -> FoundationNetwork:
     """Give a network of four classes, so that the class-dependent parts of the file would fit."""
     torch.manual_seed(1)
-    return FoundationNetwork(TINY, 512, 4)
+    return SamNetwork(TINY, 512, 4)
 
 
 def save(state: object, path: Path) -> Path:
@@ -124,7 +126,7 @@ def test_resizing_to_the_same_size_changes_nothing() -> None:
 
 
 def test_network_of_the_size_of_the_file_takes_its_tables_as_they_are(sam_file: Path, sam_state: State) -> None:
-    network = FoundationNetwork(TINY, 1024, 2)
+    network = SamNetwork(TINY, 1024, 2)
     load_checkpoint(network, sam_file)
     state = network.state_dict()
     assert all(torch.equal(state[name], sam_state[name]) for name in sam_state if not is_random(name))
@@ -135,7 +137,7 @@ def test_returns_the_sha256_of_the_file(network: FoundationNetwork, sam_file: Pa
 
 
 def test_loaded_network_runs(sam_file: Path) -> None:
-    network = FoundationNetwork(TINY, 96, 2)
+    network = SamNetwork(TINY, 96, 2)
     load_checkpoint(network, str(sam_file))
     assert network(torch.rand(1, 3, 96, 96)).isfinite().all()
 

@@ -16,6 +16,7 @@ from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.encoders.vit import ViTSizes
 from synfoc3d.networks.foundation import FoundationNetwork
 from synfoc3d.networks.lora import merge, prepare_for_training
+from synfoc3d.networks.sam import SamNetwork
 from synfoc3d.networks.weights.released_lora import load_released_lora, released_names
 
 TINY = Architecture(ViTSizes(embed_dim=24, depth=3, num_heads=2, global_attn_indexes=(1,)))
@@ -43,7 +44,7 @@ def released_state(width: int = 24, depth: int = 3, rank: int = RANK, classes: i
 
 def base(classes: int = CLASSES) -> FoundationNetwork:
     torch.manual_seed(0)
-    return FoundationNetwork(TINY, SIZE, classes)
+    return SamNetwork(TINY, SIZE, classes)
 
 
 def adapted(rank: int = RANK, classes: int = CLASSES) -> FoundationNetwork:
