@@ -157,13 +157,16 @@ class PropagatingFoundation(SlicewiseFoundation):
         finer = tuple(torch.cat(level) for level in zip(*(piece.finer for piece in pieces), strict=True))
         return Features(torch.cat([piece.embedding for piece in pieces]), finer)
 
-    def follow(self, features: Features, slices: int, chains: Sequence[Chain]) -> Tensor:
+    def follow(
+        self, features: Features, slices: int, chains: Sequence[Chain], first: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Segment what is asked for in all slices of its volume, from the start in both directions.
 
         Args:
             features: of every slice, as from :meth:`embed`.
             slices: D of a volume.
             chains: M structures to segment.
+            first: (m, m) logits of each in its start slice, where they are known; None asks there.
 
         Returns:
             (M, D, m, m) logits, float32. No gradient passes from a slice to its neighbor.
@@ -171,7 +174,9 @@ class PropagatingFoundation(SlicewiseFoundation):
         if not chains:
             return torch.zeros(0, slices, self.network.mask_side, self.network.mask_side, device=self._device)
         asked = [(chain, chain.start) for chain in chains]
-        found = dict(zip(asked, self._decode(features, slices, asked, self._starts(chains)), strict=True))
+        if first is None:
+            first = list(self._decode(features, slices, asked, self._starts(chains)))
+        found = dict(zip(asked, first, strict=True))
         for distance in range(1, slices):
             # both directions at once, as they do not depend on each other
             steps = [(chain, chain.start + way * distance, way) for way in (1, -1) for chain in chains]
