@@ -1,10 +1,11 @@
 """What points, boxes and masks are worth as prompts, and carrying a mask through a volume; one JSON object per line.
 
-    python benchmarks/propagation.py DATA [--arms compact random-compact lite_medsam ...]
+    python benchmarks/propagation.py DATA [--arms compact:none compact random-compact lite_medsam:FILE ...]
 
-DATA and its validation cases are those of benchmarks/foundation_transfer.py. An arm is a network, or a random twin of
-it: random-compact. No network learns anything here. Every structure of every case is asked for in its start slice: the
-middle slice, or the middle one of those that show it.
+DATA and its validation cases are those of benchmarks/foundation_transfer.py. An arm is network:adapters with the
+values of foundation.name and foundation.adapters: compact:none is the network as it is, compact the same with the
+adapters that ship with the package, if there are any; random-compact is a random twin. No network learns anything here.
+Every structure of every case is asked for in its start slice: the middle slice, or the middle one of its extent.
 
     point       by its innermost pixel
     box         by its tight box, on the network's own decoder
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from foundation_transfer import (
+    RANDOM_START,
     Case,
     Data,
     add_data_arguments,
@@ -38,16 +40,19 @@ from foundation_transfer import (
 from scipy import ndimage
 from torch import Tensor
 
+from synfoc3d.config import NO_ADAPTERS
 from synfoc3d.methods.ect import start_slice
+from synfoc3d.networks.build import PROPAGATION_RANK
 from synfoc3d.networks.foundation import Features, FoundationNetwork
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.precision import autocast
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
+from synfoc3d.networks.weights.decoder_adapters import find_adapters
+from synfoc3d.networks.weights.known import file_hash, find_checkpoint
 from synfoc3d.pretraining.prompts import tight_boxes
+from synfoc3d.pretraining.propagation import KNOWN_LOGIT
 
-ARMS = ("lite_medsam", "compact", "random-lite_medsam", "random-compact")
-RANK = 16
-TRUE_LOGIT = 10.0  # of a reference that asks the next slice, as SAM 2 shows itself masks of its user
+ARMS = ("lite_medsam:none", "lite_medsam", "random-lite_medsam", "compact:none", "compact", "random-compact")
 Scores = dict[str, float]
 
 
@@ -89,7 +94,7 @@ def without_network(question: Question) -> dict[str, Scores]:
 def with_network(model: PropagatingFoundation, features: Features, question: Question) -> Scores:
     chain, slices = question.chain, len(question.mask)
     reference = resize_in_plane(question.mask.float(), (model.network.mask_side,) * 2, "nearest")
-    known = (2 * reference - 1) * TRUE_LOGIT
+    known = (2 * reference - 1) * KNOWN_LOGIT
 
     def carried(shown: list[int], start: int, first: Tensor | None = None) -> Tensor:
         """Masks (D, S, S) of these slices, from one of them."""
@@ -119,15 +124,31 @@ def _at(logits: Tensor, question: Question) -> Tensor:
     return resize_in_plane(logits, in_plane_size(question.mask), "bilinear") > 0
 
 
-def build_arm(network: FoundationNetwork, args: argparse.Namespace) -> PropagatingFoundation:
-    model = PropagatingFoundation(network, args.image_size, num_channels=1, background=False, rank=RANK, tokens=False)
+def build_arm(arm: str, network: FoundationNetwork, args: argparse.Namespace) -> PropagatingFoundation:
+    base, _, given = arm.partition(":")
+    name = base.removeprefix(RANDOM_START)
+    given = NO_ADAPTERS if base != name else given or None
+    adapters = find_adapters(given, name, PROPAGATION_RANK, file_hash(find_checkpoint(name, args.weights)))
+    model = PropagatingFoundation(
+        network,
+        args.image_size,
+        num_channels=1,
+        background=False,
+        rank=PROPAGATION_RANK,
+        tokens=False,
+        adapters=adapters and adapters.weights,
+    )
     return model.to(args.device).eval()
 
 
 @torch.no_grad()
 def compare(data: Data, args: argparse.Namespace) -> Iterator[dict[str, object]]:
     torch.manual_seed(0)
-    models = {arm: build_arm(build(arm, prompt_channels(arm), args, with_prompts=True), args) for arm in args.arms}
+    bases = {arm: arm.partition(":")[0] for arm in args.arms}
+    networks = {
+        base: build(base, prompt_channels(base), args, with_prompts=True) for base in dict.fromkeys(bases.values())
+    }
+    models = {arm: build_arm(arm, networks[base], args) for arm, base in bases.items()}
     scores: dict[tuple[str, str], list[list[float]]] = {}
     for case in data.validation:
         for row, values in _of_case(case, models, len(data.structures), args).items():
@@ -144,11 +165,13 @@ def _of_case(
     found: dict[tuple[str, str], list[float]] = {}
     with autocast(args.precision, args.device):
         volume = case.images.transpose(0, 1)[None]
-        seen = {arm: model.embed(volume) for arm, model in models.items()}
+        seen = {
+            id(model.network): model.embed(volume) for model in {id(m.network): m for m in models.values()}.values()
+        }
         for index, question in enumerate(questions):
             if question is None:
                 continue
-            scores = {arm: with_network(model, seen[arm], question) for arm, model in models.items()}
+            scores = {arm: with_network(model, seen[model.network], question) for arm, model in models.items()}
             for arm, values in (scores | without_network(question)).items():
                 for measure, value in values.items():
                     found.setdefault((arm, measure), [np.nan] * structures)[index] = value
