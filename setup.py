@@ -54,7 +54,7 @@ setup(
     ],
     package_data={
         "synfoc3d": ["py.typed"],
-        "synfoc3d.networks.weights": ["compact/*"],
+        "synfoc3d.networks.weights": ["compact/*", "propagation/*/*"],
         "synfoc3d.configs": ["*.yaml", "experiments/*.yaml"],
         "synfoc3d.inference.report": ["*.jinja"],
     },

@@ -137,7 +137,7 @@ def dice(prediction: Tensor, reference: Tensor) -> float:
 @torch.no_grad()
 def zero_shot(data: Data, args: argparse.Namespace) -> Iterator[dict[str, object]]:
     torch.manual_seed(args.seeds[0])
-    networks = {name: build(name, _prompt_channels(name), args, with_prompts=True).eval() for name in args.networks}
+    networks = {name: build(name, prompt_channels(name), args, with_prompts=True).eval() for name in args.networks}
     scores: dict[str, list[list[float]]] = {name: [] for name in (*networks, "filled box")}
     for case in data.validation:
         row: dict[str, list[float]] = {name: [] for name in scores}
@@ -147,7 +147,7 @@ def zero_shot(data: Data, args: argparse.Namespace) -> Iterator[dict[str, object
             if not len(slices):
                 continue
             tight = tight_boxes(reference[slices])
-            row["filled box"].append(dice(_filled(tight, args.image_size), reference[slices]))
+            row["filled box"].append(dice(filled(tight, args.image_size), reference[slices]))
             sides = torch.randint(0, args.loose + 1, tight.shape).to(tight) * torch.tensor([-1, -1, 1, 1]).to(tight)
             boxes = (tight + sides).clamp(0, args.image_size - 1)
             for name, network in networks.items():
@@ -156,10 +156,10 @@ def zero_shot(data: Data, args: argparse.Namespace) -> Iterator[dict[str, object
         for name, values in row.items():
             scores[name].append(values)
     for name, rows in scores.items():
-        yield {"part": "zero-shot", "network": name, "cases": len(rows), **_by_structure(rows, data)}
+        yield {"part": "zero-shot", "network": name, "cases": len(rows), **by_structure(rows, data)}
 
 
-def _prompt_channels(name: str) -> int:
+def prompt_channels(name: str) -> int:
     """Count the masks of a network as it was pre-trained."""
     return find_architecture(known_network(name.removeprefix(RANDOM_START)).architecture).mask_tokens
 
@@ -170,7 +170,7 @@ def _answer(network: FoundationNetwork, images: Tensor, boxes: Tensor, args: arg
     return resize_in_plane(logits[:, network.architecture.answer].float(), in_plane_size(images), "bilinear") > 0
 
 
-def _filled(boxes: Tensor, size: int) -> Tensor:
+def filled(boxes: Tensor, size: int) -> Tensor:
     line = torch.arange(size, device=boxes.device)
     x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(1))
     return ((line >= y0) & (line <= y1))[:, :, None] & ((line >= x0) & (line <= x1))[:, None, :]
@@ -259,7 +259,7 @@ def _validate(network: SlicewiseFoundation, data: Data, args: argparse.Namespace
     return rows
 
 
-def _by_structure(rows: list[list[float]], data: Data) -> dict[str, float]:
+def by_structure(rows: list[list[float]], data: Data) -> dict[str, float]:
     scores = 100 * np.array(rows)
     return {
         **{name: round(float(score), 1) for name, score in zip(data.structures, scores.mean(0), strict=True)},
@@ -267,25 +267,30 @@ def _by_structure(rows: list[list[float]], data: Data) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("zero-shot", "fine-tune"))
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say which cases are read, what a network sees of them, and how it computes."""
     parser.add_argument("data", type=Path)
-    parser.add_argument("--networks", nargs="+", default=("lite_medsam", "compact", "random-compact"))
     parser.add_argument("--weights", help="file of the network's weights, default: as foundation.checkpoint")
     parser.add_argument("--image-size", type=int, default=128)
     parser.add_argument("--range", choices=("case", "slice"), default="case", help="what becomes [0, 1]")
-    parser.add_argument("--loose", type=int, default=3, help="pixels, of the boxes")
     parser.add_argument("--validation-cases", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="auto", help="not float16: no loss is scaled here")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("zero-shot", "fine-tune"))
+    add_data_arguments(parser)
+    parser.add_argument("--networks", nargs="+", default=("lite_medsam", "compact", "random-compact"))
+    parser.add_argument("--loose", type=int, default=3, help="pixels, of the boxes")
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--patients", type=int, nargs="+", default=(1, 3, 7))
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--arms", nargs="+", default=ARMS)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="auto", help="not float16: no loss is scaled here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     part = zero_shot if args.part == "zero-shot" else fine_tune

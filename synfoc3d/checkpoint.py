@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.config import RANDOM, FoundationSettings, MethodSettings, Settings, resolve
+from synfoc3d.config import NO_ADAPTERS, RANDOM, FoundationSettings, MethodSettings, Settings, resolve
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_BEST, best_checkpoint
 from synfoc3d.networks.arrangement import Arrangement
@@ -227,8 +227,9 @@ def rebuild_foundation(checkpoint: Mapping[str, Any], num_channels: int, name: s
     state = network_state(checkpoint, name)
     part = section_of(checkpoint)
     settings = FoundationSettings.model_validate(part["settings"]["foundation"])
-    # the training has gone on since the LoRA file it started from; checkpoints of 0.1 do not tell the image's side
-    changes: dict[str, Any] = {"lora": None, "image_size": part["foundation"].get("image_size", settings.image_size)}
+    # the training has gone on since the files of adapters it started from
+    changes: dict[str, Any] = {"lora": None, "adapters": NO_ADAPTERS}
+    changes["image_size"] = part["foundation"].get("image_size", settings.image_size)  # 0.1 does not tell the side
     holds_everything = base_in_checkpoint(part["foundation"]) or settings.full_finetune is True
     if holds_everything:
         adapted = any(".attn.qkv.a_q." in key for key in state)

@@ -43,6 +43,7 @@ from synfoc3d.sections import (
 
 CONFIG_VARIABLE = "SYNFOC3D_CONFIG"
 RANDOM = "random"  # value of foundation.checkpoint that starts any network from random weights, whatever is found
+NO_ADAPTERS = "none"  # value of foundation.adapters that starts from new ones, whatever is found
 EXTENDS = "extends"  # key of a settings file that names the one it builds on
 SETTINGS_KIND = Kind("settings file", "preset", "a mapping of settings")
 
@@ -72,6 +73,8 @@ class FoundationSettings(Section):
         carry: with ``propagation``: a slice is asked by its neighbor's mask, not by the point; None is true.
         class_tokens: with ``propagation``: every class has a trainable vector that is added to its prompts; None where
             there are several classes.
+        adapters: with ``propagation``: file of adapters that the decoders start from; ``none`` for new ones; None takes
+            those inside this package, if there are any for the network, its weights and the rank.
         lora_rank: rank of the adapters; 0 freezes the image encoder; None takes the network's default, which is 16 for
             the adapters of ``propagation`` in the decoders.
         lora_targets: which layers of the image encoder get adapters: ``qkv`` q and v of every attention, as published;
@@ -95,6 +98,7 @@ class FoundationSettings(Section):
     arrangement: ArrangementName | None = None
     carry: bool | None = None
     class_tokens: bool | None = None
+    adapters: str | None = None
     lora_rank: Annotated[int, Field(ge=0)] | None = None
     lora_targets: LoRATargets | None = None
     full_finetune: bool | None = None
@@ -104,11 +108,11 @@ class FoundationSettings(Section):
     intensity: Literal["case", "patch"] | tuple[float, float] = "case"
     seen: bool | None = None
 
-    @field_validator("checkpoint", "lora")
+    @field_validator("checkpoint", "lora", "adapters")
     @classmethod
     def _from_anywhere(cls, file: str | None) -> str | None:
         """Keep the absolute path, so that a later command finds the file from any folder."""
-        return file if file is None or file == RANDOM else str(Path(file).expanduser().absolute())
+        return file if file in (None, RANDOM, NO_ADAPTERS) else str(Path(file).expanduser().absolute())
 
     @field_validator("intensity", mode="wrap")
     @classmethod

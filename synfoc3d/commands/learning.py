@@ -102,10 +102,20 @@ def _run_experiment(args: argparse.Namespace) -> None:
 
 def _pretrain(commands: Commands) -> None:
     parser = command(
-        commands, "pretrain", "pre-train the compact foundation network on generated images", _run_pretrain
+        commands, "pretrain", "pre-train a foundation network, or a part of it, on generated images", _run_pretrain
     )
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for weights, record and curves")
-    parser.add_argument("--config", metavar="NAME|FILE", help="preset or YAML file of settings, default: pretrain")
+    parser.add_argument(
+        "--objective", choices=("structures", "propagation"),
+        help="structures, the default: train the compact network; propagation: train adapters for the start of ECT",
+    )  # fmt: skip
+    parser.add_argument(
+        "--network", metavar="NAME", help="of propagation: whose decoder is adapted, default: lite_medsam"
+    )
+    parser.add_argument(
+        "--config", metavar="NAME|FILE",
+        help="preset or YAML file of settings, default: pretrain, and pretrain_propagation for propagation",
+    )  # fmt: skip
     parser.add_argument(
         "--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
         help="single settings, over --config",
@@ -118,19 +128,33 @@ def _pretrain(commands: Commands) -> None:
     add_device(parser)
 
 
+PRESETS = {None: "pretrain", "structures": "pretrain", "propagation": "pretrain_propagation"}  # by --objective
+
+
 def _run_pretrain(args: argparse.Namespace) -> None:
     from synfoc3d import config
     from synfoc3d.networks.weights.known import find_checkpoint
     from synfoc3d.pretraining.loop import pretrain
 
     # a continued run has its settings in its checkpoint
-    base = args.config or ("" if args.resume else "pretrain")
+    base = args.config or ("" if args.resume else PRESETS[args.objective])
     tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    if args.network and args.objective != "propagation":
+        raise UserError("--network names whose decoder gets adapters: give --objective propagation, too.")
+    tree |= {"network": args.network} if args.network else {}
     start = args.start and find_checkpoint("compact", None if args.start == "compact" else args.start)
     weights = pretrain(
-        args.output, tree, device=device(args.device), start=start, minutes=args.minutes, resume=args.resume
+        args.output,
+        tree,
+        objective=args.objective,
+        device=device(args.device),
+        start=start,
+        minutes=args.minutes,
+        resume=args.resume,
     )
-    print(f"Written to {weights}\nUse it with --set foundation.name=compact foundation.checkpoint={weights}")
+    name = weights.stem.removeprefix("propagation_")
+    use = "checkpoint" if name == weights.stem else "adapters"
+    print(f"Written to {weights}\nUse it with --set foundation.name={name} foundation.{use}={weights}")
 
 
 def _trainers(commands: Commands) -> None:

@@ -14,6 +14,7 @@ from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.lora import prepare_for_training
 from synfoc3d.networks.propagation import PropagatingFoundation
 from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.weights.decoder_adapters import find_adapters
 from synfoc3d.networks.weights.known import embedded_weights, find_checkpoint, hash_problem, known_network
 from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.networks.weights.released_lora import load_released_lora
@@ -90,8 +91,9 @@ def arranged(settings: FoundationSettings, default: ArrangementName, patch_size:
     settings = settings.model_copy(update={"arrangement": settings.arrangement or default})
     if "propagation" in (default, settings.arrangement):
         _check_propagation(settings, default)
-    elif settings.carry is not None or settings.class_tokens is not None:
-        raise UserError("foundation.carry and foundation.class_tokens are of nnUNetTrainerECT alone: leave them out.")
+    elif given := [name for name in ("carry", "class_tokens", "adapters") if getattr(settings, name) is not None]:
+        names = " and ".join(f"foundation.{name}" for name in given)
+        raise UserError(f"{names} {'are' if len(given) > 1 else 'is'} of nnUNetTrainerECT alone: leave it out.")
     image_size_of(settings, patch_size)
     return settings
 
@@ -131,7 +133,8 @@ def build_foundation(
         The network, and the identity of its base: ``name``; ``checkpoint`` file and its ``sha256`` (None for random
         weights); ``image_size``, what the network sees; and ``in_checkpoint``, whether the checkpoints of a training
         must hold the base themselves, as no file gives it again: random weights, or embedded ones, which another
-        version of this package may replace.
+        version of this package may replace. Of propagation also ``adapters``: the ``file`` its decoder starts from and
+        its ``sha256``, or None.
 
     Raises:
         UserError: a network that needs published weights has no checkpoint, a file cannot be used, or the arrangement
@@ -144,8 +147,12 @@ def build_foundation(
     options = {"chunk": settings.chunk, "channels": settings.channels, "intensity": settings.intensity}
     if promptable:
         several = num_channels - background > 1
+        rank = settings.lora_rank or PROPAGATION_RANK
+        adapters = find_adapters(settings.adapters, settings.name, rank, identity["sha256"])
+        identity["adapters"] = adapters and {"file": str(adapters.file), "sha256": adapters.sha256}
         options |= {
-            "rank": settings.lora_rank or PROPAGATION_RANK,
+            "rank": rank,
+            "adapters": adapters and adapters.weights,
             "tokens": several if settings.class_tokens is None else settings.class_tokens,
             "carry": settings.carry is not False,
         }

@@ -6,7 +6,7 @@ the way from there. The image encoder is frozen and sees every slice once, whate
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from synfoc3d.networks.decoder_lora import adapted_copy
 from synfoc3d.networks.foundation import Features, FoundationNetwork, PromptEmbedding
 from synfoc3d.networks.in_plane import depth, in_plane_size
 from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.networks.weights.decoder_adapters import load_adapters
 
 LARGEST_LOGIT = 32.0  # of a mask that asks the next slice
 INSIDE = 1  # label of a point in what is meant, as segment-anything counts them
@@ -56,6 +57,7 @@ class PropagatingFoundation(SlicewiseFoundation):
         rank: of the decoder's adapters.
         tokens: give every structure its vector; they start at zero.
         carry: whether slices are asked by their neighbor's mask, or each by the point.
+        adapters: state the decoder's adapters start from, as from :meth:`adapter_state`; None starts from new ones.
         arrangement: further arguments of :class:`~synfoc3d.networks.arrangement.Arrangement`.
     """
 
@@ -73,6 +75,7 @@ class PropagatingFoundation(SlicewiseFoundation):
         rank: int,
         tokens: bool,
         carry: bool = True,
+        adapters: Mapping[str, Tensor] | None = None,
         **arrangement: Any,  # noqa: ANN401 - handed on
     ) -> None:
         super().__init__(network.requires_grad_(False), image_size, **arrangement)
@@ -80,6 +83,8 @@ class PropagatingFoundation(SlicewiseFoundation):
         self.structures = num_channels - background
         self.carry = carry
         self.decoder = adapted_copy(network.mask_decoder, rank)
+        if adapters is not None:
+            load_adapters(self.decoder, adapters)
         self.tokens: nn.Parameter | None = None
         if tokens:
             self.tokens = nn.Parameter(torch.zeros(self.structures, network.architecture.decoder_width))
@@ -89,11 +94,16 @@ class PropagatingFoundation(SlicewiseFoundation):
             "rank": rank,
             "tokens": tokens,
             "carry": carry,
+            "adapters": adapters,
         } | arrangement
 
     def twin(self) -> PropagatingFoundation:
         """Make another one that starts equal and shares the frozen network, with adapters of its own."""
         return PropagatingFoundation(self.network, self.image_size, **self._arguments)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Return the weights of the decoder's adapters by name, which share memory with the network."""
+        return {name: weight.detach() for name, weight in self.decoder.named_parameters() if weight.requires_grad}
 
     def describe(self, patch_size: Sequence[int]) -> str:
         """Say in a sentence how the network sees a patch."""
@@ -157,13 +167,16 @@ class PropagatingFoundation(SlicewiseFoundation):
         finer = tuple(torch.cat(level) for level in zip(*(piece.finer for piece in pieces), strict=True))
         return Features(torch.cat([piece.embedding for piece in pieces]), finer)
 
-    def follow(self, features: Features, slices: int, chains: Sequence[Chain]) -> Tensor:
+    def follow(
+        self, features: Features, slices: int, chains: Sequence[Chain], first: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Segment what is asked for in all slices of its volume, from the start in both directions.
 
         Args:
             features: of every slice, as from :meth:`embed`.
             slices: D of a volume.
             chains: M structures to segment.
+            first: (m, m) logits of each in its start slice, where they are known; None asks there.
 
         Returns:
             (M, D, m, m) logits, float32. No gradient passes from a slice to its neighbor.
@@ -171,7 +184,9 @@ class PropagatingFoundation(SlicewiseFoundation):
         if not chains:
             return torch.zeros(0, slices, self.network.mask_side, self.network.mask_side, device=self._device)
         asked = [(chain, chain.start) for chain in chains]
-        found = dict(zip(asked, self._decode(features, slices, asked, self._starts(chains)), strict=True))
+        if first is None:
+            first = list(self._decode(features, slices, asked, self._starts(chains)))
+        found = dict(zip(asked, first, strict=True))
         for distance in range(1, slices):
             # both directions at once, as they do not depend on each other
             steps = [(chain, chain.start + way * distance, way) for way in (1, -1) for chain in chains]

@@ -1,21 +1,20 @@
-"""``synfoc3d pretrain``: train the compact foundation network on generated images."""
+"""``synfoc3d pretrain``: train a foundation network, or a part of it, on generated images."""
 
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_LATEST
 from synfoc3d.networks.precision import autocast
-from synfoc3d.pretraining.batches import draw_pairs, generator_of
-from synfoc3d.pretraining.held_out import Validation, named
-from synfoc3d.pretraining.objectives import Losses, compute_losses
+from synfoc3d.pretraining.batches import generator_of
+from synfoc3d.pretraining.held_out import Validation, averaged
 from synfoc3d.pretraining.record import write_curves, write_record, write_weights
-from synfoc3d.pretraining.settings import resolve_pretraining
+from synfoc3d.pretraining.settings import STRUCTURES, resolve_pretraining
 from synfoc3d.pretraining.state import PretrainingState, load_state
 
 PROMPT_STREAM = 7
@@ -26,6 +25,7 @@ def pretrain(
     folder: Path,
     given: Mapping[str, Any],
     *,
+    objective: str | None = None,
     device: str = "cpu",
     start: Path | None = None,
     minutes: float | None = None,
@@ -36,10 +36,13 @@ def pretrain(
     Every step's images and prompts follow from seed and step alone, so that a continued run is the uninterrupted one.
 
     Args:
-        folder: gets ``checkpoint_latest.pth``, ``compact.pth``, ``record.json``, ``curves.csv`` and ``curves.png``.
-        given: partial tree of ``PretrainSettings``.
+        folder: gets ``checkpoint_latest.pth``, ``compact.pth`` or ``propagation_NETWORK.pth``, ``record.json``,
+            ``curves.csv`` and ``curves.png``.
+        given: partial tree of the objective's settings.
+        objective: ``structures`` (the compact network) or ``propagation`` (the adapters of a network's decoder); None
+            is that of the run that is continued, and ``structures`` for a new one.
         device: ``cpu``, ``cuda`` or ``mps``.
-        start: weights to start from; None starts from random ones.
+        start: weights to start from; None starts from random ones. Of ``structures`` alone.
         minutes: stop after this time in this process, before all steps are done.
         resume: continue the run in the folder.
 
@@ -49,9 +52,9 @@ def pretrain(
     Raises:
         UserError: wrong settings, nothing to continue, or a folder that holds a run already.
     """
-    state = _open(folder, given, device=device, start=start, resume=resume)
+    state = _open(folder, given, objective, device=device, start=start, resume=resume)
     deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    validation = Validation(state.settings)
+    validation = Validation(state.task)
     if not state.rows:
         _validate(state, validation, [])
     with tqdm(total=state.settings.steps, initial=state.step, unit="step", desc="pretrain") as bar:
@@ -63,16 +66,18 @@ def pretrain(
     return weights
 
 
-def _open(folder: Path, given: Mapping[str, Any], *, device: str, start: Path | None, resume: bool) -> PretrainingState:
+def _open(
+    folder: Path, given: Mapping[str, Any], objective: str | None, *, device: str, start: Path | None, resume: bool
+) -> PretrainingState:
     """Start a run or continue the one in the folder."""
     file = folder / CHECKPOINT_LATEST
     if resume:
         if start is not None:
             raise UserError(f"--c continues with the weights in {file}, so --from {start} cannot be given with it.")
-        return load_state(file, given, device)
+        return load_state(file, given, objective, device)
     if file.exists():
         raise UserError(f"{folder} holds a pre-training already: continue it with --c, or give another folder.")
-    settings = resolve_pretraining(given)
+    settings = resolve_pretraining(given, objective=objective or STRUCTURES)
     folder.mkdir(parents=True, exist_ok=True)
     return PretrainingState(settings, device, start)
 
@@ -100,21 +105,20 @@ def _train(state: PretrainingState, validation: Validation, folder: Path, *, dea
         before = time.monotonic()
 
 
-def _step(state: PretrainingState) -> Losses:
+def _step(state: PretrainingState) -> dict[str, Tensor]:
     """Take one step on new images; return the detached losses."""
-    settings, network = state.settings, state.network
-    pairs = draw_pairs(settings, settings.seed, state.step)
+    settings, network, task = state.settings, state.network, state.task
+    batch = task.draw(settings.seed, state.step)
     prompts = generator_of(settings.seed + PROMPT_STREAM, state.step)
     with autocast(settings.precision, next(network.parameters()).device.type):
-        losses = compute_losses(network, pairs, settings.objective, prompts)
-    state.update(losses.total(settings.objective))
-    return Losses(*(part.detach() for part in losses))
+        losses = task.compute_losses(network, batch, prompts)
+    state.update(losses["loss"])
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
-def _validate(state: PretrainingState, validation: Validation, since_last: list[Losses]) -> None:
+def _validate(state: PretrainingState, validation: Validation, since_last: list[dict[str, Tensor]]) -> None:
     """Append a row to the curves: training means since the last row, and the validation of the average."""
     row: dict[str, float] = {"step": state.step, "seconds": state.seconds}
     if since_last:
-        means = Losses(*(torch.stack(column).mean() for column in zip(*since_last, strict=True)))
-        row |= named(means, state.settings, "train_")
+        row |= averaged(since_last, "train_")
     state.rows.append(row | validation(state.average))

@@ -1,15 +1,21 @@
 """What the network learns from generated images: to answer prompts, and to tell structures apart without any."""
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from synfoc3d.networks.foundation import FoundationNetwork
+from synfoc3d.networks.architectures import find_architecture
+from synfoc3d.networks.foundation import FoundationNetwork, build_sam
 from synfoc3d.networks.in_plane import in_plane_size
-from synfoc3d.pretraining.batches import Pairs
+from synfoc3d.networks.weights.loading import load_checkpoint
+from synfoc3d.pretraining.batches import Pairs, draw_pairs
 from synfoc3d.pretraining.prompts import draw_prompts, embed_prompts
-from synfoc3d.pretraining.settings import ObjectiveSettings
+from synfoc3d.pretraining.settings import ObjectiveSettings, PretrainSettings
+from synfoc3d.pretraining.task import Task
+
+ARCHITECTURE = "compact"
 
 STRIDE = 4
 """Pixels of the image per pixel of the decoder's output."""
@@ -33,6 +39,46 @@ class Losses(NamedTuple):
     def total(self, settings: ObjectiveSettings) -> Tensor:
         """Add up all parts by their weights, to a scalar; both dense parts count half."""
         return settings.prompted * self.prompted + settings.dense * 0.5 * (self.siblings + self.same_image)
+
+
+class Structures(Task):
+    """Train every weight of the compact network to find structures."""
+
+    panels = {
+        "loss": "weighted sum",
+        "prompted": "prompted masks",
+        "siblings": "structures of the sibling",
+        "same_image": "structures of the same image",
+    }
+    file_name = f"{ARCHITECTURE}.pth"
+    settings: PretrainSettings
+
+    def __init__(self, settings: PretrainSettings) -> None:
+        self.settings = settings
+        self.images_per_step = 2 * settings.batch_size
+
+    def build(self, start: Path | None) -> tuple[FoundationNetwork, str | None]:
+        """Build the compact network."""
+        masks = find_architecture(ARCHITECTURE).mask_tokens
+        network = build_sam(ARCHITECTURE, self.settings.image_size, masks)
+        return network, load_checkpoint(network, start) if start else None
+
+    def draw(self, seed: int, step: int) -> Pairs:
+        """Generate pairs of siblings."""
+        return draw_pairs(self.settings, seed, step)
+
+    def compute_losses(self, network: FoundationNetwork, batch: Pairs, generator: Generator) -> dict[str, Tensor]:
+        """Return all parts of the objective and their weighted sum."""
+        losses = compute_losses(network, batch, self.settings.objective, generator)
+        return {"loss": losses.total(self.settings.objective), **losses._asdict()}
+
+    def content(self, network: nn.Module) -> dict[str, Tensor]:
+        """Return the weights in half precision, in segment-anything's names."""
+        return {name: value.detach().half().cpu() for name, value in network.state_dict().items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the name of the architecture."""
+        return {"architecture": ARCHITECTURE}
 
 
 def compute_losses(

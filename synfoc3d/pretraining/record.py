@@ -16,15 +16,7 @@ from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.figures import figure_file
 from synfoc3d.networks.precision import resolve_precision
 from synfoc3d.networks.weights.known import file_hash
-from synfoc3d.pretraining.state import ARCHITECTURE, PretrainingState
-
-WEIGHTS = "compact.pth"
-PANELS = {
-    "loss": "weighted sum",
-    "prompted": "prompted masks",
-    "siblings": "structures of the sibling",
-    "same_image": "structures of the same image",
-}
+from synfoc3d.pretraining.state import PretrainingState
 
 
 def write_curves(state: PretrainingState, folder: Path) -> None:
@@ -35,8 +27,9 @@ def write_curves(state: PretrainingState, folder: Path) -> None:
     writer.writeheader()
     writer.writerows({key: round(value, 5) for key, value in row.items()} for row in state.rows)
     atomic_write_text(folder / "curves.csv", text.getvalue())
-    with figure_file(folder / "curves.png", 1, len(PANELS), (3.5, 3.0)) as (_, axes):
-        for panel, (name, title) in zip(axes[0], PANELS.items(), strict=True):
+    panels = state.task.panels
+    with figure_file(folder / "curves.png", 1, len(panels), (3.5, 3.0)) as (_, axes):
+        for panel, (name, title) in zip(axes[0], panels.items(), strict=True):
             for prefix, label in (("train_", "training"), ("val_", "validation")):
                 points = [(row["step"], row[prefix + name]) for row in state.rows if prefix + name in row]
                 steps, losses = [step for step, _ in points], [loss for _, loss in points]
@@ -46,9 +39,9 @@ def write_curves(state: PretrainingState, folder: Path) -> None:
 
 
 def write_weights(state: PretrainingState, folder: Path) -> Path:
-    """Write the half-precision weights file and return its path."""
-    file = folder / WEIGHTS
-    save_atomic(state.weights(), file)
+    """Write the file of weights that the run is for, and return its path."""
+    file = folder / state.task.file_name
+    save_atomic(state.task.content(state.average), file)
     return file
 
 
@@ -64,13 +57,14 @@ def describe(state: PretrainingState, weights: Path) -> dict[str, Any]:
         "weights": weights.name,
         "sha256": file_hash(weights),
         "bytes": weights.stat().st_size,
-        "architecture": ARCHITECTURE,
-        "parameters": sum(parameter.numel() for parameter in state.network.parameters()),
+        "objective": state.objective,
+        **state.task.facts(),
+        "parameters": sum(p.numel() for p in state.network.parameters() if p.requires_grad),
         "data": "generated images only",
         "started_from": state.started_from,
         "seed": settings.seed,
         "steps": state.step,
-        "images": 2 * settings.batch_size * state.step,
+        "images": state.task.images_per_step * state.step,
         "seconds": round(state.seconds),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": resolve_precision(settings.precision, device.type),

@@ -34,29 +34,39 @@ def sibling_intensities(table: Tensor, settings: RenderingSettings, generator: G
     return torch.where(same, similar, fresh)
 
 
-def render(bodies: Bodies, intensities: Tensor, settings: RenderingSettings, generator: Generator) -> Tensor:
+def render(
+    bodies: Bodies, intensities: Tensor, settings: RenderingSettings, generator: Generator, slices: int = 1
+) -> Tensor:
     """Scan generated bodies.
 
     Args:
         bodies: B label maps of side S.
-        intensities: (B, T), relative intensity of every tissue.
+        intensities: (B / slices, T), relative intensity of every tissue.
         settings: strength of each fault.
         generator: source of all randomness.
+        slices: so many adjacent maps are slices of one scan: only their texture's grains and their noise differ.
 
     Returns:
         (B, 3, S, S) float32 in [0, 1], three equal channels.
     """
     batch, size, _ = bodies.tissue.shape
+    scans = batch // slices
+
+    def per_image(bounds: tuple[float, float]) -> Tensor:
+        return _per_image(bounds, scans, generator).repeat_interleave(slices, 0)
+
+    intensities = intensities.repeat_interleave(slices, 0)
     image = intensities.gather(1, bodies.tissue.flatten(1)).reshape(batch, 1, size, size)
-    grain = _per_image(settings.texture, batch, generator)
-    strength = grain.reshape(batch, 1) * torch.rand(intensities.shape, generator=generator) * 2
+    grain = per_image(settings.texture)
+    rough = torch.rand(scans, intensities.shape[1], generator=generator).repeat_interleave(slices, 0)
+    strength = grain.reshape(batch, 1) * rough * 2
     strength = strength.gather(1, bodies.tissue.flatten(1)).reshape(image.shape)
-    image = image + strength * _grains(batch, size, generator)
-    image = blur(image, _per_image(settings.blur, batch, generator).flatten() * size / 128)
-    image = image * _bias(batch, size, settings.bias, generator)
-    image = _coarsen(image, settings.coarseness, settings.noise, generator)
-    gamma = _per_image((math.log(settings.gamma[0]), math.log(settings.gamma[1])), batch, generator).exp()
-    return stretch(image).pow(gamma).expand(-1, 3, -1, -1).contiguous()
+    image = image + strength * _grains(scans, slices, size, generator)
+    image = blur(image, per_image(settings.blur).flatten() * size / 128)
+    image = image * _bias(scans, size, settings.bias, generator).repeat_interleave(slices, 0)
+    image = _coarsen(image, settings.coarseness, settings.noise, generator, slices)
+    gamma = per_image((math.log(settings.gamma[0]), math.log(settings.gamma[1]))).exp()
+    return stretch(image, slices).pow(gamma).expand(-1, 3, -1, -1).contiguous()
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
@@ -73,21 +83,26 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
     return stacked.transpose(0, 1)
 
 
-def stretch(images: Tensor) -> Tensor:
-    """Map the 0.5th to 99.5th percentile of each image to [0, 1], as the foundation network's bridge does with a case.
+def stretch(images: Tensor, slices: int = 1) -> Tensor:
+    """Map the 0.5th to 99.5th percentile of each scan to [0, 1], as the foundation network's bridge does with a case.
 
     Args:
         images: (B, 1, S, S).
+        slices: so many adjacent images are one scan.
     """
-    flat = images.flatten(1).sort(dim=1).values
-    low, high = (flat[:, round(p / 100 * (flat.shape[1] - 1))].reshape(-1, 1, 1, 1) for p in PERCENTILES)
+    flat = images.reshape(len(images) // slices, -1).sort(dim=1).values
+    low, high = (
+        flat[:, round(p / 100 * (flat.shape[1] - 1))].repeat_interleave(slices).reshape(-1, 1, 1, 1)
+        for p in PERCENTILES
+    )
     return ((images - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
 
 
-def _grains(batch: int, size: int, generator: Generator) -> Tensor:
-    """Draw a texture (B, 1, S, S) of about unit variance, coarse in some images and fine in others."""
-    weights = torch.rand(batch, len(TEXTURE_GRIDS), generator=generator).square()
-    weights = weights / weights.norm(dim=1, keepdim=True)
+def _grains(scans: int, slices: int, size: int, generator: Generator) -> Tensor:
+    """Draw a texture (B, 1, S, S) of about unit variance, coarse in some scans and fine in others."""
+    weights = torch.rand(scans, len(TEXTURE_GRIDS), generator=generator).square()
+    weights = (weights / weights.norm(dim=1, keepdim=True)).repeat_interleave(slices, 0)
+    batch = len(weights)
     fields = [
         F.interpolate(
             torch.randn(batch, 1, size // grid, size // grid, generator=generator), (size, size), mode="bilinear"
@@ -105,13 +120,14 @@ def _bias(batch: int, size: int, strength: tuple[float, float], generator: Gener
 
 
 def _coarsen(
-    images: Tensor, coarseness: tuple[float, float], noise: tuple[float, float], generator: Generator
+    images: Tensor, coarseness: tuple[float, float], noise: tuple[float, float], generator: Generator, slices: int
 ) -> Tensor:
     """Sample with larger pixels, add noise there and resample; half of the batches keep their resolution."""
     size = images.shape[-1]
     factor = float(_per_image(coarseness, 1, generator)) if torch.rand(1, generator=generator) < 0.5 else 1.0
     acquired = F.interpolate(images, (round(size / factor),) * 2, mode="bilinear")
-    acquired = acquired + _per_image(noise, len(images), generator) * torch.randn(acquired.shape, generator=generator)
+    strength = _per_image(noise, len(images) // slices, generator).repeat_interleave(slices, 0)
+    acquired = acquired + strength * torch.randn(acquired.shape, generator=generator)
     return F.interpolate(acquired, (size, size), mode="bilinear")
 
 

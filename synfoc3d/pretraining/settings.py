@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from synfoc3d.config import Precision
-from synfoc3d.sections import Interval, NonNegative, Positive, PositiveInterval, Section, Seed, validate
+from synfoc3d.sections import FoundationName, Interval, NonNegative, Positive, PositiveInterval, Section, Seed, validate
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -107,12 +107,12 @@ class ObjectiveSettings(Section):
         return self
 
 
-class PretrainSettings(Section):
-    """Everything a pre-training reads.
+class RunSettings(Section):
+    """What every pre-training reads, whatever its objective.
 
     Attributes:
         steps: number of training steps.
-        batch_size: anatomies per step; each gives two images.
+        batch_size: bodies per step.
         image_size: side of the images in pixels.
         lr: learning rate of AdamW after the warm-up.
         weight_decay: of AdamW.
@@ -139,10 +139,9 @@ class PretrainSettings(Section):
     save_every_minutes: NonNegative = 1.0
     shapes: ShapeSettings = ShapeSettings()
     rendering: RenderingSettings = RenderingSettings()
-    objective: ObjectiveSettings = ObjectiveSettings()
 
     @model_validator(mode="after")
-    def _pixels_fit_into_the_image(self) -> PretrainSettings:
+    def _pixels_fit_into_the_image(self) -> RunSettings:
         if self.rendering.coarseness[1] > self.image_size:
             raise ValueError(
                 f"rendering.coarseness: pixels of {self.rendering.coarseness[1]:g} do not fit into an image of "
@@ -151,14 +150,95 @@ class PretrainSettings(Section):
         return self
 
 
-def resolve_pretraining(given: Mapping[str, Any], source: str = "the settings") -> PretrainSettings:
+class PretrainSettings(RunSettings):
+    """Everything the pre-training of the compact network reads: objective ``structures``.
+
+    Attributes:
+        objective: what the network must do; each of the ``batch_size`` anatomies gives two images.
+    """
+
+    objective: ObjectiveSettings = ObjectiveSettings()
+
+
+class StackSettings(Section):
+    """How the neighboring slices of a generated body differ. Thickness and place are in units of a slice.
+
+    Attributes:
+        slices: of a body.
+        change: range, over bodies, of the standard deviation by which an outline changes from slice to slice: sizes
+            relatively, positions as a share of the outline's size, angles in radians.
+        deformation: range of the standard deviation of the change of the smooth displacement, as a share of it.
+        thickness: range of half the thickness of organs, compartments and clutter, on a logarithmic scale; they end
+            round, as ellipsoids do, and are absent beyond.
+    """
+
+    slices: Annotated[int, Field(ge=2)] = 4
+    change: Interval = (0.0, 0.15)
+    deformation: Interval = (0.0, 0.3)
+    thickness: PositiveInterval = (1.0, 12.0)
+
+
+class CarryingSettings(Section):
+    """What the decoder must do.
+
+    Attributes:
+        structures_per_body: how many are asked for in each body.
+        known_start: share of steps that start from the true mask of the start slice, not from a point.
+        focal_weight: weight of the focal loss.
+        dice_weight: weight of the Dice loss.
+    """
+
+    structures_per_body: AtLeastOne = 4
+    known_start: Share = 0.5
+    focal_weight: NonNegative = 1.0
+    dice_weight: NonNegative = 20.0
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> CarryingSettings:
+        if not self.focal_weight and not self.dice_weight:
+            raise ValueError("focal_weight and dice_weight are both 0, which leaves nothing to learn")
+        return self
+
+
+class PropagationSettings(RunSettings):
+    """Everything the warm-up of a decoder's adapters reads: objective ``propagation``.
+
+    Attributes:
+        network: whose decoder is adapted; a ``foundation.name``.
+        checkpoint: file of the network's weights, as ``foundation.checkpoint``.
+        rank: of the adapters.
+        stack: how neighboring slices differ.
+        objective: what the decoder must do.
+    """
+
+    steps: AtLeastOne = 2000
+    batch_size: AtLeastOne = 2
+    weight_decay: NonNegative = 0.01
+    warmup_steps: Count = 50
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    network: FoundationName = "lite_medsam"
+    checkpoint: str | None = None
+    rank: AtLeastOne = 16
+    stack: StackSettings = StackSettings()
+    objective: CarryingSettings = CarryingSettings()
+
+
+STRUCTURES, PROPAGATION = "structures", "propagation"
+SETTINGS: dict[str, type[RunSettings]] = {STRUCTURES: PretrainSettings, PROPAGATION: PropagationSettings}
+"""The settings of each objective, by its name on the command line."""
+
+
+def resolve_pretraining(
+    given: Mapping[str, Any], source: str = "the settings", objective: str = STRUCTURES
+) -> RunSettings:
     """Validate a partial tree and fill in the defaults.
 
     Args:
         given: nested mapping of settings.
         source: file or preset named in the message of an error.
+        objective: a key of ``SETTINGS``.
 
     Raises:
         UserError: for an unknown key, a wrong type or a value out of range; the sentence names the key.
     """
-    return validate(PretrainSettings, given, source)
+    return validate(SETTINGS[objective], given, source)

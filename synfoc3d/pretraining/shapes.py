@@ -104,18 +104,18 @@ def vary(anatomy: Outlines, settings: ShapeSettings, generator: Generator) -> Ou
     """
     spread = settings.variation
     batch, count = anatomy.angle.shape
-    center = anatomy.center + 0.3 * spread * _normal(generator, batch, count, 2)
-    radii = anatomy.radii * torch.exp(spread * _normal(generator, batch, count, 2))
+    center = anatomy.center + 0.3 * spread * normal(generator, batch, count, 2)
+    radii = anatomy.radii * torch.exp(spread * normal(generator, batch, count, 2))
     first_organ = count - settings.organs
     radii[:, first_organ:] *= _slice_scale(batch, settings, generator)
-    turn = 2 * spread * _normal(generator, batch, 1)
-    zoom = torch.exp(spread * _normal(generator, batch, 1, 1))
-    center = zoom * _rotate(center, turn) + 0.5 * spread * _normal(generator, batch, 1, 2)
+    turn = 2 * spread * normal(generator, batch, 1)
+    zoom = torch.exp(spread * normal(generator, batch, 1, 1))
+    center = zoom * _rotate(center, turn) + 0.5 * spread * normal(generator, batch, 1, 2)
     return anatomy._replace(
         center=center,
         radii=zoom * radii,
-        angle=anatomy.angle + turn + spread * _normal(generator, batch, count),
-        bend=anatomy.bend + 0.5 * spread * _normal(generator, batch, count),
+        angle=anatomy.angle + turn + spread * normal(generator, batch, count),
+        bend=anatomy.bend + 0.5 * spread * normal(generator, batch, count),
     )
 
 
@@ -131,12 +131,25 @@ def paint(
         settings: ``deformation`` is the standard deviation of the displacement.
         generator: source of all randomness.
     """
-    batch, count = structures.angle.shape
     # distances vary smoothly, so that every second pixel is enough to compute
-    points = _pixel_centers(size // 2) + _displacement(batch, size // 2, settings.deformation, generator)
+    points = pixel_centers(size // 2) + displacement(len(structures.angle), size // 2, settings.deformation, generator)
+    return fill(structures, clutter, points, settings.organs)
+
+
+def fill(structures: Outlines, clutter: Outlines, points: Tensor, organs: int) -> Bodies:
+    """Fill the outlines; clutter lies behind the organs.
+
+    Args:
+        structures: N outlines.
+        clutter: outlines without a label.
+        points: (B, 2, S / 2, S / 2), where every second pixel lies in the body.
+        organs: how many of the structures are organs, the last ones.
+    """
+    batch, count = structures.angle.shape
+    size = 2 * points.shape[-1]
     structure = torch.zeros(batch, size, size, dtype=torch.uint8)
     tissue = structure.clone()
-    behind = count - settings.organs
+    behind = count - organs
     layers = [(structures, n, True) for n in range(behind)]
     layers += [(clutter, n, False) for n in range(clutter.angle.shape[1])]
     layers += [(structures, n, True) for n in range(behind, count)]
@@ -180,17 +193,17 @@ def distance(outlines: Outlines, n: int, points: Tensor) -> Tensor:
 
 def _body(batch: int, settings: ShapeSettings, generator: Generator) -> Outlines:
     """Draw one large outline around the center; in some images it fills or leaves the image, as in a cropped scan."""
-    radii = _uniform(generator, *settings.body_radius, batch, 1, 1) * _uniform(generator, 0.8, 1.25, batch, 1, 2)
-    return _outlines(0.1 * _normal(generator, batch, 1, 2), radii, 0.0, generator)
+    radii = uniform(generator, *settings.body_radius, batch, 1, 1) * uniform(generator, 0.8, 1.25, batch, 1, 2)
+    return _outlines(0.1 * normal(generator, batch, 1, 2), radii, 0.0, generator)
 
 
 def _scattered(batch: int, count: int, radius: tuple[float, float], generator: Generator) -> Outlines:
     """Draw outlines anywhere in the body: radii log-uniform in ``radius``, aspect ratios up to 3."""
     low, high = (math.log(bound) for bound in radius)
-    mean = torch.exp(_uniform(generator, low, high, batch, count, 1))
-    aspect = torch.exp(_uniform(generator, 0, 0.55, batch, count, 1))
+    mean = torch.exp(uniform(generator, low, high, batch, count, 1))
+    aspect = torch.exp(uniform(generator, 0, 0.55, batch, count, 1))
     radii = torch.cat([mean * aspect, mean / aspect], dim=-1)
-    return _outlines(_uniform(generator, -0.65, 0.65, batch, count, 2), radii, 0.35, generator)
+    return _outlines(uniform(generator, -0.65, 0.65, batch, count, 2), radii, 0.35, generator)
 
 
 def _related(previous: Outlines, settings: ShapeSettings, generator: Generator) -> Outlines:
@@ -200,10 +213,10 @@ def _related(previous: Outlines, settings: ShapeSettings, generator: Generator) 
     kind = torch.rand(batch, 1, 1, generator=generator)
     nested = kind < settings.nested
     touching = (kind >= settings.nested) & (kind < settings.nested + settings.touching)
-    inner = previous.radii * _uniform(generator, 0.45, 0.85, batch, 1, 1)
+    inner = previous.radii * uniform(generator, 0.45, 0.85, batch, 1, 1)
     radii = torch.where(nested, inner, free.radii)
-    direction = _uniform(generator, 0, 2 * math.pi, batch, 1)
-    reach = (previous.radii.mean(-1) + radii.mean(-1)) * _uniform(generator, 0.75, 1.05, batch, 1)
+    direction = uniform(generator, 0, 2 * math.pi, batch, 1)
+    reach = (previous.radii.mean(-1) + radii.mean(-1)) * uniform(generator, 0.75, 1.05, batch, 1)
     beside = previous.center + reach[..., None] * torch.stack([direction.cos(), direction.sin()], dim=-1)
     center = torch.where(nested, previous.center, torch.where(touching, beside, free.center))
     # an organ inside another follows its outline, so that the outer one is left as a ring
@@ -220,31 +233,31 @@ def _outlines(center: Tensor, radii: Tensor, bend: float, generator: Generator) 
     return Outlines(
         center=center,
         radii=radii,
-        angle=_uniform(generator, 0, 2 * math.pi, batch, count),
-        bend=bend * _normal(generator, batch, count),
-        amplitude=_uniform(generator, 0, 0.15, batch, count, len(HARMONICS)),
-        phase=_uniform(generator, 0, 2 * math.pi, batch, count, len(HARMONICS)),
+        angle=uniform(generator, 0, 2 * math.pi, batch, count),
+        bend=bend * normal(generator, batch, count),
+        amplitude=uniform(generator, 0, 0.15, batch, count, len(HARMONICS)),
+        phase=uniform(generator, 0, 2 * math.pi, batch, count, len(HARMONICS)),
     )
 
 
 def _slice_scale(batch: int, settings: ShapeSettings, generator: Generator) -> Tensor:
     """Draw the relative size (B, 1, 1) of the organs in this slice: mostly whole, some near their end, some none."""
     chance = torch.rand(batch, 1, 1, generator=generator)
-    near_end = _uniform(generator, 0.4, 1, batch, 1, 1)
+    near_end = uniform(generator, 0.4, 1, batch, 1, 1)
     scale = torch.where(chance < 0.7, torch.ones_like(near_end), near_end)
     return torch.where(chance < 1 - settings.empty_slices, scale, torch.zeros_like(scale))
 
 
-def _displacement(batch: int, size: int, spread: float, generator: Generator) -> Tensor:
+def displacement(batch: int, size: int, spread: float, generator: Generator) -> Tensor:
     """Draw a smooth field (B, 2, S, S): a coarse and a fine part, together of standard deviation about ``spread``."""
     coarse, fine = (
-        F.interpolate(_normal(generator, batch, 2, grid, grid), (size, size), mode="bicubic", align_corners=True)
+        F.interpolate(normal(generator, batch, 2, grid, grid), (size, size), mode="bicubic", align_corners=True)
         for grid in (4, 9)
     )
     return spread * (coarse + 0.3 * fine)
 
 
-def _pixel_centers(size: int) -> Tensor:
+def pixel_centers(size: int) -> Tensor:
     """Return x and y of every pixel's center, (1, 2, S, S)."""
     line = (torch.arange(size) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
@@ -263,9 +276,11 @@ def _join(parts: list[Outlines]) -> Outlines:
     return Outlines(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
 
 
-def _uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
+def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Draw numbers between two bounds."""
     return low + (high - low) * torch.rand(*shape, generator=generator)
 
 
-def _normal(generator: Generator, *shape: int) -> Tensor:
+def normal(generator: Generator, *shape: int) -> Tensor:
+    """Draw standard normal numbers."""
     return torch.randn(*shape, generator=generator)

@@ -1,52 +1,52 @@
 """The state of a pre-training: networks, optimizer and curves, in one file that is written whole or not at all."""
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synfoc3d.checkpoint import save_atomic
 from synfoc3d.errors import UserError
-from synfoc3d.networks.architectures import find_architecture
-from synfoc3d.networks.foundation import FoundationNetwork, build_sam
-from synfoc3d.networks.weights.loading import load_checkpoint
-from synfoc3d.pretraining.settings import PretrainSettings, resolve_pretraining
+from synfoc3d.networks.lora import load_trainable_state, trainable_state
+from synfoc3d.pretraining.objectives import Structures
+from synfoc3d.pretraining.propagation import Propagation
+from synfoc3d.pretraining.settings import PROPAGATION, SETTINGS, STRUCTURES, RunSettings, resolve_pretraining
+from synfoc3d.pretraining.task import Task
 from synfoc3d.sections import differences, merge
 
-ARCHITECTURE = "compact"
+TASKS: dict[str, type[Task]] = {STRUCTURES: Structures, PROPAGATION: Propagation}
 
 
 class PretrainingState:
     """What changes during a pre-training.
 
     Args:
-        settings: of the run.
+        settings: of the run; their class is that of the objective.
         device: of networks and optimizer.
-        start: weights to start from, in segment-anything's names; None starts from random ones.
+        start: weights to start from; None is the objective's own start.
 
     Attributes:
+        task: the objective.
         network: trained by gradients.
-        average: moving average of its weights, which is validated and shipped.
+        average: moving average of what trains, which is validated and shipped.
         step: steps done.
         seconds: time spent on them.
         rows: of the curves, one dict of numbers per validation.
         started_from: SHA-256 of the weights it started from, or None.
     """
 
-    def __init__(self, settings: PretrainSettings, device: str, start: Path | None = None) -> None:
+    def __init__(self, settings: RunSettings, device: str, start: Path | None = None) -> None:
         self.settings = settings
+        self.objective = next(name for name, kind in SETTINGS.items() if type(settings) is kind)
+        self.task = TASKS[self.objective](settings)
         torch.manual_seed(settings.seed)
-        self.network: FoundationNetwork = build_sam(
-            ARCHITECTURE, settings.image_size, find_architecture(ARCHITECTURE).mask_tokens
-        )
-        self.started_from = load_checkpoint(self.network, start) if start else None
+        self.network, self.started_from = self.task.build(start)
         self.network.to(device)
-        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.average: nn.Module = self.task.copy(self.network)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+            _trained(self.network), settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
         )
         self.step = 0
         self.seconds = 0.0
@@ -57,7 +57,7 @@ class PretrainingState:
         settings = self.settings
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(_trained(self.network), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.lr * min(1.0, (self.step + 1) / (settings.warmup_steps + 1))
         self.optimizer.step()
@@ -65,16 +65,17 @@ class PretrainingState:
         # early on, the average forgets the random weights faster than its decay says
         decay = min(settings.ema_decay, self.step / (self.step + 10))
         with torch.no_grad():
-            for mean, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+            for mean, weight in zip(_trained(self.average), _trained(self.network), strict=True):
                 mean.lerp_(weight, 1 - decay)
 
     def save(self, file: Path) -> None:
         """Write all of it, so that a continued run goes on as if never interrupted."""
         save_atomic(
             {
+                "objective": self.objective,
                 "settings": self.settings.model_dump(mode="json"),
-                "network": self.network.state_dict(),
-                "average": self.average.state_dict(),
+                "network": trainable_state(self.network),
+                "average": trainable_state(self.average),
                 "optimizer": self.optimizer.state_dict(),
                 "step": self.step,
                 "seconds": self.seconds,
@@ -84,25 +85,29 @@ class PretrainingState:
             file,
         )
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the average's weights in half precision, in segment-anything's names."""
-        return {name: value.detach().half().cpu() for name, value in self.average.state_dict().items()}
+
+def _trained(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def load_state(file: Path, given: Mapping[str, Any], device: str) -> PretrainingState:
+def load_state(file: Path, given: Mapping[str, Any], objective: str | None, device: str) -> PretrainingState:
     """Read the state of an interrupted run. More steps may be asked for; everything else stays as it was.
 
     Args:
         file: ``checkpoint_latest.pth``.
         given: settings the user gave now, a partial tree.
+        objective: what the user named now, if anything.
         device: of networks and optimizer.
 
     Raises:
         UserError: no such file, damaged, no checkpoint of a pre-training, or other settings were given.
     """
     content = _read(file)
-    saved = resolve_pretraining(content["settings"], str(file))
-    settings = resolve_pretraining(merge(content["settings"], given))
+    own = content.get("objective", STRUCTURES)  # version 0.1 had one objective
+    if objective not in (None, own):
+        raise UserError(f"{file} is of --objective {own}: continue it without --objective {objective}.")
+    saved = resolve_pretraining(content["settings"], str(file), own)
+    settings = resolve_pretraining(merge(content["settings"], given), objective=own)
     changed = [key for key in differences(settings, saved) if key != "steps"]
     if changed:
         raise UserError(
@@ -110,8 +115,8 @@ def load_state(file: Path, given: Mapping[str, Any], device: str) -> Pretraining
             "change), or train into another folder."
         )
     state = PretrainingState(settings, device)
-    state.network.load_state_dict(content["network"])
-    state.average.load_state_dict(content["average"])
+    load_trainable_state(state.network, content["network"])
+    load_trainable_state(state.average, content["average"])
     state.optimizer.load_state_dict(content["optimizer"])
     state.step, state.seconds = content["step"], content["seconds"]
     state.rows, state.started_from = content["rows"], content["started_from"]

@@ -58,6 +58,8 @@ def _foundation(trainer: Trainer) -> Arrangement:
         f"Foundation network {settings.name}{without}: {trained:,} of {total:,} parameters train. "
         + network.describe(patch_size)
     )
+    if adapters := trainer.foundation_identity.get("adapters"):
+        trainer.print_to_log_file("Its decoders start from {file} (SHA-256 {sha256}).".format(**adapters))
     if isinstance(network, CanvasFoundation):
         shape = (trainer.batch_size, trainer.num_input_channels, *patch_size)
         refuse_too_large(network, shape, trainer.settings, trainer.device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from synfoc3d.config import RANDOM
+from synfoc3d.config import NO_ADAPTERS, RANDOM
 from synfoc3d.networks.weights.known import KNOWN, KnownNetwork, known_network, published_name
 from synfoc3d.networks.weights.trained_on import Seen
 
@@ -128,6 +128,8 @@ def _further_training(known: KnownNetwork, foundation: Mapping[str, Any], identi
     """Name the file that brings weights which are not the published ones, if there is one."""
     if foundation.get("lora") is not None:
         return Path(foundation["lora"]).name
+    if foundation.get("adapters") not in (None, NO_ADAPTERS):
+        return Path(foundation["adapters"]).name
     checkpoint = identity.get("checkpoint")
     if checkpoint is None or is_published(known, identity):
         return None

@@ -13,8 +13,9 @@ from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.pretraining import loop
 from synfoc3d.pretraining.loop import pretrain
-from synfoc3d.pretraining.record import WEIGHTS
+from synfoc3d.pretraining.objectives import Structures
 
+WEIGHTS = Structures.file_name
 TINY = {
     "steps": 6,
     "batch_size": 2,

@@ -11,6 +11,7 @@ from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.weights.known import embedded_weights
 from synfoc3d.pretraining.held_out import Validation
+from synfoc3d.pretraining.objectives import Structures
 from synfoc3d.pretraining.settings import resolve_pretraining
 
 
@@ -28,7 +29,7 @@ def test_file_is_the_recorded_one_and_small(record):
 def test_weights_reach_the_recorded_validation_loss(record):
     settings = resolve_pretraining(record["settings"])
     network = build_sam("compact", settings.image_size, 2)
-    validate = Validation(settings.model_copy(update={"precision": "float32"}))
+    validate = Validation(Structures(settings.model_copy(update={"precision": "float32"})))
     random = validate(network)["val_loss"]
     network.load_state_dict(torch.load(embedded_weights(), weights_only=True))
     reached = validate(network)

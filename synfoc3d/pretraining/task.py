@@ -1,0 +1,64 @@
+"""What a pre-training trains, on what, and what it leaves behind."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Generator, Tensor, nn
+
+from synfoc3d.pretraining.settings import RunSettings
+
+
+class Task(ABC):
+    """An objective of a pre-training.
+
+    Attributes:
+        settings: everything the run reads, of the objective's own class.
+        panels: titles of the curves, by the names of the losses.
+        file_name: of what is left behind.
+        images_per_step: how many images a step shows.
+    """
+
+    settings: RunSettings
+    panels: ClassVar[Mapping[str, str]]
+    file_name: str
+    images_per_step: int
+
+    @abstractmethod
+    def build(self, start: Path | None) -> tuple[nn.Module, str | None]:
+        """Build the network on the CPU; what trains of it is what needs gradients.
+
+        Args:
+            start: weights to start from; None are the objective's own start.
+
+        Returns:
+            The network, and the SHA-256 of the file it starts from, None for random weights.
+        """
+
+    def copy(self, network: nn.Module) -> nn.Module:
+        """Make a network that is equal, for the average of what trains."""
+        return copy.deepcopy(network)
+
+    @abstractmethod
+    def draw(self, seed: int, step: int) -> Any:  # noqa: ANN401 - handed to compute_losses
+        """Generate the batch of one step."""
+
+    @abstractmethod
+    def compute_losses(self, network: nn.Module, batch: Any, generator: Generator) -> dict[str, Tensor]:  # noqa: ANN401
+        """Return what is minimized under ``loss``, and its parts: scalars.
+
+        Args:
+            network: as built, on any device.
+            batch: as drawn.
+            generator: source of the prompts, on the CPU.
+        """
+
+    @abstractmethod
+    def content(self, network: nn.Module) -> dict[str, Any]:
+        """Return what the file that is left behind holds."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return what the record says of the network."""
