@@ -48,13 +48,14 @@ def to_prepared(
 def _in_reader(position: Position, properties: Mapping[str, Any], what: str) -> Floats:
     """Return the (z, y, x) index, from 0, of a position in what nnU-Net's reader gives."""
     place = np.array([position.x, position.y, position.z, 1.0])
-    to_space = _affine(properties)
+    nifti = properties.get("nibabel_stuff", {})
     if position.unit == "mm":
+        to_space = _affine(properties)
         if to_space is None:
             raise UserError(f"{what} is in mm, but files of this format have no place in space; give it in voxels.")
         place = np.linalg.solve(to_space, place)
-    elif "reoriented_affine" in properties.get("nibabel_stuff", {}):
-        place = np.linalg.solve(to_space, properties["nibabel_stuff"]["original_affine"] @ place)
+    elif "reoriented_affine" in nifti:
+        place = np.linalg.solve(nifti["reoriented_affine"], nifti["original_affine"] @ place)
     elif "original_orientation" in properties.get("sitk_stuff", {}):
         raise UserError(f"{what} is in voxels of a file that SimpleITKIOWithReorient turned; give it in mm.")
     return place[2::-1]
