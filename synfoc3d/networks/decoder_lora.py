@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from synfoc3d.errors import UserError
 from synfoc3d.networks.lora import Adapter, LoRALayer
 
+Pair = tuple[int, int]
 SCALE = 2.0
 """Of the correction: alpha / r = 32 / 16, and the same for other ranks."""
 
@@ -28,9 +30,10 @@ class LoRATransposed(Adapter):
     def __init__(self, base: nn.ConvTranspose2d, rank: int, scale: float) -> None:
         super().__init__(base)
         self.scale = scale
-        options = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
-        self.a = nn.Conv2d(base.in_channels, rank, 1, **options)
-        self.b = nn.ConvTranspose2d(rank, base.out_channels, base.kernel_size, base.stride, **options)
+        like_base: dict[str, Any] = {"bias": False, "device": base.weight.device, "dtype": base.weight.dtype}
+        kernel, stride = cast(Pair, base.kernel_size), cast(Pair, base.stride)
+        self.a = nn.Conv2d(base.in_channels, rank, 1, **like_base)
+        self.b = nn.ConvTranspose2d(rank, base.out_channels, kernel, stride, **like_base)
         nn.init.kaiming_uniform_(self.a.weight, a=math.sqrt(5))
         nn.init.zeros_(self.b.weight)
 
@@ -74,6 +77,6 @@ def adapted_copy(decoder: nn.Module, rank: int) -> nn.Module:
             f"The rank of a decoder's adapters must lie between 1 and its largest width {widest}, not {rank}."
         )
     for owner, name, layer in sites:
-        kind = LoRATransposed if isinstance(layer, nn.ConvTranspose2d) else LoRALayer
-        setattr(owner, name, kind(layer, rank, SCALE))
+        adapt = LoRATransposed if isinstance(layer, nn.ConvTranspose2d) else LoRALayer
+        setattr(owner, name, cast(Any, adapt)(layer, rank, SCALE))
     return adapted

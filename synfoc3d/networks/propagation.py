@@ -148,14 +148,14 @@ class PropagatingFoundation(SlicewiseFoundation):
             chains: what is asked for.
         """
         masks = self._decode(features, slices, [(chain, chain.start) for chain in chains], self._starts(chains)) > 0
-        moved = []
-        for chain, mask in zip(chains, masks, strict=True):
-            if mask.any():
-                row, column = torch.nonzero(mask).float().mean(0).tolist()
-                x, y = self.pixel(row, column, in_plane_size(mask))
-                chain = chain._replace(x=x, y=y)  # noqa: PLW2901
-            moved.append(chain)
-        return moved
+        return [self._centered(chain, mask) for chain, mask in zip(chains, masks, strict=True)]
+
+    def _centered(self, chain: Chain, mask: Tensor) -> Chain:
+        if not mask.any():
+            return chain
+        row, column = torch.nonzero(mask).float().mean(0).tolist()
+        x, y = self.pixel(row, column, in_plane_size(mask))
+        return chain._replace(x=x, y=y)
 
     # --- slices ---------------------------------------------------------------------------------------------------
 

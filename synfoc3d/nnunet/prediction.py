@@ -136,16 +136,17 @@ class CasePredictor:
             (K, D, H, W) float16 probabilities on the CPU: mean over tiles and mirrored versions, of slices in-plane.
         """
         network = network.to(self.device).eval()
-        volumetric, in_plane = len(self.configuration.patch_size) == 3, tuple(self.configuration.patch_size[-2:])
+        volumetric = len(self.configuration.patch_size) == 3
         # an axis of slices cannot be mirrored within a slice
         axes = tuple(axis - 1 for axis in self.mirror_axes if axis > 0) if volumetric else self.mirror_axes
         if isinstance(network, PropagatingFoundation):
             with autocast(self.precision, self.device.type, keep_casts=True):
+                height, width = volume_size(self.plans, self.configuration)[-2:]
                 return walk(
                     network,
                     image,
                     self.labels,
-                    tile=volume_size(self.plans, self.configuration)[-2:],
+                    tile=(height, width),
                     mirror_axes=axes,
                     device=self.device,
                     points=points,
@@ -155,7 +156,7 @@ class CasePredictor:
             patches = _PatchProbabilities(network, image, self.labels).to(self.device)
             with autocast(self.precision, self.device.type, keep_casts=True):
                 return self._volumes.predict_probabilities(patches, image, on_progress)
-        window = SliceWindow(in_plane, self.step_size, axes, torch.float32)
+        window = SliceWindow(tuple(self.configuration.patch_size[-2:]), self.step_size, axes, torch.float32)
         probabilities = _SliceProbabilities(network, image, window, self.labels, volumetric=volumetric)
         with autocast(self.precision, self.device.type, keep_casts=True):
             return segment_slices(
