@@ -144,7 +144,7 @@ def build_foundation(
     image_size = image_size_of(settings, patch_size)
     masks = find_architecture(architecture_of(settings)).mask_tokens if promptable else num_channels
     network, identity = _load_base(settings, image_size, masks, promptable=promptable)
-    options = {"chunk": settings.chunk, "channels": settings.channels, "intensity": settings.intensity}
+    options: dict[str, Any] = {"chunk": settings.chunk, "channels": settings.channels, "intensity": settings.intensity}
     if promptable:
         several = num_channels - background > 1
         rank = settings.lora_rank or PROPAGATION_RANK
