@@ -126,6 +126,7 @@ CHANGES = {
         "lora": Change("/no/lora.pth", ADAPTED, "refused"),
         "image_size": Change(48),
         "arrangement": Change("canvas", configuration="3d_fullres"),
+        "adapters": Change("/no/adapters.pth", observe="refused"),
         "lora_rank": Change(2, ADAPTED),
         "lora_targets": Change("all", ADAPTED),
         "full_finetune": Change(True, ADAPTED),
