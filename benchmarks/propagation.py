@@ -161,9 +161,10 @@ def _of_case(
     found: dict[tuple[str, str], list[float]] = {}
     with autocast(args.precision, args.device):
         volume = case.images.transpose(0, 1)[None]
-        seen = {
-            id(model.network): model.embed(volume) for model in {id(m.network): m for m in models.values()}.values()
-        }
+        seen: dict[FoundationNetwork, Features] = {}
+        for model in models.values():
+            if model.network not in seen:  # arms of the same network share it, and it sees every slice once
+                seen[model.network] = model.embed(volume)
         for index, question in enumerate(questions):
             if question is None:
                 continue

@@ -54,6 +54,9 @@ SETTINGS = {
     "### `shapes`": pretraining.ShapeSettings,
     "### `rendering`": pretraining.RenderingSettings,
     "### `objective`": pretraining.ObjectiveSettings,
+    "## Settings of `pretrain --objective propagation`": pretraining.PropagationSettings,
+    "### `stack`": pretraining.StackSettings,
+    "### `objective` of propagation": pretraining.CarryingSettings,
 }
 
 
