@@ -61,7 +61,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "setting of ECT": (
         {"trainer": SYNFOC, "config": "demo", "settings": {"foundation.carry": False}},
-        "methods.a: foundation.carry and foundation.class_tokens are of nnUNetTrainerECT alone",
+        "methods.a: foundation.carry.* of nnUNetTrainerECT alone",
     ),
 }
 
