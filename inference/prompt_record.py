@@ -16,9 +16,9 @@ class PromptRecord:
 
     Attributes:
         name: one of `synfoc3d.networks.prompts.PROMPTS`.
-        file: of the user's points.
+        file: of the user's points or boxes.
         sha256: of that file.
-        references: folder of the masks that points were taken from.
+        references: folder of the masks that points or boxes were taken from.
     """
 
     name: str
@@ -32,7 +32,7 @@ class PromptRecord:
 
     @property
     def identity(self) -> tuple[str | None, ...]:
-        """What two equal prompts have in common; where a file of points lies does not matter."""
+        """What two equal prompts have in common; where a file lies does not matter."""
         return self.name, self.sha256, self.references
 
     def __str__(self) -> str:

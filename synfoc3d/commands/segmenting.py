@@ -49,6 +49,7 @@ def _predict(commands: Commands) -> None:
     parser.add_argument(
         "--points", type=Path, metavar="FILE", help="CSV with the columns case,class,x,y,z and perhaps unit"
     )
+    parser.add_argument("--boxes", type=Path, metavar="FILE", help="CSV with the columns case,class,z,x0,y0,x1,y1")
     parser.add_argument("--references", type=Path, metavar="FOLDER", help="masks named case.ENDING")
     parser.add_argument("-step_size", type=float, help="sliding window step, default: 0.5")
     parser.add_argument("--disable_tta", action="store_true", help="no mirroring at test time")
@@ -97,7 +98,7 @@ def _run_predict(args: argparse.Namespace) -> None:
         _choice(args, args.model),
         device=device(args.device),
         options=options,
-        prompt=PromptChoice(args.prompt, args.points, args.references),
+        prompt=PromptChoice(args.prompt, args.points, args.references, args.boxes),
     )
     print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
 
