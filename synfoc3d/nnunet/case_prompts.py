@@ -1,6 +1,6 @@
 """Where the structures of a case are: as the user says, or as a reference mask shows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from scipy.ndimage import distance_transform_edt
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.boxes import BoxPosition
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
-from synfoc3d.files.points import Positions
+from synfoc3d.files.points import Position
 from synfoc3d.files.volumes import Scan, check_channels, label_values
-from synfoc3d.networks.prompts import Point, Points
+from synfoc3d.networks.prompts import Box, Point, Points
 from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, read_files
-from synfoc3d.nnunet.positions import to_prepared
+from synfoc3d.nnunet.positions import box_to_prepared, to_prepared
 
 
 def model_labels(info: ModelInfo) -> DeclaredLabels:
@@ -24,48 +25,52 @@ def model_labels(info: ModelInfo) -> DeclaredLabels:
 
 
 @dataclass(frozen=True)
-class GivenPoints:
-    """Points of the user for one case.
+class GivenPrompt:
+    """Points or boxes of the user for one case.
 
     Attributes:
         case: its name.
-        file: where the points stand.
-        positions: of every class of the model.
+        file: where they stand.
+        positions: of every class of the model; None where it is absent.
     """
 
     case: str
     file: Path
-    positions: Positions
+    positions: Mapping[str, Position | BoxPosition | None]
 
     def place(self, files: Sequence[Path], read: np.ndarray, prepared: PreparedCase, info: ModelInfo) -> Points:
-        """Return the points in the prepared case; see :class:`~synfoc3d.nnunet.case_files.CasePrompt`.
+        """Return where they are in the prepared case; see :class:`~synfoc3d.nnunet.case_files.CasePrompt`.
 
         Raises:
-            UserError: a point outside of the scan, or in mm where files have no place in space.
+            UserError: one that is outside of the scan, or of which nothing tells where in the networks' slices it is.
         """
         return tuple(self._place(name, prepared, info) for name in model_labels(info).classes)
 
-    def _place(self, name: str, prepared: PreparedCase, info: ModelInfo) -> Point | None:
+    def _place(self, name: str, prepared: PreparedCase, info: ModelInfo) -> Point | Box | None:
         position = self.positions[name]
         if position is None:
             return None
-        what = f"The point {position} of {name!r} for {self.case!r} in {self.file}"
-        size = prepared.image.shape[1:]
-        return to_prepared(position, prepared.properties, info.plans.transpose_forward, size, what)
+        what = f"The {position} of {name!r} for {self.case!r} in {self.file}"
+        size, transpose = prepared.image.shape[1:], info.plans.transpose_forward
+        if isinstance(position, BoxPosition):
+            return box_to_prepared(position, prepared.properties, transpose, size, what)
+        return to_prepared(position, prepared.properties, transpose, size, what)
 
 
 @dataclass(frozen=True)
-class ReferencePoints:
-    """Points inside the structures of a reference mask of one case.
+class ReferencePrompt:
+    """Where the structures of a reference mask of one case are.
 
     Attributes:
         file: the mask, on the grid of the scan.
+        find: :func:`interior_point` or :func:`tight_box`.
     """
 
     file: Path
+    find: Callable[[np.ndarray], Point | Box | None]
 
     def place(self, files: Sequence[Path], read: np.ndarray, prepared: PreparedCase, info: ModelInfo) -> Points:
-        """Return the point of :func:`interior_point` for every class; see `synfoc3d.nnunet.case_files.CasePrompt`.
+        """Return what is found of every class; see :class:`~synfoc3d.nnunet.case_files.CasePrompt`.
 
         The mask is brought to the networks' grid as nnU-Net does with labels of a training. The image is preprocessed
         a second time for that, as its voxels must not depend on the mask.
@@ -82,7 +87,7 @@ class ReferencePoints:
         _, segmentation, _ = preprocessor.run_case_npy(
             read, mask, spacing, info.plans, configuration, info.dataset_json
         )
-        return tuple(interior_point(np.isin(segmentation[0], values)) for values in labels.classes.values())
+        return tuple(self.find(np.isin(segmentation[0], values)) for values in labels.classes.values())
 
 
 def _read_mask(file: Path, scan: Path, shape: Sequence[int], reader: type[BaseReaderWriter]) -> np.ndarray:
@@ -106,11 +111,10 @@ def _check_values(file: Path, mask: np.ndarray, labels: DeclaredLabels) -> None:
 
 
 def interior_point(mask: np.ndarray) -> Point | None:
-    """Return the most interior voxel of a structure in its start slice.
+    """Return the most interior voxel of a structure in its start slice, see :func:`start_slice`.
 
-    The start slice is the middle one of the volume, or where the structure is absent there, the middle one of those in
-    which it is present. Most interior is the voxel furthest from the structure's border, which the border of the slice
-    is too; of equal ones the first.
+    Most interior is the voxel furthest from the structure's border, which the border of the slice is too; of equal ones
+    the first.
 
     Args:
         mask: (D, H, W) bool.
@@ -118,11 +122,37 @@ def interior_point(mask: np.ndarray) -> Point | None:
     Returns:
         The voxel; None where the structure is absent.
     """
+    z = start_slice(mask)
+    if z is None:
+        return None
+    depth = distance_transform_edt(np.pad(mask[z], 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return Point(z, float(row), float(column))
+
+
+def tight_box(mask: np.ndarray) -> Box | None:
+    """Return the smallest box around a structure in its start slice, see :func:`start_slice`.
+
+    Args:
+        mask: (D, H, W) bool.
+
+    Returns:
+        The box; None where the structure is absent.
+    """
+    z = start_slice(mask)
+    if z is None:
+        return None
+    rows, columns = np.nonzero(mask[z])
+    return Box(z, float(rows.min()), float(columns.min()), float(rows.max()), float(columns.max()))
+
+
+def start_slice(mask: np.ndarray) -> int | None:
+    """Return the slice in which a reference (D, H, W) bool asks for a structure; None where it is absent.
+
+    It is the middle one of the volume, or where the structure is absent there, the middle one of those in which it is.
+    """
     present = np.flatnonzero(mask.any((1, 2)))
     if not len(present):
         return None
     middle = len(mask) // 2
-    z = middle if middle in present else int(present[len(present) // 2])
-    depth = distance_transform_edt(np.pad(mask[z], 1))[1:-1, 1:-1]
-    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-    return Point(z, float(row), float(column))
+    return middle if middle in present else int(present[len(present) // 2])

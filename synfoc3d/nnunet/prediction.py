@@ -18,7 +18,7 @@ from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.intensity import intensity_range, patch_range, resolve_range, to_unit
 from synfoc3d.networks.precision import autocast
-from synfoc3d.networks.prompts import Point
+from synfoc3d.networks.prompts import Points
 from synfoc3d.networks.propagation import PropagatingFoundation
 from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import OnProgress, SliceWindow, Tile, no_progress, pad_to_tile, segment_slices
@@ -118,7 +118,7 @@ class CasePredictor:
         network: Arrangement,
         image: Tensor,
         on_progress: OnProgress = no_progress,
-        points: Sequence[Point | None] | None = None,
+        points: Points | None = None,
     ) -> Tensor:
         """Compute the probabilities of the foundation network.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.networks.intensity import intensity_range, resolve_range, to_unit
-from synfoc3d.networks.prompts import Point
+from synfoc3d.networks.prompts import Box, Points, outermost
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
 
@@ -23,7 +23,7 @@ def walk(
     tile: tuple[int, int],
     mirror_axes: Sequence[int] = (),
     device: torch.device,
-    points: Sequence[Point | None] | None = None,
+    points: Points | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Tensor:
     """Segment a case, its slices shown as in training: smaller ones are padded, larger ones shrunk.
@@ -35,7 +35,8 @@ def walk(
         tile: (H, W) of the volumes in training.
         mirror_axes: in-plane axes, 0 and 1, over whose mirrored versions the probabilities are averaged.
         device: where the network computes.
-        points: where each structure is, None for one that is not there; None altogether asks by the center.
+        points: where each structure is, in points or in boxes, None for one that is not there; None altogether asks by
+            the center.
         on_progress: told the share of the work that was done.
 
     Returns:
@@ -62,7 +63,7 @@ def walk(
 
 def _chains(
     network: PropagatingFoundation,
-    points: Sequence[Point | None] | None,
+    points: Points | None,
     *,
     slices: int,
     size: tuple[int, int],
@@ -73,10 +74,23 @@ def _chains(
         return network.center_chains(1, slices)
     asked = []
     for structure, point in enumerate(points):
-        if point is not None:
+        if isinstance(point, Box):
+            box = _box_in_pixels(network, point, size, corner)
+            asked.append(Chain(0, structure, point.slice, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box))
+        elif point is not None:
             x, y = network.pixel(point.row + corner[0], point.column + corner[1], size)
             asked.append(Chain(0, structure, point.slice, x, y))
     return asked
+
+
+def _box_in_pixels(
+    network: PropagatingFoundation, box: Box, size: tuple[int, int], corner: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Return x0, y0, x1, y1: the centers of the outermost pixels of the voxels that a box covers."""
+    x0, y0 = network.pixel(box.top - 0.5 + corner[0], box.left - 0.5 + corner[1], size)
+    x1, y1 = network.pixel(box.bottom + 0.5 + corner[0], box.right + 0.5 + corner[1], size)
+    (x0, x1), (y0, y1) = outermost(x0, x1), outermost(y0, y1)
+    return x0, y0, x1, y1
 
 
 def _mirrored(one: Chain, axes: Sequence[int], side: int) -> Chain:

@@ -14,9 +14,10 @@ from synfoc3d.errors import UserError
 from synfoc3d.inference.models import ModelChoice, read_info
 from synfoc3d.inference.predict import PredictOptions, predict
 from synfoc3d.inference.prompts import PromptChoice
+from synfoc3d.networks.prompts import Box
 from synfoc3d.networks.propagation import PropagatingFoundation
 from synfoc3d.nnunet.case_files import prepare_case
-from synfoc3d.nnunet.case_prompts import ReferencePoints
+from synfoc3d.nnunet.case_prompts import ReferencePrompt, interior_point, tight_box
 from synfoc3d.nnunet.prediction import CasePredictor
 
 ECT = "nnUNetTrainerECT"
@@ -67,6 +68,18 @@ def points_file(tmp_path):
         lines = [f"{case},{name},{cells}" for case, points in cases.items() for name, cells in points.items()]
         (tmp_path / "points.csv").write_text("\n".join(["case,class,x,y,z", *lines]) + "\n")
         return tmp_path / "points.csv"
+
+    return write
+
+
+@pytest.fixture
+def boxes_file(tmp_path):
+    """Return a function that writes a file of boxes: by case, the cells z, x0, y0, x1, y1 by class."""
+
+    def write(**cases):
+        lines = [f"{case},{name},{cells}" for case, boxes in cases.items() for name, cells in boxes.items()]
+        (tmp_path / "boxes.csv").write_text("\n".join(["case,class,z,x0,y0,x1,y1", *lines]) + "\n")
+        return tmp_path / "boxes.csv"
 
     return write
 
@@ -135,15 +148,27 @@ def test_points_of_each_case_reach_the_network(run, scans, tmp_path, asked, poin
     assert record(tmp_path)["prompt"] == {"name": "point", "file": str(file), "sha256": sha256}
 
 
-def test_points_of_references_reach_the_network(run, ect, scans, tmp_path, asked, references):
-    assert run(scans, PromptChoice("gt_point", references=references)) == 2
+def test_boxes_of_each_case_reach_the_network(run, scans, tmp_path, asked, boxes_file):
+    none = dict.fromkeys(CLASSES, ",,,,")
+    file = boxes_file(Btrain003=none | {"cavity": "4,10,8,14,9"}, Btrain002=none | {"wall": "2,3,6,5,8"})
+    assert run(scans, PromptChoice("box", boxes=file)) == 2
+    wall, cavity = asked[0][0], asked[1][1]
+    assert asked == [(wall, None, None), (None, cavity, None)]
+    assert isinstance(wall, Box) and (wall.slice, cavity.slice) == (2, 4)
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record(tmp_path)["prompt"] == {"name": "box", "file": str(file), "sha256": sha256}
+
+
+@pytest.mark.parametrize(("name", "find"), [("gt_point", interior_point), ("gt_box", tight_box)])
+def test_references_reach_the_network(run, ect, scans, tmp_path, asked, references, name, find):
+    assert run(scans, PromptChoice(name, references=references)) == 2
     with ect.active("prompts"):
         info = read_info(CHOICE)
     for case, points in zip(CASES, asked, strict=True):
-        prompt = ReferencePoints(references / f"{case}.nii.gz")
+        prompt = ReferencePrompt(references / f"{case}.nii.gz", find)
         assert points == prepare_case([scans / f"{case}_0000.nii.gz"], info, prompt).points
     assert asked[0][0].slice == 2 and asked[0][1].slice == 4 and asked[0][2] is None
-    assert record(tmp_path)["prompt"] == {"name": "gt_point", "references": str(references)}
+    assert record(tmp_path)["prompt"] == {"name": name, "references": str(references)}
 
 
 def test_worker_processes_prepare_prompts_too(run, scans, asked, points_file):
@@ -164,6 +189,13 @@ def test_case_of_which_all_classes_are_absent_is_empty(run, scans, tmp_path, poi
     assert not voxels(tmp_path).any()
 
 
+def test_command_line_hands_boxes_on(ect, scans, tmp_path, asked, boxes_file):
+    file = boxes_file(**dict.fromkeys(CASES, {"wall": "2,3,6,5,8", "cavity": ",,,,", "side_chamber": ",,,,"}))
+    arguments = f"-d 501 -c 3d_fullres -tr {ECT} --disable_tta -npp 0 -nps 0 -device cpu --prompt box".split()
+    ect.command("predict", "-i", scans, "-o", tmp_path / "masks", *arguments, "--boxes", file, results="prompts")
+    assert asked[0][0].slice == 2 and record(tmp_path)["prompt"]["name"] == "box"
+
+
 def test_command_line_hands_the_prompt_on(ect, scans, tmp_path, asked, references):
     arguments = f"-d 501 -c 3d_fullres -tr {ECT} --disable_tta -npp 0 -nps 0 -device cpu --prompt gt_point".split()
     ect.command(
@@ -179,12 +211,14 @@ def test_command_line_hands_the_prompt_on(ect, scans, tmp_path, asked, reference
     ("prompt", "message"),
     [
         (PromptChoice("points"), "There is no prompt 'points'. Did you mean 'point'?"),
-        (PromptChoice("point"), "--prompt point needs --points: say where the points come from."),
-        (PromptChoice("gt_point"), "--prompt gt_point needs --references: say where the points come from."),
+        (PromptChoice("point"), "--prompt point needs --points: say what the network is asked with."),
+        (PromptChoice("gt_box"), "--prompt gt_box needs --references: say what the network is asked with."),
+        (PromptChoice("box", Path("P")), "--prompt box needs --boxes: say what the network is asked with."),
+        (PromptChoice("point", Path("P"), boxes=Path("B")), "--boxes B is for --prompt box: give both, or neither."),
         (PromptChoice(None, Path("P")), "--points P is for --prompt point: give both, or neither."),
         (
             PromptChoice("point", Path("P"), Path("R")),
-            "--references R is for --prompt gt_point: give both, or neither.",
+            "--references R is for --prompt gt_point or gt_box: give both, or neither.",
         ),
     ],
 )

@@ -3,7 +3,8 @@
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.points import Position, check_points, read_points
+from synfoc3d.files.places import check_places, read_places
+from synfoc3d.files.points import POINTS, Position
 
 CLASSES = ("wall", "cavity")
 
@@ -21,7 +22,7 @@ def points_file(tmp_path):
 
 def test_points_are_read(points_file):
     file = points_file("\ufeffcase,class,x,y,z\na, wall ,1,2.5,3\na,cavity,,,\n,,,,\nb,wall,4,5,6\n")
-    assert read_points(file) == {
+    assert read_places(file, POINTS) == {
         "a": {"wall": Position(1, 2.5, 3), "cavity": None},
         "b": {"wall": Position(4, 5, 6)},
     }
@@ -31,7 +32,7 @@ def test_unit_is_voxel_unless_said(points_file):
     file = points_file(
         "case,class,x,y,z,unit\na,wall,-1.5,2,3,mm\na,cavity,1,2,3,\nb,wall,1,2,3,voxel\nb,cavity,,,,mm\n"
     )
-    assert read_points(file) == {
+    assert read_places(file, POINTS) == {
         "a": {"wall": Position(-1.5, 2, 3, "mm"), "cavity": Position(1, 2, 3, "voxel")},
         "b": {"wall": Position(1, 2, 3), "cavity": None},
     }
@@ -39,7 +40,7 @@ def test_unit_is_voxel_unless_said(points_file):
 
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.csv cannot be read"):
-        read_points(tmp_path / "none.csv")
+        read_places(tmp_path / "none.csv", POINTS)
 
 
 @pytest.mark.parametrize(
@@ -52,31 +53,31 @@ def test_missing_file_is_refused(tmp_path):
         ),
         ("case,class,x,y,z\na,wall,1,2\n", "A line of {} must be case,class,x,y,z, but one is 'a,wall,1,2'."),
         ("case,class,x,y,z\n,wall,1,2,3\n", "A line of {} must be case,class,x,y,z, but one is ',wall,1,2,3'."),
-        ("case,class,x,y,z\na,wall,1,2,3\na,wall,,,\n", "{} has two points of 'wall' for case 'a'; keep one."),
+        ("case,class,x,y,z\na,wall,1,2,3\na,wall,,,\n", "{} has 'wall' of case 'a' twice; keep one point."),
         *(
             (
                 f"case,class,x,y,z\na,wall,{numbers}\n",
-                f"{{}} gives '{numbers}' as the point of 'wall' in 'a'; write three numbers, or none where the class "
+                f"{{}} gives '{numbers}' as the point of 'wall' in 'a'; write 3 numbers, or none where the class "
                 "is absent.",
             )
             for numbers in ("1,,3", "1,two,3", "1,nan,3", "1,2,inf")
         ),
         (
             "case,class,x,y,z,unit\na,wall,1,2,3,cm\n",
-            "{} gives the point of 'wall' in 'a' in 'cm'; write voxel or mm.",
+            "{} gives '1,2,3,cm' as the point of 'wall' in 'a'; write voxel or mm as the unit.",
         ),
     ],
 )
 def test_bad_file_is_refused(points_file, text, message):
     file = points_file(text)
     with pytest.raises(UserError) as caught:
-        read_points(file)
+        read_places(file, POINTS)
     assert str(caught.value) == message.format(file)
 
 
 def checked(points, cases=("a",), all_cases=True):
     with pytest.raises(UserError) as caught:
-        check_points(points, CLASSES, cases, "P", all_cases=all_cases)
+        check_places(points, POINTS, CLASSES, cases, "P", all_cases=all_cases)
     return str(caught.value)
 
 
@@ -85,7 +86,7 @@ GOOD = {"a": {"wall": HERE, "cavity": None}}
 
 
 def test_points_that_fit_are_accepted():
-    check_points(GOOD, CLASSES, ["a"], "P", all_cases=True)
+    check_places(GOOD, POINTS, CLASSES, ["a"], "P", all_cases=True)
 
 
 def test_points_that_do_not_fit_are_refused():
@@ -100,4 +101,4 @@ def test_points_that_do_not_fit_are_refused():
 
 
 def test_file_for_one_scan_may_speak_of_others():
-    check_points(GOOD | {"b": {"wall": HERE}}, CLASSES, ["a"], "P", all_cases=False)
+    check_places(GOOD | {"b": {"wall": HERE}}, POINTS, CLASSES, ["a"], "P", all_cases=False)

@@ -1,4 +1,4 @@
-"""Points of a case, from the user and from a reference mask, where the networks see them."""
+"""Points and boxes of a case, from the user and from a reference mask, where the networks see them."""
 
 from pathlib import Path
 
@@ -9,10 +9,11 @@ import SimpleITK
 from skimage import io
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.boxes import BoxPosition
 from synfoc3d.files.points import Position
-from synfoc3d.networks.prompts import Point
+from synfoc3d.networks.prompts import Box, Point
 from synfoc3d.nnunet.case_files import prepare_case
-from synfoc3d.nnunet.case_prompts import GivenPoints, ReferencePoints, interior_point
+from synfoc3d.nnunet.case_prompts import GivenPrompt, ReferencePrompt, interior_point, tight_box
 
 from .hand_made import hand_made_info
 
@@ -92,24 +93,48 @@ def test_interior_point_is_furthest_from_every_voxel_outside():
     assert mask[0, int(point.row), int(point.column)] and distance(point.row, point.column) == pytest.approx(best)
 
 
+# --- tight_box ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (volume(NONE, CROSS, NONE), Box(1, 0, 0, 2, 2)),
+        (volume(WHOLE, WHOLE, CROSS, WHOLE), Box(2, 0, 0, 2, 2)),  # slice 4 // 2
+        (volume(CROSS, CROSS, WHOLE, NONE, NONE, NONE, NONE, CROSS), Box(2, 0, 0, 2, 3)),  # the middle of four
+        (volume([[0, 0, 0], [0, 1, 0]]), Box(0, 1, 1, 1, 1)),  # a single voxel
+        (volume(NONE, NONE), None),
+    ],
+)
+def test_tight_box_by_hand(mask, expected):
+    assert tight_box(mask) == expected
+
+
 # --- references -----------------------------------------------------------------------------------
 
 
 def test_reference_gives_a_point_per_class_in_the_networks_slices(scan, reference):
     file = reference((1, block((1, 6), (2, 5), (1, 6))), (2, block((8, 11), (6, 9), (0, 2))))
-    points = prepare_case([scan], info(), ReferencePoints(file)).points
+    points = prepare_case([scan], info(), ReferencePrompt(file, interior_point)).points
     assert points == (Point(3, 3, 2), Point(1, 7, 9))  # 5 x 3 voxels have three inner ones: x = 2, 3, 4
 
 
+def test_reference_gives_a_box_per_class(scan, reference):
+    file = reference((1, block((1, 6), (2, 5), (1, 6))), (2, block((8, 11), (6, 9), (0, 2))))
+    points = prepare_case([scan], info(), ReferencePrompt(file, tight_box)).points
+    assert points == (Box(3, top=2, left=1, bottom=4, right=5), Box(1, top=6, left=8, bottom=8, right=10))
+
+
 def test_absent_class_is_not_asked_for(scan, reference):
-    points = prepare_case([scan], info(), ReferencePoints(reference((2, block((3, 6), (3, 6), (3, 4)))))).points
+    file = reference((2, block((3, 6), (3, 6), (3, 4))))
+    points = prepare_case([scan], info(), ReferencePrompt(file, interior_point)).points
     assert points == (None, Point(3, 4, 4))
 
 
 def test_regions_are_sets_of_values(scan, reference):
     file = reference((1, block((2, 9), (2, 9), (2, 5))), (2, block((6, 9), (2, 5), (2, 5))))
     model = info(labels=REGIONS, regions_class_order=[1, 2])
-    assert prepare_case([scan], model, ReferencePoints(file)).points == (Point(3, 5, 5), Point(3, 3, 7))
+    assert prepare_case([scan], model, ReferencePrompt(file, interior_point)).points == (Point(3, 5, 5), Point(3, 3, 7))
 
 
 @pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIO"])
@@ -125,9 +150,9 @@ def test_reference_is_turned_cut_and_resampled_as_its_scan(tmp_path, reader):
     for file, content in zip(files, (values, mask), strict=True):
         nibabel.save(nibabel.Nifti1Image(content, affine), file)
     model = info((1.0, 0.7, 1.3), reader=reader, transpose=(1, 2, 0))
-    case = prepare_case(files[:1], model, ReferencePoints(files[1]))
-    bright = case.image[0] > 50
-    assert case.points == (None, interior_point(bright))
+    bright = prepare_case(files[:1], model).image[0] > 50
+    for find in (interior_point, tight_box):
+        assert prepare_case(files[:1], model, ReferencePrompt(files[1], find)).points == (None, find(bright))
 
 
 def test_mask_does_not_change_the_image(scan, reference):
@@ -139,14 +164,14 @@ def test_mask_does_not_change_the_image(scan, reference):
     configuration = model.plans.plans["configurations"]["3d_fullres"]
     configuration |= {"normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [True]}
     file = reference((1, block((0, 4), (0, 4), (0, 2))))
-    asked = prepare_case([scan], model, ReferencePoints(file))
+    asked = prepare_case([scan], model, ReferencePrompt(file, interior_point))
     assert asked.points[0] is not None
     np.testing.assert_array_equal(asked.image, prepare_case([scan], model).image)
 
 
 def refused(scan, file, model=None):
     with pytest.raises(UserError) as caught:
-        prepare_case([scan], model or info(), ReferencePoints(file))
+        prepare_case([scan], model or info(), ReferencePrompt(file, interior_point))
     return str(caught.value)
 
 
@@ -179,7 +204,8 @@ def test_reference_with_other_values_is_refused(scan, reference):
 def test_ignored_voxels_belong_to_no_class(scan, reference):
     labels = {"background": 0, "wall": 1, "cavity": 2, "ignore": 3}
     file = reference((3, block((0, 12), (0, 10), (0, 7))), (1, block((3, 6), (3, 6), (3, 4))))
-    assert prepare_case([scan], info(labels=labels), ReferencePoints(file)).points == (Point(3, 4, 4), None)
+    case = prepare_case([scan], info(labels=labels), ReferencePrompt(file, interior_point))
+    assert case.points == (Point(3, 4, 4), None)
 
 
 # --- points of the user ---------------------------------------------------------------------------
@@ -188,15 +214,30 @@ def test_ignored_voxels_belong_to_no_class(scan, reference):
 def test_given_points_come_in_the_order_of_the_classes(scan):
     positions = {"cavity": Position(7, 3, 5), "wall": None}
     model = info((2.0, 1.0, 1.0))
-    case = prepare_case([scan], model, GivenPoints("case", Path("P"), positions))
+    case = prepare_case([scan], model, GivenPrompt("case", Path("P"), positions))
     assert case.image.shape[1:] == (4, 10, 12)
     assert case.points == (None, Point(3, 3, 7))
+
+
+def test_given_boxes_come_in_the_order_of_the_classes(scan):
+    positions = {"cavity": BoxPosition(5, x0=7, y0=3, x1=9, y1=8), "wall": None}
+    case = prepare_case([scan], info((2.0, 1.0, 1.0)), GivenPrompt("case", Path("B"), positions))
+    assert case.points == (None, Box(3, top=3, left=7, bottom=8, right=9))
+
+
+def test_box_outside_is_refused_by_name(scan):
+    positions = {"cavity": BoxPosition(5, x0=7, y0=3, x1=12, y1=8), "wall": None}
+    with pytest.raises(UserError) as caught:
+        prepare_case([scan], info(), GivenPrompt("case", Path("B"), positions))
+    assert str(caught.value) == (
+        "The box from (7, 3) to (12, 8) in slice 5 of 'cavity' for 'case' in B lies outside of the scan; correct it."
+    )
 
 
 def test_point_outside_is_refused_by_name(scan):
     positions = {"cavity": Position(7, 3, 50.5), "wall": None}
     with pytest.raises(UserError) as caught:
-        prepare_case([scan], info(), GivenPoints("case", Path("P"), positions))
+        prepare_case([scan], info(), GivenPrompt("case", Path("P"), positions))
     assert str(caught.value) == (
         "The point (7, 3, 50.5) voxel of 'cavity' for 'case' in P lies outside of the scan; correct it."
     )
@@ -213,4 +254,5 @@ def test_reference_of_a_scan_that_simpleitk_refuses_is_read_through_nibabel(scan
     with pytest.raises(RuntimeError):
         SimpleITK.ReadImage(str(scan))
     file = reference((1, block((3, 6), (3, 6), (3, 4))), affine=skewed)
-    assert prepare_case([scan], info(reader="SimpleITKIO"), ReferencePoints(file)).points == (Point(3, 4, 4), None)
+    case = prepare_case([scan], info(reader="SimpleITKIO"), ReferencePrompt(file, interior_point))
+    assert case.points == (Point(3, 4, 4), None)

@@ -20,9 +20,11 @@ from scipy.spatial.transform import Rotation
 from skimage import io
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.boxes import BoxPosition
 from synfoc3d.files.points import Position
+from synfoc3d.networks.prompts import Point
 from synfoc3d.nnunet.case_files import prepare_case
-from synfoc3d.nnunet.positions import to_prepared
+from synfoc3d.nnunet.positions import box_to_prepared, to_prepared
 
 from .hand_made import hand_made_info
 
@@ -228,3 +230,127 @@ def test_voxels_are_refused_where_a_reader_has_turned_the_file(tmp_path):
         placed(case, info, 1, 2, 3)
     there, _ = found(case, placed(case, info, -4, 5, 3, "mm"))
     np.testing.assert_allclose(there, (4, 5, 3), atol=1e-3)
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+
+def placed_box(case, info, *numbers):
+    box, size = BoxPosition(*numbers), case.image.shape[1:]
+    return box_to_prepared(box, case.properties, info.plans.transpose_forward, size, "B")
+
+
+@st.composite
+def boxes(draw):
+    """Affines and plans that keep the third axis of the file that of the slices, and boxes."""
+    permutation, signs = draw(st.permutations(range(2))), draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3))
+    affine = oblique((*permutation, 2), signs, draw(spacings), draw(st.sampled_from([0.0, 0.3])))
+    transpose = (0, *draw(st.permutations((1, 2))))
+    inside = [
+        sorted(draw(st.tuples(*[st.integers(first + 3, size - last - 4)] * 2)))
+        for size, (first, last) in zip((16, 14, 13), BORDER, strict=True)
+    ]
+    return Geometry(affine, draw(spacings), transpose, tuple(inside))
+
+
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient", "SimpleITKIO"])
+@given(geometry=boxes())
+@settings(max_examples=40, deadline=None)
+def test_preprocessed_case_holds_the_sides_of_a_box_where_it_is_placed(reader, geometry):
+    """A voxel of the case at a corner of the box begins where the corner's voxel in the file does."""
+    (x0, x1), (y0, y1), (z, _) = geometry.position
+    info = hand_made_info(geometry.target, reader=reader, transpose=geometry.transpose)
+    with tempfile.TemporaryDirectory() as folder:
+        values = coordinates((16, 14, 13), BORDER)
+        case = prepare_case(write_nifti_channels(Path(folder), values, geometry.affine), info)
+    box = placed_box(case, info, z, x0, y0, x1, y1)
+    sides = np.array([[box.top, box.bottom], [box.left, box.right]])
+    sides += np.where(np.diff(sides) > 0, [-0.5, 0.5], 0)  # from the centers of outermost voxels to their borders
+    kept = [size - first - last for size, (first, last) in zip((16, 14, 13), BORDER, strict=True)]
+    at = np.array([[box.slice] * 2, *sides], float)
+    found = [np.sort(map_coordinates(channel, at, order=1, mode="nearest")) - OFFSET for channel in case.image]
+    for side, (first, last) in zip(found[:2], ((x0, x1), (y0, y1)), strict=True):
+        # less than a voxel of the case is its middle
+        expected = (first - 0.5, last + 0.5) if np.ptp(side) else (np.mean((first, last)),) * 2
+        np.testing.assert_allclose(side, expected, atol=0.02)
+    assert np.abs(found[2] - z).max() <= kept[2] / case.image.shape[1] / 2 + 0.02
+
+
+def test_box_by_hand():
+    """x: 12 voxels of 1 mm, 2 + 1 cut off, become 6 of 1.5; y: 10 of 2, 3 off, 14 of 1; z: 8 of 3, 3 off, stay 5."""
+    info = hand_made_info((3.0, 1.0, 1.5))
+    with tempfile.TemporaryDirectory() as folder:
+        values = coordinates(border=BORDER)
+        case = prepare_case(write_nifti_channels(Path(folder), values, np.diag([1.0, 2.0, 3.0, 1.0])), info)
+    box = placed_box(case, info, 4, 2, 1, 7, 3)
+    # rows 2 to 7 of the case; x begins where the case does, and voxels 2 to 7 are four of the case's
+    assert (box.slice, box.top, box.bottom) == (3, 2, 7)
+    assert (box.left, box.right) == pytest.approx((0, 3))
+    # a single voxel of x is two thirds of one of the case's: (3 + 0.5) / 1.5 - 0.5
+    box = placed_box(case, info, 4, 5, 1, 5, 1)
+    assert (box.left, box.right) == pytest.approx((11 / 6, 11 / 6))
+    assert (box.top, box.bottom) == (2, 3)
+
+
+def test_box_reaches_no_further_than_what_is_left_of_the_scan(tmp_path):
+    info = hand_made_info((1.0, 1.0, 1.0))
+    case = prepare_case(write_nifti_channels(tmp_path, coordinates(border=BORDER), np.eye(4)), info)
+    box = placed_box(case, info, 3, 0, 0, 11, 9)
+    assert (box.slice, box.top, box.left, box.bottom, box.right) == (2, 0, 0, 6, 8)
+    # altogether in what was cut off: the nearest voxels
+    assert placed_box(case, info, 0, 0, 8, 1, 9) == placed_box(case, info, 1, 2, 6, 2, 6)
+
+
+def test_box_outside_of_its_scan_is_refused(tmp_path):
+    info = hand_made_info((1.0, 1.0, 1.0))
+    case = prepare_case(write_nifti_channels(tmp_path, coordinates(), np.eye(4)), info)
+    for numbers in ((8, 1, 1, 2, 2), (1, -1, 1, 2, 2), (1, 1, 1, 2, 10)):
+        with pytest.raises(UserError, match=r"^B lies outside of the scan; correct it"):
+            placed_box(case, info, *numbers)
+
+
+@pytest.mark.parametrize(
+    ("reader", "transpose", "affine"),
+    [
+        ("NibabelIO", (1, 0, 2), np.eye(4)),
+        ("NibabelIO", (2, 0, 1), np.eye(4)),
+        ("NibabelIOWithReorient", (0, 1, 2), oblique((2, 0, 1), (1, -1, 1), (1, 1, 1))),
+    ],
+)
+def test_box_across_the_networks_slices_is_refused(tmp_path, reader, transpose, affine):
+    info = hand_made_info((1.0, 1.0, 1.0), reader=reader, transpose=transpose)
+    case = prepare_case(write_nifti_channels(tmp_path, coordinates(), affine), info)
+    with pytest.raises(UserError) as caught:
+        placed_box(case, info, 3, 2, 1, 4, 5)
+    assert str(caught.value) == (
+        "B lies across the slices of the network, which are not those along the third axis of the file; ask with "
+        "points instead."
+    )
+
+
+def test_box_follows_the_slices_where_reader_and_plans_turn_them_back(tmp_path):
+    """The file's third axis is the first in space, which the plans make the slices."""
+    affine = oblique((1, 2, 0), (-1, 1, 1), (1, 1, 1), angle=0)
+    info = hand_made_info((1.0, 1.0, 1.0), reader="NibabelIOWithReorient", transpose=(2, 0, 1))
+    case = prepare_case(write_nifti_channels(tmp_path, coordinates(), affine), info)
+    box = placed_box(case, info, 6, 2, 1, 4, 5)
+    corners = [
+        found(case, Point(box.slice, row, column))[0] for row, column in ((box.top, box.left), (box.bottom, box.right))
+    ]
+    np.testing.assert_allclose(np.sort(corners, 0), [(2, 1, 6), (4, 5, 6)], atol=1e-3)
+
+
+def test_boxes_are_refused_where_a_reader_has_turned_the_file(tmp_path):
+    files = write_nifti_channels(tmp_path, coordinates(), np.diag([-1.0, 1.0, 1.0, 1.0]))
+    info = hand_made_info((1.0, 1.0, 1.0), reader="SimpleITKIOWithReorient")
+    with pytest.raises(UserError) as caught:
+        placed_box(prepare_case(files, info), info, 3, 2, 1, 4, 5)
+    assert str(caught.value) == "B is in voxels of a file that SimpleITKIOWithReorient turned; ask with points in mm."
+
+
+def test_box_in_a_picture_has_columns_and_rows(tmp_path):
+    values = np.arange(1, 61, dtype=np.uint8).reshape(6, 10)
+    io.imsave(tmp_path / "case_0000.png", values, check_contrast=False)
+    info = hand_made_info((1.0, 1.0), reader="NaturalImage2DIO", ending=".png", channels=1)
+    box = placed_box(prepare_case([tmp_path / "case_0000.png"], info), info, 0, 3, 1, 7, 2)
+    assert (box.slice, box.top, box.left, box.bottom, box.right) == (0, 1, 3, 2, 7)

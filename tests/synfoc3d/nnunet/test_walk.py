@@ -7,7 +7,7 @@ from torch import Tensor
 from synfoc3d.losses.label_space import Classes
 from synfoc3d.networks.in_plane import resize_in_plane
 from synfoc3d.networks.intensity import intensity_range, to_unit
-from synfoc3d.networks.prompts import Point
+from synfoc3d.networks.prompts import Box, Point
 from synfoc3d.networks.propagation import Chain
 from synfoc3d.nnunet.walk import walk
 
@@ -68,6 +68,32 @@ def test_points_move_with_the_padding_and_absent_structures_are_not_asked_for():
     network = Answers()
     run(case((3, 9, 12)), network, points=[None, Point(2, 4.0, 5.5)])
     assert network.asked == [[Chain(0, 1, 2, (5.5 + 4 + 0.5) * 64 / 20 - 0.5, (4 + 3 + 0.5) * 64 / 16 - 0.5)]]
+
+
+def tight_pixels(mask: Tensor) -> list[int]:
+    rows, columns = torch.nonzero(mask, as_tuple=True)
+    return [int(x) for x in (columns.min(), rows.min(), columns.max(), rows.max())]
+
+
+@pytest.mark.parametrize("axes", [(), (0,), (1,), (0, 1)])
+def test_box_is_tight_around_the_pixels_of_its_voxels(axes):
+    """Slices of 9 x 12 voxels are padded to 16 x 32; each voxel becomes 4 x 2 pixels of 64 x 64."""
+    mask = torch.zeros(9, 12)
+    mask[2:7, 3:5] = 1
+    network = Answers()
+    run(case((3, 9, 12)), network, tile=(16, 32), mirror_axes=(0, 1), points=[None, Box(2, 2, 3, 6, 4)])
+    padded = torch.nn.functional.pad(mask, (10, 10, 3, 4))
+    pixels = torch.kron(padded, torch.ones(4, 2)).flip(axes)
+    (asked,) = network.asked[[(), (0,), (1,), (0, 1)].index(axes)]
+    assert (asked.volume, asked.structure, asked.start) == (0, 1, 2)
+    assert list(asked.box) == tight_pixels(pixels)
+
+
+def test_box_of_less_than_a_pixel_is_its_middle():
+    network = Answers()
+    run(case((1, 128, 256)), network, points=[Box(0, 5, 8, 5, 9), None])
+    # row 5 is half a pixel, from 2 to 2.5; columns 8 and 9, too, from 1.5 to 2
+    assert network.asked[0][0].box == (1.75, 2.25, 1.75, 2.25)
 
 
 def test_without_points_the_center_is_asked():
