@@ -96,6 +96,8 @@ class TrainedModel:
         mirror_axes: axes mirrored in training; None for none.
         settings: resolved settings of each fold's training; empty for a model that nnU-Net's own trainers made.
         preference: the validation that chose the mode; None where the user named it, or no validation could tell.
+        untrained: identity of the weights of a published network that was not trained here, which has one "fold"; see
+            :func:`~synfoc3d.networks.build.build_foundation`.
     """
 
     info: ModelInfo
@@ -104,6 +106,7 @@ class TrainedModel:
     mirror_axes: tuple[int, ...] | None
     settings: tuple[dict[str, Any], ...]
     preference: Preference | None = None
+    untrained: Mapping[str, Any] | None = None
 
     @property
     def gives_probabilities(self) -> bool:

@@ -1,4 +1,4 @@
-"""Segment scans with a trained model, in any of the modes of :mod:`synfoc3d.prediction_modes`."""
+"""Segment scans with a trained model, in any of the modes of :mod:`synfoc3d.prediction_modes`, or an untrained one."""
 
 import json
 import logging
@@ -18,17 +18,21 @@ from synfoc3d import __version__
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.folders import find_dataset
 from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
 from synfoc3d.inference.inputs import Job, find_jobs, is_finished, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
 from synfoc3d.inference.prompt_record import parse_prompt
 from synfoc3d.inference.prompts import PromptChoice
+from synfoc3d.inference.untrained import UntrainedChoice, load_untrained
 from synfoc3d.networks.weights.known import file_hash
 from synfoc3d.nnunet.case_files import CasePrompt, PreparedCase
+from synfoc3d.nnunet.case_prompts import model_labels
 
 log = logging.getLogger(__name__)
-SAME_NETWORKS = ("model", "checkpoints")  # entries of the record in which a continued prediction must not differ
+# entries of the record in which a continued prediction must not differ
+SAME_NETWORKS = ("model", "checkpoints", "untrained", "image_size")
 FAST_STEP_SIZE = 0.75
 
 
@@ -76,7 +80,7 @@ class PredictOptions:
 def predict(
     source: Path,
     output: Path,
-    choice: ModelChoice,
+    choice: ModelChoice | UntrainedChoice,
     *,
     device: str = "cpu",
     options: PredictOptions | None = None,
@@ -93,7 +97,7 @@ def predict(
         source: folder with nnU-Net's file names (case_0000.nii.gz, ...), or one file of a case; its other channels lie
             beside it.
         output: folder for the masks, named case.nii.gz; for one scan also a file name.
-        choice: which model.
+        choice: which model; or which published network without any training, which must be told where to look.
         device: ``cuda``, ``mps`` or ``cpu``.
         options: how; None for the defaults.
         prompt: how networks that take one are asked; None is the center.
@@ -109,9 +113,7 @@ def predict(
     options.check()
     prompt.check()
     started = time.time()
-    model = load_model(choice)
-    if choice.model is None:
-        _tell_mode(model)
+    model = _load(choice, prompt)
     if not model.takes_prompts:
         prompt.refuse(model.mode.name)
     ending = model.info.file_ending
@@ -136,6 +138,18 @@ def predict(
     if outcome.failures:
         raise cases_failed(outcome.failures, len(jobs), "segmented")
     return outcome.done
+
+
+def _load(choice: ModelChoice | UntrainedChoice, prompt: PromptChoice) -> TrainedModel:
+    """Load the networks, and say which of several answer."""
+    if isinstance(choice, UntrainedChoice):
+        model = load_untrained(choice)
+        prompt.check_untrained(choice.network, model_labels(model.info).classes)
+        return model
+    model = load_model(choice)
+    if choice.model is None:
+        _tell_mode(model)
+    return model
 
 
 def _tell_mode(model: TrainedModel) -> None:
@@ -183,21 +197,46 @@ def _segment_all(
         )
 
 
-def _record(choice: ModelChoice, model: TrainedModel, device: str, options: PredictOptions) -> dict[str, Any]:
+def _record(
+    choice: ModelChoice | UntrainedChoice, model: TrainedModel, device: str, options: PredictOptions
+) -> dict[str, Any]:
     """Describe how masks are made, in JSON's types."""
     versions = {name: metadata.version(name) for name in ("torch", "nnunetv2", "segment-anything")}
-    folds = [str(fold) for fold in choice.folds]
     return {
         "synfoc3d_version": __version__,
         "versions": {"python": platform.python_version(), **versions},
+        **(_untrained(choice, model) if isinstance(choice, UntrainedChoice) else _trained(choice, model)),
+        "device": device,
+        **asdict(options),
+    }
+
+
+def _trained(choice: ModelChoice, model: TrainedModel) -> dict[str, Any]:
+    """Describe which training the networks come from."""
+    folds = [str(fold) for fold in choice.folds]
+    return {
         **asdict(choice),
         "model": model.mode.name,
         "model_chosen_by": _chooser(choice, model),
         "model_folder": str(choice.folder().resolve()),
         "checkpoints": dict(zip(folds, map(_files, model.folds), strict=True)),
-        "device": device,
-        **asdict(options),
         "settings": dict(zip(folds, model.settings, strict=False)),  # nnU-Net's own trainers have none
+    }
+
+
+def _untrained(choice: UntrainedChoice, model: TrainedModel) -> dict[str, Any]:
+    """Describe a published network, and whose plans prepare its cases."""
+    identity = model.untrained or {}
+    return {
+        "untrained": choice.network,
+        "image_size": identity["image_size"],
+        "foundation": {key: identity[key] for key in ("name", "checkpoint", "sha256", "in_checkpoint")},
+        "checkpoints": {"untrained": _files(model.folds[0])},
+        "dataset": find_dataset(choice.dataset),
+        "configuration": choice.configuration,
+        "plans": choice.plans,
+        "model": model.mode.name,
+        "model_chosen_by": "user",
     }
 
 
@@ -229,7 +268,7 @@ def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
         before = dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise UserError(f"{file} is damaged, so it is unknown which networks made the masks: {advice}") from None
-    if any(before.get(key, record[key]) != record[key] for key in SAME_NETWORKS):
+    if any(before.get(key, record.get(key)) != record.get(key) for key in SAME_NETWORKS):
         raise UserError(f"{file} says that the masks there are of another model or of other checkpoints: {advice}")
     asked, asking = parse_prompt(before), parse_prompt(record)
     if asked and asking and asked.identity != asking.identity:

@@ -19,12 +19,14 @@ class PromptRecord:
         file: of the user's points or boxes.
         sha256: of that file.
         references: folder of the masks that points or boxes were taken from.
+        untrained: name of the published network that was asked, where it was not trained.
     """
 
     name: str
     file: str | None = None
     sha256: str | None = None
     references: str | None = None
+    untrained: str | None = None
 
     def as_json(self) -> dict[str, str]:
         """Return what is known as JSON's types."""
@@ -32,13 +34,14 @@ class PromptRecord:
 
     @property
     def identity(self) -> tuple[str | None, ...]:
-        """What two equal prompts have in common; where a file lies does not matter."""
+        """What two equal prompts have in common; where a file lies, or who was asked, does not matter."""
         return self.name, self.sha256, self.references
 
     def __str__(self) -> str:
         """Return it as tables and sentences name it."""
         source = f"{Path(self.file).name}, SHA-256 {(self.sha256 or '')[:12]}" if self.file else self.references
-        return f"{self.name} ({source})" if source else self.name
+        asked = f"{self.name} ({source})" if source else self.name
+        return f"{asked}, {self.untrained} without training" if self.untrained else asked
 
 
 def parse_prompt(said: Mapping[str, Any]) -> PromptRecord | None:
@@ -47,6 +50,8 @@ def parse_prompt(said: Mapping[str, Any]) -> PromptRecord | None:
     if not isinstance(content, Mapping) or not isinstance(content.get("name"), str):
         return None
     known = {key: content[key] for key in PromptRecord.__dataclass_fields__ if isinstance(content.get(key), str)}
+    if isinstance(said.get("untrained"), str):
+        known["untrained"] = said["untrained"]
     return PromptRecord(**known)
 
 

@@ -1,6 +1,6 @@
 """How a promptable network is asked: in the center, by points or boxes of a person, or by those of a reference mask."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -69,6 +69,27 @@ class PromptChoice:
         """
         if self.name is not None:
             raise UserError(f"--prompt {self.name}: no network of the model {mode!r} takes a prompt; leave it out.")
+
+    def check_untrained(self, network: str, classes: Collection[str]) -> None:
+        """Refuse what tells a network that knows none of the classes nothing of them.
+
+        Args:
+            network: its name.
+            classes: of the dataset.
+
+        Raises:
+            UserError: no prompt was named, or it is the center for several classes.
+        """
+        if self.name is None:
+            raise UserError(
+                f"--untrained {network} needs --prompt: without training it must be told where the classes are, by one "
+                f"of {', '.join(SOURCES)}."
+            )
+        if self.name == CENTER and len(classes) > 1:
+            raise UserError(
+                f"--prompt center asks for {', '.join(classes)} in the same place, where {network} without training "
+                f"has the same answer for all: give one of {', '.join(SOURCES)}."
+            )
 
     def record(self) -> PromptRecord:
         """Describe the prompt; a file of points or boxes must be there."""

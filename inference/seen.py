@@ -28,7 +28,7 @@ class _Marked:
 def seen_marks(predictions: Mapping[str, Sequence[Path]], labels: Path, domains: Iterable[str] = ()) -> tuple[str, ...]:
     """Return a sentence per foundation network that has, or may have, seen the test data in its own training.
 
-    Known are the trainings that the folders of masks tell of, see
+    Known are the trainings, and networks without one, that the folders of masks tell of, see
     :func:`~synfoc3d.inference.report.training_records.find_record`. Judged is by names, see
     :mod:`synfoc3d.networks.weights.provenance`: of the dataset among whose folders the references lie, or else of the
     one trained on, and of the domains. Where a name tells nothing, nothing is said.
@@ -57,6 +57,9 @@ def _foundation_answers(record: ModelRecord) -> bool:
 def _provenances(record: ModelRecord, labels: Path, domains: tuple[str, ...]) -> list[Provenance]:
     """Return where the foundation weights behind a model come from, each once, judged by the test data."""
     found: dict[Provenance, None] = {}
+    if record.untrained:
+        one = provenance({}, record.untrained, _dataset_of(labels) or record.untrained["dataset"], *domains)
+        return [] if one is None else [one]
     for training in record.trainings:
         dataset = _dataset_of(labels) or training.facts["dataset"]
         settings = training.settings.get("foundation")

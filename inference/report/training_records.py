@@ -52,7 +52,18 @@ FOUNDATION_FACTS = {
     "trained_on": "foundation weights trained on",
     "seen": "foundation weights saw these data",
 }
-PREDICTION_FACTS = ("model", "folds", "checkpoint", "step_size", "mirroring", "precision", "device", "seconds")
+PREDICTION_FACTS = (
+    "model",
+    "untrained",
+    "image_size",
+    "folds",
+    "checkpoint",
+    "step_size",
+    "mirroring",
+    "precision",
+    "device",
+    "seconds",
+)
 
 # What damaged or half-written files raise when read: a report says so and goes on.
 READ_ERRORS = (
@@ -101,6 +112,8 @@ class ModelRecord:
         prediction: how the masks were made, as texts to show by name.
         versions: of the packages that predicted; {} if unknown.
         notes: sentences that say what could not be found or read.
+        untrained: identity of the weights of a published network that was not trained, and ``dataset``, whose plans
+            prepared the cases; {} for any other model.
 
     """
 
@@ -108,6 +121,7 @@ class ModelRecord:
     prediction: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    untrained: dict[str, Any] = field(default_factory=dict)
 
 
 def find_record(folders: Sequence[Path], *, with_curves: bool = True) -> ModelRecord:
@@ -151,13 +165,17 @@ def _from_prediction(path: Path, record: ModelRecord) -> list[Training]:
     """Add to the record what ``synfoc3d predict`` wrote beside its masks, and return the trainings it names."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        folder, folds = Path(said["model_folder"]), [str(fold) for fold in said["folds"]]
+        if said.get("untrained") is None:
+            folder = Path(said["model_folder"])
+            trained = [(folder, str(fold)) for fold in said["folds"]]
+        else:
+            trained, record.untrained = [], {**said["foundation"], "dataset": said["dataset"]}
         record.prediction |= {key: _text(said[key]) for key in PREDICTION_FACTS if said.get(key) is not None}
         prompt = parse_prompt(said)
         record.prediction |= {"prompt": str(prompt)} if prompt else {}
         versions = {"synfoc3d": said.get("synfoc3d_version"), **said.get("versions", {})}
         record.versions |= {name: str(version) for name, version in versions.items() if version is not None}
-        return [_named_training(folder, fold, said) for fold in folds]
+        return [_named_training(folder, fold, said) for folder, fold in trained]
     except READ_ERRORS as error:
         record.notes.append(f"{path} cannot be read ({_reason(error)}).")
         return []

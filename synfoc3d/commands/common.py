@@ -33,13 +33,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a trained model, as in nnU-Net."""
+    """Add the arguments that name a trained model, as in nnU-Net; what only a training has is None where not given."""
     add_dataset(parser)
     parser.add_argument("-c", dest="configuration", required=True, help="2d or 3d_fullres")
-    parser.add_argument("-f", dest="folds", nargs="+", type=fold, default=[0], help="folds, default: 0")
-    parser.add_argument("-tr", dest="trainer", default=DEFAULT_TRAINER, help=f"default: {DEFAULT_TRAINER}")
+    parser.add_argument("-f", dest="folds", nargs="+", type=fold, help="folds, default: 0")
+    parser.add_argument("-tr", dest="trainer", help=f"default: {DEFAULT_TRAINER}")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier, default: nnUNetPlans")
-    parser.add_argument("-chk", dest="checkpoint", default=CHECKPOINT_FINAL, help=f"default: {CHECKPOINT_FINAL}")
+    parser.add_argument("-chk", dest="checkpoint", help=f"default: {CHECKPOINT_FINAL}")
 
 
 def fold(text: str) -> int | str:

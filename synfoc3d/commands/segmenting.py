@@ -3,7 +3,7 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from synfoc3d.commands.common import (
     Commands,
@@ -12,36 +12,56 @@ from synfoc3d.commands.common import (
     command,
     device,
 )
+from synfoc3d.errors import UserError
 from synfoc3d.files.layout import DOMAINS_FILE, UNLABELED_IMAGES
 from synfoc3d.networks.prompts import CENTER, PROMPTS
 from synfoc3d.prediction_modes import MODES
 
 if TYPE_CHECKING:
     from synfoc3d.inference.models import ModelChoice
+    from synfoc3d.inference.untrained import UntrainedChoice
 
 
 def _choice(args: argparse.Namespace, mode: str | None = None) -> "ModelChoice":
     """Return the model that the arguments of :func:`add_model` name."""
     from synfoc3d.inference.models import ModelChoice
 
-    return ModelChoice(
-        args.dataset,
-        args.configuration,
-        folds=tuple(args.folds),
-        trainer=args.trainer,
-        plans=args.plans,
-        checkpoint=args.checkpoint,
-        model=mode,
+    named: dict[str, Any] = {
+        "folds": args.folds and tuple(args.folds),
+        "trainer": args.trainer,
+        "checkpoint": args.checkpoint,
+        "model": mode,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    return ModelChoice(args.dataset, args.configuration, plans=args.plans, **given)
+
+
+def _untrained(args: argparse.Namespace) -> "UntrainedChoice":
+    """Return the published network that the arguments name, and refuse those of a training."""
+    from synfoc3d.inference.untrained import UntrainedChoice
+
+    of_training = {"-f": args.folds, "-tr": args.trainer, "-chk": args.checkpoint, "--model": args.model}
+    given = [flag for flag, value in of_training.items() if value is not None]
+    if given:
+        raise UserError(f"--untrained {args.untrained} reads no training: leave out {', '.join(given)}.")
+    return UntrainedChoice(
+        args.untrained, args.dataset, args.configuration, plans=args.plans, image_size=args.image_size
     )
 
 
 def _predict(commands: Commands) -> None:
-    parser = command(commands, "predict", "segment scans with a trained model", _run_predict)
+    parser = command(commands, "predict", "segment scans with a trained model, or an untrained one", _run_predict)
     parser.add_argument("-i", dest="source", type=Path, required=True, help="folder of images, or one image file")
     parser.add_argument("-o", dest="output", type=Path, required=True, help="folder (or file, for one image)")
     add_model(parser)
     modes = "; ".join(f"{mode.name}: {mode.description}" for mode in MODES.values())
     parser.add_argument("--model", choices=tuple(MODES), help=f"{modes}; default: the best on validation cases")
+    parser.add_argument(
+        "--untrained",
+        metavar="NAME",
+        help="a foundation network as published, without any training; with --prompt",
+    )
+    parser.add_argument("--image_size", type=int, metavar="PIXELS", help="of --untrained, default: the network's own")
     prompts = "; ".join(f"{name}: {text}" for name, text in PROMPTS.items())
     parser.add_argument(
         "--prompt", choices=tuple(PROMPTS), help=f"for a model that takes one, {prompts}; default: {CENTER}"
@@ -74,6 +94,9 @@ def _run_predict(args: argparse.Namespace) -> None:
     from synfoc3d.inference.predict import FAST_STEP_SIZE, PredictOptions, predict
     from synfoc3d.inference.prompts import PromptChoice
 
+    if args.image_size is not None and args.untrained is None:
+        raise UserError("--image_size is for --untrained: a trained network keeps the size it was trained at.")
+    choice = _choice(args, args.model) if args.untrained is None else _untrained(args)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("synfoc3d.inference").setLevel(logging.INFO)  # which networks answer
     if args.verbose:
@@ -95,7 +118,7 @@ def _run_predict(args: argparse.Namespace) -> None:
     count = predict(
         args.source,
         args.output,
-        _choice(args, args.model),
+        choice,
         device=device(args.device),
         options=options,
         prompt=PromptChoice(args.prompt, args.points, args.references, args.boxes),

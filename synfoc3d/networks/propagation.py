@@ -18,6 +18,8 @@ from synfoc3d.networks.in_plane import depth, in_plane_size
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.decoder_adapters import load_adapters
 
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGEST_LOGIT = 32.0  # of a mask that asks the next slice
 INSIDE = 1  # label of a point in what is meant, as segment-anything counts them
 ABSENT = -1e9  # logit of what was not asked for
@@ -58,6 +60,7 @@ class PropagatingFoundation(SlicewiseFoundation):
         tokens: give every structure its vector; they start at zero.
         carry: whether slices are asked by their neighbor's mask, or each by the point.
         adapters: state the decoder's adapters start from, as from :meth:`adapter_state`; None starts from new ones.
+        standardize: show images in [0, 1] minus ImageNet's mean, over its standard deviation.
         arrangement: further arguments of :class:`~synfoc3d.networks.arrangement.Arrangement`.
     """
 
@@ -76,12 +79,14 @@ class PropagatingFoundation(SlicewiseFoundation):
         tokens: bool,
         carry: bool = True,
         adapters: Mapping[str, Tensor] | None = None,
+        standardize: bool = False,
         **arrangement: Any,  # noqa: ANN401 - handed on
     ) -> None:
         super().__init__(network.requires_grad_(False), image_size, **arrangement)
         self.background = background
         self.structures = num_channels - background
         self.carry = carry
+        self.standardize = standardize
         self.decoder = adapted_copy(network.mask_decoder, rank)
         if adapters is not None:
             load_adapters(self.decoder, adapters)
@@ -95,6 +100,7 @@ class PropagatingFoundation(SlicewiseFoundation):
             "tokens": tokens,
             "carry": carry,
             "adapters": adapters,
+            "standardize": standardize,
         } | arrangement
 
     def twin(self) -> PropagatingFoundation:
@@ -158,6 +164,14 @@ class PropagatingFoundation(SlicewiseFoundation):
         return chain._replace(x=x, y=y)
 
     # --- slices ---------------------------------------------------------------------------------------------------
+
+    def to_slices(self, images: Tensor) -> Tensor:
+        """Cut (B, C, [D,] H, W) in [0, 1] into what the network sees (B*D, 3, S, S), slices of a sample adjacent."""
+        slices = super().to_slices(images)
+        if not self.standardize:
+            return slices
+        mean, std = (slices.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return (slices - mean) / std
 
     @torch.no_grad()
     def embed(self, images: Tensor) -> Features:

@@ -172,6 +172,21 @@ def preprocessed_facts(dataset: str, configuration: str, plans: str) -> DataFact
     Raises:
         UserError: see :func:`check_preprocessed`.
     """
+    content, dataset_json = read_preprocessed(dataset, configuration, plans)
+    return data_facts(content, configuration, dataset_json)
+
+
+def read_preprocessed(dataset: str, configuration: str, plans: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the plans and the dataset.json that a training of this configuration would take.
+
+    Args:
+        dataset: id or name.
+        configuration: of the plans.
+        plans: identifier of the plans.
+
+    Raises:
+        UserError: see :func:`check_preprocessed`.
+    """
     folder = nnunet_folder("nnUNet_preprocessed") / check_preprocessed(dataset, configuration, plans)
     content, dataset_json = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in (plans, "dataset"))
-    return data_facts(content, configuration, dataset_json)
+    return content, dataset_json

@@ -73,7 +73,8 @@ class KnownNetwork:
         license: of the weights, as their authors state it; read it there before use.
         published_input: range of the images the published network was trained on. This package shows every network
             images in [0, 1] without mean and standard deviation, as SynFoC's and SAMed's released code do with SAM's
-            and MedSAM's weights alike; fine-tuning absorbs the difference.
+            and MedSAM's weights alike; fine-tuning absorbs the difference. Without any training it shows what the
+            network was trained on, see :attr:`standardized`.
         trained_on: what the published network has seen.
         hash_algorithm: ``sha256``, or ``md5`` where nothing else is published.
         published_hash: hexadecimal digits; None where none is published.
@@ -92,6 +93,11 @@ class KnownNetwork:
     published_hash: str | None = None
     shipment: Shipment | None = None
     other_names: tuple[str, ...] = ()
+
+    @property
+    def standardized(self) -> bool:
+        """Whether the published network was trained on images minus ImageNet's mean, over its standard deviation."""
+        return self.published_input in (SAM_INPUT, SAM2_INPUT)
 
     def is_named(self, name: str) -> bool:
         """Return whether one of its published forms is called so, see :func:`published_name`."""
