@@ -8,7 +8,7 @@ adapters that ship with the package, if there are any; random-compact is a rando
 Every structure of every case is asked for in its start slice: the middle slice, or the middle one of its extent.
 
     point       by its innermost pixel
-    box         by its tight box, on the network's own decoder
+    box         by its tight box
     neighbor    by the reference of the slice before, and of the one after; the mean of both
     from_point  the whole volume: the answer to the point, carried from slice to slice
     from_mask   the whole volume: the reference of the start slice, carried from slice to slice
@@ -96,28 +96,24 @@ def with_network(model: PropagatingFoundation, features: Features, question: Que
     reference = resize_in_plane(question.mask.float(), (model.network.mask_side,) * 2, "nearest")
     known = (2 * reference - 1) * KNOWN_LOGIT
 
-    def carried(shown: list[int], start: int, first: Tensor | None = None) -> Tensor:
-        """Masks (D, S, S) of these slices, from one of them."""
-        local = chain._replace(start=shown.index(start))
+    def carried(
+        shown: list[int], start: int, first: Tensor | None = None, box: tuple[float, ...] | None = None
+    ) -> Tensor:
+        """Masks (D, S, S) of these slices, from one of them: its known logits, a box or the point."""
+        local = chain._replace(start=shown.index(start), box=box)
         part = features.take(torch.tensor(shown, device=known.device))
         return _at(model.follow(part, len(shown), [local], None if first is None else [first])[0], question)
 
-    everywhere = list(range(slices))
+    everywhere, box = list(range(slices)), tuple(tight_boxes(question.shown)[0].tolist())
     neighbors = [z for z in (chain.start - 1, chain.start + 1) if 0 <= z < slices]
     by_neighbor = [carried([z, chain.start], z, known[z])[1:] for z in neighbors]
     return {
         "point": dice(carried([chain.start], chain.start), question.shown),
-        "box": dice(_by_box(model.network, features, question), question.shown),
+        "box": dice(carried([chain.start], chain.start, box=box), question.shown),
         "neighbor": float(np.mean([dice(answer, question.shown) for answer in by_neighbor])),
         "from_point": dice(carried(everywhere, chain.start), question.mask),
         "from_mask": dice(carried(everywhere, chain.start, known[chain.start]), question.mask),
     }
-
-
-def _by_box(network: FoundationNetwork, features: Features, question: Question) -> Tensor:
-    shown = features.take(torch.tensor([question.chain.start], device=question.mask.device))
-    logits, _ = network.decode(shown, network.embed_prompts(boxes=tight_boxes(question.shown)))
-    return _at(logits[:, network.architecture.answer].float(), question)
 
 
 def _at(logits: Tensor, question: Question) -> Tensor:
@@ -165,9 +161,10 @@ def _of_case(
     found: dict[tuple[str, str], list[float]] = {}
     with autocast(args.precision, args.device):
         volume = case.images.transpose(0, 1)[None]
-        seen = {
-            id(model.network): model.embed(volume) for model in {id(m.network): m for m in models.values()}.values()
-        }
+        seen: dict[FoundationNetwork, Features] = {}
+        for model in models.values():
+            if model.network not in seen:  # arms of the same network share it, and it sees every slice once
+                seen[model.network] = model.embed(volume)
         for index, question in enumerate(questions):
             if question is None:
                 continue

@@ -1,10 +1,12 @@
 """Seconds and peak memory of one training step per method, on random data; prints one JSON object per line.
 
     python benchmarks/train_step.py [Supervised MeanTeacher ...] [--device cpu] [--patch 1 256 224] [--batch 2]
-        [--foundation compact] [--checkpoint FILE] [--image-size S] [--precision auto] [--checkpointing] [--steps 5]
+        [--foundation compact] [--checkpoint FILE] [--image-size S] [--window D] [--precision auto] [--checkpointing]
+        [--steps 5]
 
 The conventional network is a plain U-Net as nnU-Net plans it. Each method is measured in a process of its own, so that
-its peak memory is its own, too. CFR is its second stage, whose foundation network is frozen and sees canvases.
+its peak memory is its own, too. CFR is its second stage, whose foundation network is frozen and sees canvases. The
+patches of ECT are whole volumes in a training: --patch is their size.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from synfoc3d.methods.acmt import ACMT
 from synfoc3d.methods.base import Batch, Builder, Labeled, Progress, Unlabeled, full_resolution
 from synfoc3d.methods.cfr import CFR
 from synfoc3d.methods.cfr_fine_tuning import CFRFineTuning
+from synfoc3d.methods.ect import ECT
 from synfoc3d.methods.magicnet import MagicNet
 from synfoc3d.methods.mean_teacher import MeanTeacher
 from synfoc3d.methods.self_training import SelfTraining
@@ -34,7 +37,8 @@ from synfoc3d.networks.build import arranged, build_foundation
 from synfoc3d.networks.precision import autocast
 
 CLASSES = 4
-METHODS = {m.__name__: m for m in (Supervised, MeanTeacher, SelfTraining, ACMT, MagicNet, SynFoC, CFRFineTuning, CFR)}
+CONVENTIONAL = (Supervised, MeanTeacher, SelfTraining, ACMT, MagicNet)
+METHODS = {m.__name__: m for m in (*CONVENTIONAL, SynFoC, CFRFineTuning, CFR, ECT)}
 
 
 def unet(dimensions: int, stages: int = 5) -> nn.Module:
@@ -50,7 +54,8 @@ def unet(dimensions: int, stages: int = 5) -> nn.Module:
 def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
     method, size = METHODS[name], tuple(args.patch if args.patch[0] > 1 else args.patch[1:])
     given = {key: getattr(args, key) for key in ("checkpoint", "image_size", "checkpointing")}
-    settings = resolve({"foundation": {"name": args.foundation, **given}}, method.Settings)
+    own = {"window": args.window} if "window" in method.Settings.model_fields else {}
+    settings = resolve({"foundation": {"name": args.foundation, **given}, "method": own}, method.Settings)
     foundation, labels = arranged(settings.foundation, method.arrangement, size), Classes(CLASSES)
     device = torch.device(args.device)
 
@@ -109,6 +114,7 @@ def main() -> None:
     parser.add_argument("--foundation", default="compact")
     parser.add_argument("--checkpoint", help="weights of the foundation network; default: where they are looked for")
     parser.add_argument("--image-size", type=int)
+    parser.add_argument("--window", type=int, default=0, help="the setting method.window, of methods that have it")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--steps", type=int, default=5)

@@ -62,8 +62,9 @@ class FoundationSettings(Section):
 
     Attributes:
         name: which network, with the weights it is known for.
-        checkpoint: file of the base's weights; ``random`` for none; None takes the published file from the folder
-            ``checkpoints`` of SYNFOC3D_HOME, and for ``compact`` the one inside this package, if it is there.
+        checkpoint: file of the base's weights, or a folder as transformers writes it; ``random`` for none; None takes
+            what is published from the folder ``checkpoints`` of SYNFOC3D_HOME, and for ``compact`` the file inside this
+            package, if it is there.
         lora: file of adapters, prompt encoder and mask decoder, as the released code of SAMed and SynFoC writes it; the
             student starts from it.
         image_size: side S of the square image the network sees, in pixels; None takes the network's default.

@@ -1,5 +1,7 @@
 """Check the methods of an experiment before hours of training: trainers, settings, networks, weights."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import io
@@ -128,9 +130,16 @@ def _method_class(trainer: str) -> type[Method]:
 def _students(method_class: type[Method], settings: Settings) -> set[str]:
     """Return the names of the networks that a method trains, found by building it around the smallest ones."""
     nothing: Any = lambda *_: None  # noqa: E731
-    identity: Any = nn.Identity
-    build = Builder(Classes(2), _smallest_unet, identity, nothing, nothing, (12, 12), trained=lambda *_: identity())
+    foundation: Any = _AnyFoundation
+    build = Builder(Classes(2), _smallest_unet, foundation, nothing, nothing, (12, 12), trained=lambda *_: foundation())
     return set(method_class(settings.method, build).students())
+
+
+class _AnyFoundation(nn.Identity):
+    """Stands in for a foundation network, which a method may copy."""
+
+    def twin(self) -> _AnyFoundation:
+        return _AnyFoundation()
 
 
 def _smallest_unet() -> nn.Module:

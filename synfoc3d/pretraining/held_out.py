@@ -1,6 +1,7 @@
 """The fixed validation set: generated images of another seed, with fixed prompts."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ class Validation:
         task: of the pre-training; images come from ``seed + 1``.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task[Any, Any]) -> None:
         self.task = task
         self.seed = task.settings.seed + 1
         self.batches = [task.draw(self.seed, k) for k in range(task.settings.validation_batches)]

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from synfoc3d.networks.architectures import find_architecture
@@ -41,7 +41,7 @@ class Losses(NamedTuple):
         return settings.prompted * self.prompted + settings.dense * 0.5 * (self.siblings + self.same_image)
 
 
-class Structures(Task):
+class Structures(Task[FoundationNetwork, Pairs]):
     """Train every weight of the compact network to find structures."""
 
     panels = {
@@ -54,7 +54,7 @@ class Structures(Task):
     settings: PretrainSettings
 
     def __init__(self, settings: PretrainSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.images_per_step = 2 * settings.batch_size
 
     def build(self, start: Path | None) -> tuple[FoundationNetwork, str | None]:
@@ -72,7 +72,7 @@ class Structures(Task):
         losses = compute_losses(network, batch, self.settings.objective, generator)
         return {"loss": losses.total(self.settings.objective), **losses._asdict()}
 
-    def content(self, network: nn.Module) -> dict[str, Tensor]:
+    def content(self, network: FoundationNetwork) -> dict[str, Any]:
         """Return the weights in half precision, in segment-anything's names."""
         return {name: value.detach().half().cpu() for name, value in network.state_dict().items()}
 

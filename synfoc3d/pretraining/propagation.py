@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from synfoc3d.config import NO_ADAPTERS, FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.losses.prompted import focal_loss, mask_dice_loss
-from synfoc3d.networks.build import build_foundation
-from synfoc3d.networks.in_plane import resize_in_plane
+from synfoc3d.networks.build import arranged, build_foundation
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
 from synfoc3d.networks.weights.decoder_adapters import content_of
-from synfoc3d.pretraining.prompts import draw_points, draw_prompts
-from synfoc3d.pretraining.settings import PropagationSettings
+from synfoc3d.pretraining.prompts import draw_points, draw_prompts, jitter_boxes, tight_boxes
+from synfoc3d.pretraining.settings import CarryingSettings, PropagationSettings
 from synfoc3d.pretraining.stacks import Stacks, draw_stacks
 from synfoc3d.pretraining.task import Task
 
@@ -36,14 +36,14 @@ class Questions(NamedTuple):
     known_start: bool
 
 
-class Propagation(Task):
+class Propagation(Task[PropagatingFoundation, Stacks]):
     """Train the adapters of one decoder of ECT's to carry masks from slice to slice; nothing else changes."""
 
     panels = {"loss": "weighted sum", "focal": "focal loss", "dice": "Dice loss"}
     settings: PropagationSettings
 
     def __init__(self, settings: PropagationSettings) -> None:
-        self.settings = settings
+        super().__init__(settings)
         self.file_name = f"propagation_{settings.network}.pth"
         self.images_per_step = settings.batch_size * settings.stack.slices
 
@@ -51,25 +51,24 @@ class Propagation(Task):
         """Build a promptable network with fresh adapters in its decoder."""
         if start is not None:
             raise UserError(
-                f"--from {start} is no start for adapters, which begin anew; their base is --set checkpoint."
+                f"Adapters begin anew: leave out --from {start}; their network's weights are --set checkpoint=FILE."
             )
-        settings = FoundationSettings(
+        asked = FoundationSettings(
             name=self.settings.network,
             checkpoint=self.settings.checkpoint,
             image_size=self.settings.image_size,
-            arrangement="propagation",
             lora_rank=self.settings.rank,
             class_tokens=False,
             adapters=NO_ADAPTERS,
         )
+        settings = arranged(asked, "propagation", (1, 1, 1))
         network, identity = build_foundation(settings, 1, background=False)
         assert isinstance(network, PropagatingFoundation)
         self.base_sha256: str = identity["sha256"]
         return network, self.base_sha256
 
-    def copy(self, network: nn.Module) -> nn.Module:
+    def copy(self, network: PropagatingFoundation) -> PropagatingFoundation:
         """Make a twin, which shares the frozen network."""
-        assert isinstance(network, PropagatingFoundation)
         twin = network.twin()
         twin.decoder.load_state_dict(network.decoder.state_dict())
         return twin
@@ -82,22 +81,22 @@ class Propagation(Task):
         """Return focal and Dice loss of whole masks (as ECT's) and their weighted sum; a known slice does not count."""
         device = next(network.parameters()).device
         settings = self.settings.objective
-        asked = draw_questions(network, batch.structures, self.settings, generator)
-        truth = resize_in_plane(asked.truth.to(device), (network.network.mask_side,) * 2, "nearest")
+        asked = draw_questions(batch.structures, settings, generator)
+        # most of a pixel decides, where the nearest pixel would move masks up and to the left
+        truth = (F.adaptive_avg_pool2d(asked.truth.to(device), network.network.mask_side) >= 0.5).float()
         known, first = torch.ones_like(truth), None
         if asked.known_start:
             starts = torch.tensor([chain.start for chain in asked.chains], device=device)
             rows = torch.arange(len(starts), device=device)
-            first = (2 * truth[rows, starts] - 1) * KNOWN_LOGIT
+            first = list((2 * truth[rows, starts] - 1) * KNOWN_LOGIT)
             known[rows, starts] = 0
         features = network.embed(batch.images.to(device))
         logits = network.follow(features, batch.structures.shape[1], asked.chains, first)
         focal, dice = (loss(logits, truth, known) for loss in (focal_loss, mask_dice_loss))
         return {"loss": settings.focal_weight * focal + settings.dice_weight * dice, "focal": focal, "dice": dice}
 
-    def content(self, network: nn.Module) -> dict[str, Any]:
+    def content(self, network: PropagatingFoundation) -> dict[str, Any]:
         """Return the adapters in half precision, and what they belong to."""
-        assert isinstance(network, PropagatingFoundation)
         return content_of(network.adapter_state(), self.settings.rank, self.settings.network, self.base_sha256)
 
     def facts(self) -> dict[str, Any]:
@@ -105,27 +104,25 @@ class Propagation(Task):
         return {"network": self.settings.network, "rank": self.settings.rank}
 
 
-def draw_questions(
-    network: PropagatingFoundation, structures: Tensor, settings: PropagationSettings, generator: Generator
-) -> Questions:
-    """Ask for some structures of each body in one of its slices, by a point in them or by their mask there.
+def draw_questions(structures: Tensor, settings: CarryingSettings, generator: Generator) -> Questions:
+    """Ask for some structures of each body in one of its slices: by a point in them, a box, or their mask there.
 
     Args:
-        network: whose points they are.
-        structures: (B, D, S, S) int64.
-        settings: how many, and how often by the mask.
+        structures: (B, D, S, S) int64, in pixels of the image.
+        settings: how many, and by what. One kind for the whole batch.
         generator: source of all randomness, on the CPU.
     """
     bodies, slices, size, _ = structures.shape
     starts = torch.randint(slices, (bodies,), generator=generator)
     shown = structures[torch.arange(bodies), starts]
-    prompts = draw_prompts(shown, settings.objective.structures_per_body, generator)
-    known_start = torch.rand(1, generator=generator).item() < settings.objective.known_start
-    points = draw_points(prompts.masks, generator)[0][:, 0].tolist() if len(prompts.image) else []
-    chains = [
-        Chain(body, 0, int(starts[body]), *network.pixel(y, x, (size, size)))
-        for body, (x, y) in zip(prompts.image.tolist(), points, strict=True)
-    ]
-    wanted = (shown[prompts.image] * prompts.masks).amax((1, 2))
-    truth = structures[prompts.image] == wanted[:, None, None, None]
-    return Questions(chains, truth.float(), known_start)
+    body, masks = draw_prompts(shown, settings.structures_per_body, generator)
+    asked_for = (shown[body] * masks).amax((1, 2))
+    points = draw_points(masks, generator)[0][:, 0].tolist()
+    places = torch.stack([body, asked_for, starts[body]], dim=1).tolist()
+    chains = [Chain(*place, *point) for place, point in zip(places, points, strict=True)]
+    kind = torch.rand(1, generator=generator).item()
+    if 0 <= kind - settings.known_start < settings.boxes:
+        boxes = jitter_boxes(tight_boxes(masks), settings.box_jitter, size, generator).tolist()
+        chains = [chain._replace(box=tuple(box)) for chain, box in zip(chains, boxes, strict=True)]
+    truth = structures[body] == asked_for[:, None, None, None]
+    return Questions(chains, truth.float(), known_start=kind < settings.known_start)

@@ -183,13 +183,17 @@ class CarryingSettings(Section):
 
     Attributes:
         structures_per_body: how many are asked for in each body.
-        known_start: share of steps that start from the true mask of the start slice, not from a point.
+        known_start: share of steps that start from the true mask of the start slice.
+        boxes: share of steps that start from a box; with ``known_start`` at most 1. The others start from a point.
+        box_jitter: standard deviation of a box's sides, as a share of the box.
         focal_weight: weight of the focal loss.
         dice_weight: weight of the Dice loss.
     """
 
     structures_per_body: AtLeastOne = 4
-    known_start: Share = 0.5
+    known_start: Share = 0.4
+    boxes: Share = 0.2
+    box_jitter: NonNegative = 0.05
     focal_weight: NonNegative = 1.0
     dice_weight: NonNegative = 20.0
 
@@ -197,6 +201,14 @@ class CarryingSettings(Section):
     def _has_a_loss(self) -> CarryingSettings:
         if not self.focal_weight and not self.dice_weight:
             raise ValueError("focal_weight and dice_weight are both 0, which leaves nothing to learn")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_of_the_same_steps(self) -> CarryingSettings:
+        if self.known_start + self.boxes > 1:
+            raise ValueError(
+                f"known_start and boxes share the steps, but add up to {self.known_start + self.boxes:g} > 1"
+            )
         return self
 
 

@@ -16,7 +16,7 @@ from synfoc3d.pretraining.settings import PROPAGATION, SETTINGS, STRUCTURES, Run
 from synfoc3d.pretraining.task import Task
 from synfoc3d.sections import differences, merge
 
-TASKS: dict[str, type[Task]] = {STRUCTURES: Structures, PROPAGATION: Propagation}
+TASKS: dict[str, type[Task[Any, Any]]] = {STRUCTURES: Structures, PROPAGATION: Propagation}
 
 
 class PretrainingState:
@@ -115,6 +115,11 @@ def load_state(file: Path, given: Mapping[str, Any], objective: str | None, devi
             "change), or train into another folder."
         )
     state = PretrainingState(settings, device)
+    if state.started_from not in (None, content["started_from"]):
+        raise UserError(
+            f"{file} was trained on weights of SHA-256 {content['started_from']}, but those that are found now have "
+            f"{state.started_from}: restore them, or train into another folder."
+        )
     load_trainable_state(state.network, content["network"])
     load_trainable_state(state.average, content["average"])
     state.optimizer.load_state_dict(content["optimizer"])

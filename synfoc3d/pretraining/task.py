@@ -4,18 +4,24 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Generator, Tensor, nn
 
 from synfoc3d.pretraining.settings import RunSettings
 
+Network = TypeVar("Network", bound=nn.Module)
+Batch = TypeVar("Batch")
 
-class Task(ABC):
+
+class Task(ABC, Generic[Network, Batch]):
     """An objective of a pre-training.
 
-    Attributes:
+    Args:
         settings: everything the run reads, of the objective's own class.
+
+    Attributes:
+        settings: the same.
         panels: titles of the curves, by the names of the losses.
         file_name: of what is left behind.
         images_per_step: how many images a step shows.
@@ -26,8 +32,11 @@ class Task(ABC):
     file_name: str
     images_per_step: int
 
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+
     @abstractmethod
-    def build(self, start: Path | None) -> tuple[nn.Module, str | None]:
+    def build(self, start: Path | None) -> tuple[Network, str | None]:
         """Build the network on the CPU; what trains of it is what needs gradients.
 
         Args:
@@ -37,16 +46,16 @@ class Task(ABC):
             The network, and the SHA-256 of the file it starts from, None for random weights.
         """
 
-    def copy(self, network: nn.Module) -> nn.Module:
+    def copy(self, network: Network) -> Network:
         """Make a network that is equal, for the average of what trains."""
         return copy.deepcopy(network)
 
     @abstractmethod
-    def draw(self, seed: int, step: int) -> Any:  # noqa: ANN401 - handed to compute_losses
+    def draw(self, seed: int, step: int) -> Batch:
         """Generate the batch of one step."""
 
     @abstractmethod
-    def compute_losses(self, network: nn.Module, batch: Any, generator: Generator) -> dict[str, Tensor]:  # noqa: ANN401
+    def compute_losses(self, network: Network, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """Return what is minimized under ``loss``, and its parts: scalars.
 
         Args:
@@ -56,7 +65,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def content(self, network: nn.Module) -> dict[str, Any]:
+    def content(self, network: Network) -> dict[str, Any]:
         """Return what the file that is left behind holds."""
 
     @abstractmethod

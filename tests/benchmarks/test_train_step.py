@@ -18,7 +18,7 @@ def benchmark():
 
 
 def arguments(patch):
-    foundation = {"foundation": "compact", "checkpoint": None, "image_size": 32, "checkpointing": False}
+    foundation = {"foundation": "compact", "checkpoint": None, "image_size": 32, "checkpointing": False, "window": 0}
     return Namespace(device="cpu", patch=patch, batch=1, precision="auto", steps=1, **foundation)
 
 
@@ -30,6 +30,6 @@ def test_step_of_every_method_is_measured(benchmark, method, patch):
     assert 0 < measured["seconds_min"] <= measured["seconds_max"] and measured["peak_MiB"] > 0
 
 
-@pytest.mark.parametrize("method", ["SelfTraining", "ACMT", "MagicNet", "CFRFineTuning", "CFR"])
+@pytest.mark.parametrize("method", ["SelfTraining", "ACMT", "MagicNet", "CFRFineTuning", "CFR", "ECT"])
 def test_step_of_methods_of_volumes_is_measured(benchmark, method):
     assert benchmark.measure(method, arguments((16, 32, 32)))["seconds_median"] > 0

@@ -13,6 +13,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.cfr import CFRSettings
 from synfoc3d.methods.cfr_fine_tuning import CFRFineTuningSettings
+from synfoc3d.methods.ect import ECTSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
@@ -35,6 +36,7 @@ METHODS = (
     FineTuningSettings,
     CFRFineTuningSettings,
     CFRSettings,
+    ECTSettings,
     MethodSettings,
 )
 

@@ -16,6 +16,7 @@ from synfoc3d.experiment.plan import read_plan
 from synfoc3d.methods.acmt import ACMT, ACMTSettings
 from synfoc3d.methods.cfr import CFRSettings
 from synfoc3d.methods.cfr_fine_tuning import CFRFineTuning, CFRFineTuningSettings
+from synfoc3d.methods.ect import ECT, ECTSettings
 from synfoc3d.methods.fine_tuning import FineTuning, FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNet, MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacher, MeanTeacherSettings
@@ -46,6 +47,7 @@ SETTINGS = {
     "### MagicNet": MagicNetSettings,
     "### CFR's first stage": CFRFineTuningSettings,
     "### CFR's second stage": CFRSettings,
+    "### ECT": ECTSettings,
     "### `nnUNetTrainerSAMed`": FineTuningSettings,
     "## `foundation`": config.FoundationSettings,
     "## `conventional`": config.ConventionalSettings,
@@ -54,6 +56,9 @@ SETTINGS = {
     "### `shapes`": pretraining.ShapeSettings,
     "### `rendering`": pretraining.RenderingSettings,
     "### `objective`": pretraining.ObjectiveSettings,
+    "## Settings of `pretrain --objective propagation`": pretraining.PropagationSettings,
+    "### `stack`": pretraining.StackSettings,
+    "### `objective` of propagation": pretraining.CarryingSettings,
 }
 
 
@@ -143,7 +148,7 @@ def test_every_prediction_mode_is_named():
 
 
 @pytest.mark.parametrize(
-    "method", [SynFoC, SynFoCBase, MeanTeacher, ACMT, SelfTraining, MagicNet, CFRFineTuning, FineTuning]
+    "method", [SynFoC, SynFoCBase, MeanTeacher, ACMT, SelfTraining, MagicNet, CFRFineTuning, ECT, FineTuning]
 )
 def test_every_curve_of_a_method_is_explained(method):
     text = section(REFERENCE / "files.md", "### Columns of `synfoc3d_log.csv`")

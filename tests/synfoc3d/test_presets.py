@@ -15,6 +15,7 @@ from synfoc3d.methods.augmentation import is_color
 from synfoc3d.methods.base import Method
 from synfoc3d.methods.cfr import CFR, CFRSettings
 from synfoc3d.methods.cfr_fine_tuning import CFRFineTuning
+from synfoc3d.methods.ect import ECTSettings
 from synfoc3d.methods.supervised import Supervised
 from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
@@ -66,6 +67,34 @@ def test_cfr_shows_sam_a_published_patch_in_one_image(preset: str, patch: tuple[
     assert (settings.lora_rank, settings.lora_targets, settings.full_finetune) == (4, None, None)
     side = image_size_of(settings, patch)
     assert (side, len(Canvas(side, *patch[1:]).runs(patch[0]))) == (1024, 1)
+
+
+ECT_PRESETS = {"promise12_ect": 600, "mnms_ect": 5150, "nsclc_ect": 4000}
+
+
+@pytest.mark.parametrize("preset", ECT_PRESETS)
+def test_published_hyper_parameters_of_ect(preset: str) -> None:
+    settings = resolve(read_partial(preset), ECTSettings, preset)
+    assert settings.epochs * settings.iterations_per_epoch == ECT_PRESETS[preset]
+    assert (settings.epochs, settings.batch_size) == (50, 2)
+    adam, foundation = settings.optimizers.foundation, settings.foundation
+    assert (adam.name, adam.lr, adam.weight_decay, adam.schedule) == ("adam", 1e-4, 1e-4, "poly")
+    assert (foundation.name, foundation.image_size, foundation.lora_rank) == ("medsam2", 512, 16)
+    assert settings.augmentation.brightness == settings.augmentation.contrast == (0.6, 1.4)
+
+
+def test_rows_of_ects_ablation_add_one_thing_each() -> None:
+    rows = {
+        name: (settings.method.streams, settings.method.unlabeled, settings.foundation.carry)
+        for name, settings in settings_of("promise12_ect").items()
+        if isinstance(settings.method, ECTSettings)
+    }
+    assert rows == {
+        "LoRA_decoder": (1, True, False),
+        "Two_streams": (2, False, False),
+        "Unlabeled": (2, True, False),
+        "ECT": (2, True, None),
+    }
 
 
 @pytest.mark.parametrize("preset", [*PUBLISHED, "acdc"])

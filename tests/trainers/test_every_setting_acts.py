@@ -16,6 +16,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.cfr import CFRSettings
 from synfoc3d.methods.cfr_fine_tuning import CFRFineTuningSettings
+from synfoc3d.methods.ect import ECTSettings
 from synfoc3d.methods.fine_tuning import FineTuningSettings
 from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
@@ -26,6 +27,7 @@ from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.foundation import build_sam
 
 SYNFOC = "nnUNetTrainerSynFoC"
+ECT = "nnUNetTrainerECT"
 METHODS = {
     SYNFOC: SynFoCSettings,
     "nnUNetTrainerSynFoCBase": SynFoCBaseSettings,
@@ -36,18 +38,24 @@ METHODS = {
     "nnUNetTrainerSAMed": FineTuningSettings,
     "nnUNetTrainerCFRFineTune": CFRFineTuningSettings,
     "nnUNetTrainerCFR": CFRSettings,
+    ECT: ECTSettings,
 }
 SGD = {"name": "sgd", "lr": 1e-3}
 ADAPTED = {"foundation.checkpoint": "FILE"}  # a base with weights gets adapters
+NEEDS = {ECT: {"foundation.checkpoint": None}}  # of every training: the compact network can answer prompts
 
 
 class Change(NamedTuple):
-    """Another value of a setting, what else must be set for it to matter, and how its effect is observed."""
+    """Another value of a setting, what else must be set for it to matter, and how its effect is observed.
+
+    A setting of a common section is observed with SynFoC, unless it acts in the training of another ``trainer`` alone.
+    """
 
     value: Any
     needs: dict[str, Any] = {}
     observe: str = "numbers"
     configuration: str = "2d"
+    trainer: str | None = None
 
 
 MIXING = {
@@ -120,12 +128,27 @@ CHANGES = {
         "pseudo_labels": Change("case", LABELED, configuration="3d_fullres"),
         "pseudo_label_weight": Change("ramp", LABELED, configuration="3d_fullres"),
     },
+    (ECT, "method"): {
+        "streams": Change(1),
+        "unlabeled": Change(False),
+        "focal_weight": Change(3.0),
+        "dice_weight": Change(3.0),
+        "consistency_weight": Change(1.0),
+        "rampup": Change(1.0),
+        "center_share": Change(1.0),
+        "unlabeled_point": Change("centroid", {"foundation.image_size": 64}),
+        "window": Change(2),
+        "cutout": Change([0.5, 0.6]),
+    },
     (SYNFOC, "foundation"): {
         "name": Change("sam_vit_b", observe="built"),
         "checkpoint": Change("FILE"),
         "lora": Change("/no/lora.pth", ADAPTED, "refused"),
         "image_size": Change(48),
         "arrangement": Change("canvas", configuration="3d_fullres"),
+        "carry": Change(False, trainer=ECT),
+        "class_tokens": Change(False, trainer=ECT),
+        "adapters": Change("/no/adapters.pth", observe="refused", trainer=ECT),
         "lora_rank": Change(2, ADAPTED),
         "lora_targets": Change("all", ADAPTED),
         "full_finetune": Change(True, ADAPTED),
@@ -328,7 +351,8 @@ OBSERVATIONS = {
 @pytest.mark.parametrize(("trainer", "place", "key"), ALL, ids=[".".join(filter(None, parts)) for parts in ALL])
 def test_setting_acts(trainer, place, key, observe):
     change = CHANGES[trainer, place][key]
-    name = f"{place}.{key}".strip(".")
-    before = observe(trainer, change.configuration, change.observe, change.needs)
-    after = observe(trainer, change.configuration, change.observe, change.needs | {name: change.value})
+    trainer = change.trainer or trainer
+    name, needs = f"{place}.{key}".strip("."), NEEDS.get(trainer, {}) | change.needs
+    before = observe(trainer, change.configuration, change.observe, needs)
+    after = observe(trainer, change.configuration, change.observe, needs | {name: change.value})
     assert before != after

@@ -8,10 +8,12 @@ import blosc2
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE
 from synfoc3d.inference.models import ModelChoice, load_model
+from synfoc3d.networks.lora import Adapter
 
 METHODS = {
     "supervised": ("nnUNetTrainerSupervised", {}),
@@ -19,11 +21,12 @@ METHODS = {
     "ACMT": ("nnUNetTrainerACMT", {}),
     "self-training": ("nnUNetTrainerSelfTraining", {}),
     "MagicNet": ("nnUNetTrainerMagicNet", {}),
-    "SynFoC": ("nnUNetTrainerSynFoC", {"tau": 0.4}),
-    "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional", "tau": 0.4}),
-    "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation", "tau": 0.4}),
+    "SynFoC": ("nnUNetTrainerSynFoC", {"method": {"tau": 0.4}}),
+    "conventional alone": ("nnUNetTrainerSynFoCBase", {"method": {"network": "conventional", "tau": 0.4}}),
+    "foundation alone": ("nnUNetTrainerSynFoCBase", {"method": {"network": "foundation", "tau": 0.4}}),
     "SAMed": ("nnUNetTrainerSAMed", {}),
     "CFR fine-tuning": ("nnUNetTrainerCFRFineTune", {}),
+    "ECT": ("nnUNetTrainerECT", {"foundation": {"name": "compact", "image_size": 32}}),
 }
 CONFIGURATIONS = ("2d", "3d_fullres")
 
@@ -72,12 +75,20 @@ def same_for(values, classes, random):
     return changed
 
 
+def begin_adapters(network):
+    """Let adapters correct something: at the start of a training B is 0, and A has no gradient."""
+    for layer in network.modules():
+        if isinstance(layer, Adapter):
+            nn.init.normal_(layer.b.weight, std=0.01)
+
+
 def step(project, method, configuration):
     """Take a step half-way through a run; return the trainer, what it logged, and the gradients of all students."""
     name, settings = METHODS[method]
     with project.active(f"step_{method}"):
-        trainer = project.trainer(name, configuration, method=settings)
+        trainer = project.trainer(name, configuration, **settings)
         trainer.initialize()
+        begin_adapters(trainer.method)
         batch = next(trainer.get_dataloaders()[0])
         trainer.step = trainer.num_epochs * trainer.num_iterations_per_epoch // 2
         logs = trainer.train_step(batch)

@@ -15,8 +15,9 @@ TRAININGS = {
     "ACMT": ("nnUNetTrainerACMT", {}, {"conventional"}),
     "self-training": ("nnUNetTrainerSelfTraining", {}, {"conventional"}),
     "MagicNet": ("nnUNetTrainerMagicNet", {}, {"conventional"}),
-    "foundation alone": ("nnUNetTrainerSynFoCBase", {"network": "foundation"}, {"foundation"}),
-    "conventional alone": ("nnUNetTrainerSynFoCBase", {"network": "conventional"}, {"conventional"}),
+    "foundation alone": ("nnUNetTrainerSynFoCBase", {"method": {"network": "foundation"}}, {"foundation"}),
+    "conventional alone": ("nnUNetTrainerSynFoCBase", {"method": {"network": "conventional"}}, {"conventional"}),
+    "ECT": ("nnUNetTrainerECT", {"foundation": {"name": "compact", "image_size": 32}}, {"foundation"}),
 }
 
 
@@ -27,14 +28,14 @@ def train_once(project):
 
     def train(key):
         if key not in done:
-            name, method, _ = TRAININGS[key]
+            name, settings, _ = TRAININGS[key]
             if key == "upper bound":
                 place = project.copy(project.root / "upper")
                 save_splits(place.preprocessed, [Split(("Atrain001",), ("Atrain003",), ("Btrain001",))])
             else:
                 place = project
             results = key.replace(" ", "_")
-            trainer = place.train(results, name, epochs=1, iterations_per_epoch=2, method=method)
+            trainer = place.train(results, name, epochs=1, iterations_per_epoch=2, **settings)
             done[key] = trainer, place.results(results, name)
         return done[key]
 

@@ -201,6 +201,24 @@ def test_pretrain_goes_on_from_the_weights_of_the_package(tmp_path):
     assert [record["started_from"] for record in records] == [file_hash(embedded_weights()), records[0]["sha256"]]
 
 
+def test_pretrain_writes_adapters_of_a_network_s_decoder(tmp_path, capsys):
+    tiny = ["image_size=32", "batch_size=1", "validation_batches=1", "validate_every=9", "precision=float32"]
+    arguments = ["pretrain", "-o", str(tmp_path / "run"), "-device", "cpu"]
+    given = ["--objective", "propagation", "--network", "compact"]
+    main([*arguments, *given, "--set", "steps=1", "rank=2", *tiny])
+    weights = tmp_path / "run" / "propagation_compact.pth"
+    assert weights.is_file()
+    assert f"--set foundation.name=compact foundation.adapters={weights}\n" in capsys.readouterr().out
+    main([*arguments, "--c", "--set", "steps=2"])
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["steps"] == 2
+
+
+def test_pretrain_of_the_compact_network_takes_no_other(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main(["pretrain", "-o", str(tmp_path), "--network", "compact", "-device", "cpu"])
+    assert "--network names whose decoder gets adapters: give --objective propagation" in capsys.readouterr().err
+
+
 def test_pretrain_from_a_missing_file(tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         main(["pretrain", "-o", str(tmp_path), "--from", str(tmp_path / "gone.pth"), "-device", "cpu"])

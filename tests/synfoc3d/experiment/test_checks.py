@@ -46,6 +46,23 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"methods.a: foundation.channels.2: .*at most 0, the dataset's last channel \(got 5\)",
     ),
     "configuration": ({"trainer": SYNFOC, "configuration": "3d_lowres"}, "no configuration '3d_lowres'"),
+    "prompts for nobody": (
+        {
+            "trainer": "nnUNetTrainerECT",
+            "config": "demo",
+            "settings": {"foundation.checkpoint": "random"},
+            "models": {"a": "foundation"},
+        },
+        "methods.a: ECT asks a network that can answer prompts, but compact starts from random weights",
+    ),
+    "network that ECT does not train": (
+        {"trainer": "nnUNetTrainerECT", "config": "demo"},
+        "methods.a.models.a: nnUNetTrainerECT trains only foundation with these settings, so 'conventional' cannot",
+    ),
+    "setting of ECT": (
+        {"trainer": SYNFOC, "config": "demo", "settings": {"foundation.carry": False}},
+        "methods.a: foundation.carry.* of nnUNetTrainerECT alone",
+    ),
 }
 
 
@@ -132,6 +149,12 @@ def test_volumes_that_a_canvas_needs_are_asked_for(project: Any) -> None:
         {"trainer": "nnUNetTrainer_5epochs"},
         {"trainer": f"{SYNFOC}Base", "config": "paper", "settings": {"method.network": "conventional"}},
         {"trainer": SYNFOC, "config": "demo", "configuration": "3d_fullres", "models": {"a": "ensemble"}},
+        {"trainer": "nnUNetTrainerECT", "settings": {"foundation.name": "compact"}, "models": {"a": "foundation"}},
+        {
+            "trainer": "nnUNetTrainerECT",
+            "settings": {"foundation.name": "compact", "method.streams": 1},
+            "models": {"a": "foundation"},
+        },
     ],
 )
 def test_method_that_can_be_trained(method: dict[str, Any], project: Any) -> None:

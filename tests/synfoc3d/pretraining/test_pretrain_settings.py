@@ -8,12 +8,17 @@ import pytest
 import synfoc3d.pretraining
 from synfoc3d.config import Section, read_partial
 from synfoc3d.errors import UserError
-from synfoc3d.pretraining.settings import PretrainSettings, resolve_pretraining
+from synfoc3d.pretraining.settings import PretrainSettings, PropagationSettings, resolve_pretraining
 
 
 @pytest.mark.parametrize(("preset", "size"), [("pretrain", 128), ("pretrain_finer", 256)])
 def test_presets_resolve(preset, size):
     assert resolve_pretraining(read_partial(preset), preset).image_size == size
+
+
+def test_preset_of_propagation_resolves():
+    tree = read_partial("pretrain_propagation")
+    assert resolve_pretraining(tree, "pretrain_propagation", "propagation").network == "lite_medsam"
 
 
 def test_unknown_setting_is_refused_with_a_suggestion():
@@ -67,4 +72,4 @@ def test_every_setting_is_read():
     files = Path(synfoc3d.pretraining.__file__).parent.glob("*.py")
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
     read = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    assert set(keys(PretrainSettings)) <= read
+    assert {*keys(PretrainSettings), *keys(PropagationSettings)} <= read
