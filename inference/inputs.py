@@ -65,6 +65,12 @@ def select_part(jobs: Sequence[Job], num_parts: int, part_id: int) -> list[Job]:
     return list(jobs[part_id::num_parts])
 
 
+def remove_results(job: Job, ending: str) -> None:
+    """Remove what an earlier run wrote for a case, so that it cannot pass for what this one writes."""
+    for one in (ending, ".npz", ".pkl"):
+        job.target.with_name(job.target.name + one).unlink(missing_ok=True)
+
+
 def is_finished(job: Job, ending: str, save_probabilities: bool) -> bool:
     """Return whether an earlier run wrote everything that is asked for."""
     endings = [ending, ".npz", ".pkl"] if save_probabilities else [ending]

@@ -20,7 +20,7 @@ from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import find_dataset
 from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
-from synfoc3d.inference.inputs import Job, find_jobs, is_finished, select_part
+from synfoc3d.inference.inputs import Job, find_jobs, is_finished, remove_results, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
 from synfoc3d.inference.prompt_record import parse_prompt
@@ -131,6 +131,9 @@ def predict(
         jobs = [job for job in jobs if not is_finished(job, ending, options.save_probabilities)]
         if not jobs:
             return 0
+    else:
+        for job in jobs:  # before the record changes: after an interruption they would be taken for this run's
+            remove_results(job, ending)
     folder.mkdir(parents=True, exist_ok=True)
     _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
     outcome = _segment_all(model, jobs, prompts, torch.device(device), options)

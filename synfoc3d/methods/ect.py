@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from synfoc3d.config import MethodSettings
@@ -19,8 +19,15 @@ from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Panel, Progre
 from synfoc3d.networks.in_plane import depth, in_plane_size, resize_in_plane
 from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
+from synfoc3d.sections import Interval
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _below_one(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[1] >= 1:
+        raise ValueError("Input should be two shares below 1: nothing would be left of a slice")
+    return interval
 
 
 class ECTSettings(MethodSettings):
@@ -51,7 +58,7 @@ class ECTSettings(MethodSettings):
     center_share: Share | None = None
     unlabeled_point: Literal["center", "centroid"] = "center"
     window: Annotated[int, Field(ge=0)] = 0
-    cutout: tuple[Share, Share] = (0.02, 0.1)
+    cutout: Annotated[Interval, AfterValidator(_below_one)] = (0.02, 0.1)
 
 
 class Questions(NamedTuple):

@@ -295,3 +295,19 @@ def test_changed_points_do_not_continue_but_moved_ones_do(run, refusal, scans, t
     changed = points_file(**cases | {"Btrain003": ABSENT})
     assert "of another prompt" in refusal(scans, PromptChoice("point", points=changed), skip_finished=True)
     assert run(scans, PromptChoice("point", points=moved), skip_finished=True) == 1
+
+
+def test_masks_of_another_prompt_are_not_continued_after_a_kill(run, scans, points_file, tmp_path, monkeypatch):
+    points = PromptChoice("point", points=points_file(**{case: ABSENT | {"wall": "8,9,2"} for case in CASES}))
+    run(scans)
+    by_center = {case: (tmp_path / "masks" / f"{case}.nii.gz").stat().st_mtime_ns for case in CASES}
+    with monkeypatch.context() as patch:
+
+        def kill(*_, **__):
+            raise KeyboardInterrupt
+
+        patch.setattr("synfoc3d.inference.predict.run_pipeline", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(scans, points)
+    assert run(scans, points, skip_finished=True) == len(CASES)
+    assert all((tmp_path / "masks" / f"{case}.nii.gz").stat().st_mtime_ns > made for case, made in by_center.items())

@@ -10,6 +10,7 @@ import torch
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.networks.propagation import PropagatingFoundation
+from synfoc3d.trainers.life_cycle.final_validation import validate_modes
 
 ECT = "nnUNetTrainerECT"
 COMPACT = {"name": "compact", "image_size": 32}
@@ -140,6 +141,27 @@ def test_masks_lie_on_the_scans_own_grids(configuration, ect, tmp_path):
         scan = nibabel.load(scans / mask.name.replace(".nii.gz", "_0000.nii.gz"))
         assert nibabel.load(mask).shape == scan.shape
         np.testing.assert_allclose(nibabel.load(mask).affine, scan.affine)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_validation_averages_over_the_same_mirrored_versions_as_prediction(configuration, ect, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(network, image, labels, *, mirror_axes, **options):
+        asked.append(tuple(mirror_axes))
+        return torch.full((labels.num_channels, *image.shape[1:]), 0.25)
+
+    monkeypatch.setattr("synfoc3d.nnunet.prediction.walk", spy)
+    scans = ect.root / "scans" / "unlabeled"
+    arguments = f"-d 501 -c {configuration} -tr {ECT} -npp 0 -nps 0 -device cpu".split()
+    ect.command("predict", "-i", scans, "-o", tmp_path / "masks", *arguments, results="ect")
+    with ect.active("ect"):
+        trainer = begin(ect, configuration)
+        trainer.initialize()
+        trainer.output_folder = str(tmp_path)
+        trainer.inference_allowed_mirroring_axes = final(ect, configuration)["inference_allowed_mirroring_axes"]
+        validate_modes(trainer)
+    assert set(asked) == {(0, 1)} and len(asked) > 2
 
 
 REFUSED = {

@@ -47,7 +47,7 @@ from synfoc3d.trainers.life_cycle.validation import (
     logits_on_net_grid,
     mean_dice,
 )
-from synfoc3d.trainers.life_cycle.whole_volumes import VOLUMES, Views, in_plane_views, show_whole_volumes
+from synfoc3d.trainers.life_cycle.whole_volumes import VOLUMES, Views, in_plane_views, whole_volumes
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -75,7 +75,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
             raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
         refuse_stage(self.plans_manager, configuration)
         if self.method_class.walks_volumes:
-            show_whole_volumes(self.plans_manager, self.configuration_manager)
+            self.configuration_manager = whole_volumes(self.plans_manager, self.configuration_manager)
             self.oversample_foreground_percent = 0.0  # nnU-Net would shift the volume to center a class
         folder = Path(self.preprocessed_dataset_folder_base)
         self.labels = DatasetLabels(self.label_manager, dataset_json, folder)

@@ -11,21 +11,21 @@ VOLUMES = 2  # per batch, where the user says nothing: a plan counts patches, or
 Views = tuple[Any, bool, Any, tuple[int, ...]]  # rotation, whether it is in-plane, size cut before it, mirrored axes
 
 
-def show_whole_volumes(plans: PlansManager, configuration: ConfigurationManager) -> None:
-    """Make the patches of a training as large as a median case; the plans themselves stay as they are.
+def whole_volumes(plans: PlansManager, configuration: ConfigurationManager) -> ConfigurationManager:
+    """Return a configuration whose patches are as large as a median case; that of the plans stays as it is.
 
     Args:
         plans: of the dataset.
-        configuration: of the training.
+        configuration: as it is in the plans.
     """
-    configuration.configuration["patch_size"] = list(volume_size(plans, configuration))
+    return ConfigurationManager(configuration.configuration | {"patch_size": list(volume_size(plans, configuration))})
 
 
 def in_plane_views(configuration: ConfigurationManager, of_patches: Callable[[], Views]) -> Views:
     """Return what nnU-Net does with patches; with those of a 2d plan, it does the same with all slices of a volume.
 
     Args:
-        configuration: with the patch of :func:`show_whole_volumes`.
+        configuration: that of :func:`whole_volumes`.
         of_patches: asks nnU-Net, which looks at the configuration's patch.
     """
     depth, *slice_size = configuration.patch_size

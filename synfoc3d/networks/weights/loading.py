@@ -92,7 +92,9 @@ def _is_part(name: str, parts: tuple[str, ...]) -> bool:
     return any(part in name for part in parts)
 
 
-def refuse_keys(problem: str, names: list[str], path: Path, kind: str = "a SAM or MedSAM weight file") -> None:
+def refuse_keys(
+    problem: str, names: list[str], path: Path, kind: str = "a weight file of SAM, SAM 2 or MedSAM"
+) -> None:
     """Raise a UserError that shows the first of the names, if there are any, and asks for a file of a kind."""
     if not names:
         return

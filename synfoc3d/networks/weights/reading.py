@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from synfoc3d.errors import UserError
 from synfoc3d.networks.encoders.base import State
-from synfoc3d.networks.weights.known import SAFETENSORS
+from synfoc3d.networks.weights.known import SAFETENSORS, WHOLE_MODEL
 
 IGNORED_KEYS = ("pixel_mean", "pixel_std")
 """Image statistics some files hold: the network sees images in [0, 1] without them."""
@@ -36,7 +36,7 @@ def read_state(path: Path) -> State:
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(_is_weight(*item) for item in content.items()):
-        raise UserError(f"{path} holds no state dict of weights; give a SAM or MedSAM weight file.")
+        raise UserError(f"{path} holds no state dict of weights; give a weight file of SAM, SAM 2 or MedSAM.")
     state = {name.removeprefix(PARALLEL_PREFIX): value for name, value in content.items()}
     return {name: value for name, value in state.items() if name not in IGNORED_KEYS}
 
@@ -50,6 +50,8 @@ def _is_weight(name: object, value: object) -> bool:
 
 def _read_file(path: Path) -> object:
     """Read a file on the CPU without running any code it may hold."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder without {WHOLE_MODEL}; give the file with the weights.")
     if not path.is_file():
         raise UserError(f"The foundation checkpoint {path} does not exist or is no file; check the path.")
     safetensors = path.suffix == SAFETENSORS

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from synfoc3d.losses.label_space import Classes, Regions, Target
@@ -266,6 +267,12 @@ def test_hidden_labels_change_nothing_but_the_logged_quality(make_ect: Callable,
     second = method.training_step(replace(batch, unlabeled=replace(batch.unlabeled, hidden=hidden)), END)
     assert torch.equal(first.loss, second.loss)
     assert torch.isfinite(first.logs["pseudo_dice"]) and torch.isnan(second.logs["pseudo_dice"])
+
+
+@pytest.mark.parametrize("share", [(0.5, 0.1), (0.2, 1.0), (-0.1, 0.1)])
+def test_cutouts_that_leave_nothing_or_descend_are_refused(share: tuple) -> None:
+    with pytest.raises(ValidationError):
+        ECTSettings(cutout=share)
 
 
 # --- the strong view --------------------------------------------------------------------------------------------------
