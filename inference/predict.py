@@ -125,7 +125,9 @@ def predict(
     folder = jobs[0].target.parent
     record = _record(choice, model, device, options)
     if model.takes_prompts:
-        record["prompt"] = prompt.record().as_json()
+        asked = prompt.record()
+        record["prompt"] = asked.as_json()
+        log.info("Prompt: %s.", asked)
     if options.skip_finished:
         _refuse_other_networks(folder / PREDICTION_FILE, record)
         jobs = [job for job in jobs if not is_finished(job, ending, options.save_probabilities)]

@@ -58,8 +58,10 @@ def _foundation(trainer: Trainer) -> Arrangement:
         f"Foundation network {settings.name}{without}: {trained:,} of {total:,} parameters train. "
         + network.describe(patch_size)
     )
-    if adapters := trainer.foundation_identity.get("adapters"):
-        trainer.print_to_log_file("Its decoders start from {file} (SHA-256 {sha256}).".format(**adapters))
+    if "adapters" in trainer.foundation_identity:
+        adapters = trainer.foundation_identity["adapters"]
+        start = "{file} (SHA-256 {sha256})".format(**adapters) if adapters else "new adapters, without a warm-up"
+        trainer.print_to_log_file(f"Its decoders start from {start}.")
     if isinstance(network, CanvasFoundation):
         shape = (trainer.batch_size, trainer.num_input_channels, *patch_size)
         refuse_too_large(network, shape, trainer.settings, trainer.device)
