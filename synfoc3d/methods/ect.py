@@ -16,7 +16,7 @@ from synfoc3d.losses.prompted import focal_loss, mask_dice_loss
 from synfoc3d.losses.rampup import gaussian_rampup
 from synfoc3d.methods.augmentation import cut_out
 from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Panel, Progress, StepResult, mean_foreground_dice
-from synfoc3d.networks.in_plane import depth, in_plane_size, resize_in_plane
+from synfoc3d.networks.in_plane import depth, in_plane_size, majority, resize_in_plane
 from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
 from synfoc3d.sections import Interval
@@ -147,7 +147,7 @@ class ECT(Method):
     def _supervised(self, masks: Sequence[Tensor], asked: Questions) -> tuple[Tensor, Tensor]:
         """Add up focal and Dice loss over the streams; what is not known anywhere takes part in neither."""
         size = in_plane_size(masks[0])
-        truth, known = (resize_in_plane(x, size, "nearest") for x in (asked.truth, asked.known))
+        truth, known = (majority(x, size) for x in (asked.truth, asked.known))
         counts = known.flatten(1).any(1)
         parts = [
             torch.stack([loss(mask[counts], truth[counts], known[counts]) for loss in (focal_loss, mask_dice_loss)])
@@ -165,8 +165,8 @@ class ECT(Method):
         masks = self._follow(views, chains)
         loss = distance(*masks)
         logits = self.foundation.answer(masks[0].detach(), chains, volumes)
-        at_low = hidden.map(lambda x: resize_in_plane(_as_volume(x), in_plane_size(logits), "nearest"))
-        rated = mean_foreground_dice(self.labels.labels_of_logits(logits), at_low, self.labels)
+        logits = resize_in_plane(logits, in_plane_size(views[0]), "bilinear")
+        rated = mean_foreground_dice(self.labels.labels_of_logits(logits), hidden.map(_as_volume), self.labels)
         return loss, {"loss_consistency_unlabeled": loss.detach(), "pseudo_dice": rated}
 
     def _strong_unit(self, labeled: Labeled) -> Tensor:

@@ -28,6 +28,19 @@ def resize_in_plane(x: Tensor, size: tuple[int, int], mode: Literal["bilinear", 
     return resized.reshape(*x.shape[:-2], *size).to(x.dtype)
 
 
+def majority(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resample masks so that most of a pixel decides; the nearest pixel would move them up and to the left.
+
+    Args:
+        masks: (..., H, W) float in {0, 1}, with at most two leading axes.
+        size: new (H, W) in pixels.
+
+    Returns:
+        (..., size[0], size[1]) float in {0, 1}; 1 where at least half of a pixel is.
+    """
+    return (F.adaptive_avg_pool2d(masks, size) >= 0.5).float()
+
+
 def in_plane_size(x: Tensor) -> tuple[int, int]:
     """Return (H, W) of a tensor (..., H, W), in pixels."""
     return x.shape[-2], x.shape[-1]

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from synfoc3d.config import NO_ADAPTERS, FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.losses.prompted import focal_loss, mask_dice_loss
 from synfoc3d.networks.build import arranged, build_foundation
+from synfoc3d.networks.in_plane import majority
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
 from synfoc3d.networks.weights.decoder_adapters import content_of
 from synfoc3d.pretraining.prompts import draw_points, draw_prompts, jitter_boxes, tight_boxes
@@ -82,8 +82,8 @@ class Propagation(Task[PropagatingFoundation, Stacks]):
         device = next(network.parameters()).device
         settings = self.settings.objective
         asked = draw_questions(batch.structures, settings, generator)
-        # most of a pixel decides, where the nearest pixel would move masks up and to the left
-        truth = (F.adaptive_avg_pool2d(asked.truth.to(device), network.network.mask_side) >= 0.5).float()
+        side = network.network.mask_side
+        truth = majority(asked.truth.to(device), (side, side))
         known, first = torch.ones_like(truth), None
         if asked.known_start:
             starts = torch.tensor([chain.start for chain in asked.chains], device=device)

@@ -58,6 +58,18 @@ def probabilities(stream: PropagatingFoundation, image: Tensor, chains: list[Cha
     return stream.follow(stream.embed(image), image.shape[2], chains).sigmoid()
 
 
+def covered(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Where at least half of the voxels that a pixel touches are in the mask; loops over pixels."""
+    height, width = masks.shape[-2:]
+    result = torch.zeros(*masks.shape[:-2], *size)
+    for i in range(size[0]):
+        rows = slice(i * height // size[0], -(-(i + 1) * height // size[0]))
+        for j in range(size[1]):
+            columns = slice(j * width // size[1], -(-(j + 1) * width // size[1]))
+            result[..., i, j] = (masks[..., rows, columns].mean((-2, -1)) >= 0.5).float()
+    return result
+
+
 def by_hand(method: ECT, batch: Batch, weight: float, seed: int) -> float:
     """The loss of a step whose points were drawn from this seed, mask by mask."""
     labeled, unlabeled = batch.pair()
@@ -72,7 +84,7 @@ def by_hand(method: ECT, batch: Batch, weight: float, seed: int) -> float:
     total = 0.0
     for answer in answers:
         for m in range(len(asked.chains)):
-            g = nn.functional.interpolate(asked.truth[m : m + 1], low)[0]
+            g = covered(asked.truth[m], low)
             p = answer[m]
             p_true, alpha = torch.where(g > 0, p, 1 - p), torch.where(g > 0, 0.25, 0.75)
             focal = (-alpha * (1 - p_true) ** 2 * p_true.log()).mean()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from synfoc3d.networks.in_plane import depth, per_sample, resize_in_plane
+from synfoc3d.networks.in_plane import depth, majority, per_sample, resize_in_plane
 
 
 def test_bilinear_uses_half_pixel_centers() -> None:
@@ -71,3 +71,18 @@ def test_depth() -> None:
 )
 def test_numbers_per_sample_broadcast(values: tuple[int, ...], like: tuple[int, ...], shape: tuple[int, ...]) -> None:
     assert per_sample(torch.rand(values), torch.empty(like)).shape == shape
+
+
+def test_majority_moves_no_mask() -> None:
+    """A disk on a coarser grid stays where it was; the nearest pixel moves it by one and a half of four."""
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(48.0), indexing="ij")
+    disk = ((rows - 29.5) ** 2 + (columns - 21.5) ** 2 <= 15**2).float()[None, None]
+
+    def center(small: torch.Tensor) -> torch.Tensor:
+        scale = torch.tensor([64 / small.shape[-2], 48 / small.shape[-1]])
+        return (torch.nonzero(small[0, 0]).float().mean(0) + 0.5) * scale - 0.5
+
+    middle = torch.tensor([29.5, 21.5])
+    for size in ((16, 12), (20, 18), (64, 48), (80, 50)):
+        torch.testing.assert_close(center(majority(disk, size)), middle, atol=0.25, rtol=0)
+    assert (center(resize_in_plane(disk, (16, 12), "nearest")) - middle).abs().min() >= 1
