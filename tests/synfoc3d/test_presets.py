@@ -9,7 +9,7 @@ import yaml
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from synfoc3d.config import MethodSettings, differences, read_partial, resolve
-from synfoc3d.experiment.checks import is_stock, resolve_settings
+from synfoc3d.experiment.checks import _method_class, _students, is_stock, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
 from synfoc3d.methods.augmentation import is_color
 from synfoc3d.methods.base import Method
@@ -21,6 +21,7 @@ from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 from synfoc3d.networks.build import arranged, image_size_of
 from synfoc3d.networks.canvas import Canvas
+from synfoc3d.prediction_modes import find_mode
 
 EXPERIMENTS = sorted(preset_plans())
 ROOT = Path(__file__).parents[2]
@@ -152,6 +153,15 @@ def settings_of(experiment: str) -> dict[str, Any]:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_settings_of_every_method_resolve(experiment: str) -> None:
     assert settings_of(experiment).keys() == read_plan(experiment).methods.keys()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_row_is_predicted_by_a_network_that_its_trainer_trains(experiment: str) -> None:
+    plan = read_plan(experiment)
+    for name, settings in settings_of(experiment).items():
+        method = plan.methods[name]
+        students = _students(_method_class(method.trainer), settings)
+        assert [row for row, mode in method.models.items() if not find_mode(mode).is_possible(students)] == []
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
