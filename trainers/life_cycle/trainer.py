@@ -12,6 +12,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
@@ -58,6 +59,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     """
 
     method_class: ClassVar[type[Method]]
+    configuration_manager: ConfigurationManager
 
     def __init__(
         self,

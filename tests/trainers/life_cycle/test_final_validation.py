@@ -74,9 +74,9 @@ def test_each_network_is_asked_once_per_case(trained, monkeypatch):
     for name in ("conventional", "foundation"):
         original = getattr(CasePredictor, name)
 
-        def observed(self, *arguments, name=name, original=original):
+        def observed(self, *arguments, name=name, original=original, **named):
             asked[name] += 1
-            return original(self, *arguments)
+            return original(self, *arguments, **named)
 
         monkeypatch.setattr(CasePredictor, name, observed)
     with trained.active():
@@ -127,7 +127,8 @@ def test_one_network_has_nothing_to_prefer(project):
 
 def test_network_that_gives_no_numbers_is_not_validated(trained, no_figures, monkeypatch):
     original = CasePredictor.foundation
-    monkeypatch.setattr(CasePredictor, "foundation", lambda *arguments: original(*arguments) * float("nan"))
+    nothing = float("nan")
+    monkeypatch.setattr(CasePredictor, "foundation", lambda *given, **named: original(*given, **named) * nothing)
     with trained.active():
         trainer = finished(trained)
         with pytest.raises(UserError, match=r"gives no numbers \(NaN\).*train anew with a lower learning rate"):

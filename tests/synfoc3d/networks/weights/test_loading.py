@@ -268,7 +268,7 @@ def test_missing_file_is_refused(network: FoundationNetwork, tmp_path: Path) -> 
 
 
 def test_folder_is_refused(network: FoundationNetwork, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match="is a folder without model.safetensors; give the file with the weights"):
         load_checkpoint(network, tmp_path)
 
 
