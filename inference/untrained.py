@@ -76,7 +76,6 @@ def load_untrained(choice: UntrainedChoice) -> TrainedModel:
         labels.num_channels,
         patch_size,
         background=labels.first_foreground > 0,
-        as_published=True,
     )
     merge(network)
     dataset = find_dataset(choice.dataset)

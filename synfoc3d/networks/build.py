@@ -124,7 +124,6 @@ def build_foundation(
     patch_size: Sequence[int] = (1, 1, 1),
     *,
     background: bool = True,
-    as_published: bool = False,
 ) -> tuple[Arrangement, dict[str, Any]]:
     """Build the foundation student.
 
@@ -133,8 +132,6 @@ def build_foundation(
         num_channels: K, channels of the output.
         patch_size: of the configuration, ([D,] H, W); asked for canvases alone.
         background: whether the first channel is the background; asked for propagation alone.
-        as_published: show images as the published network was trained on, which no training makes up for; of
-            propagation alone.
 
     Returns:
         The network, and the identity of its base: ``name``; ``checkpoint`` file and its ``sha256`` (None for random
@@ -162,7 +159,7 @@ def build_foundation(
             "adapters": adapters and adapters.weights,
             "tokens": several if settings.class_tokens is None else settings.class_tokens,
             "carry": settings.carry is not False,
-            "standardize": as_published and known_network(settings.name).standardized,
+            "standardize": known_network(settings.name).standardized,  # the frozen encoder could not make up for it
         }
         return PropagatingFoundation(
             network, image_size, num_channels=num_channels, background=background, **options

@@ -73,8 +73,8 @@ class KnownNetwork:
         license: of the weights, as their authors state it; read it there before use.
         published_input: range of the images the published network was trained on. This package shows every network
             images in [0, 1] without mean and standard deviation, as SynFoC's and SAMed's released code do with SAM's
-            and MedSAM's weights alike; fine-tuning absorbs the difference. Without any training it shows what the
-            network was trained on, see :attr:`standardized`.
+            and MedSAM's weights alike; fine-tuning absorbs the difference. Where the encoder is frozen, as of ECT, or
+            nothing trains at all, it shows what the network was trained on, see :attr:`standardized`.
         trained_on: what the published network has seen.
         hash_algorithm: ``sha256``, or ``md5`` where nothing else is published.
         published_hash: hexadecimal digits; None where none is published.

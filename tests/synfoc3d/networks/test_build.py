@@ -217,3 +217,18 @@ def test_side_of_a_canvas_is_a_multiple_of_the_networks_factor(name: Any, side: 
 
 def test_default_side_of_sam_2() -> None:
     assert image_size_of(FoundationSettings(name="medsam2"), (1, 40, 40)) == 512
+
+
+@pytest.mark.parametrize(("name", "standardized"), [("mobile_sam", True), ("compact", False)])
+def test_frozen_encoders_are_shown_what_they_were_trained_on(name: str, standardized: bool) -> None:
+    settings = FoundationSettings(name=name, checkpoint="random", image_size=64, arrangement="propagation")
+    foundation, _ = build_foundation(settings, 2)
+    shown: list[torch.Tensor] = []
+    foundation.network.image_encoder.register_forward_pre_hook(lambda _, inputs: shown.append(inputs[0]))
+    image = torch.rand(1, 1, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    foundation.embed(image)
+    expected = image[0].transpose(0, 1).expand(-1, 3, -1, -1)
+    if standardized:
+        mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        expected = (expected - mean[:, None, None]) / deviation[:, None, None]
+    torch.testing.assert_close(shown[0], expected, atol=1e-3, rtol=1e-3)
