@@ -18,6 +18,7 @@ from synfoc3d.methods.augmentation import cut_out
 from synfoc3d.methods.base import Batch, Builder, Labeled, Method, Panel, Progress, StepResult, mean_foreground_dice
 from synfoc3d.networks.in_plane import depth, in_plane_size, majority, resize_in_plane
 from synfoc3d.networks.intensity import to_unit
+from synfoc3d.networks.prompts import start_among
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
 from synfoc3d.sections import Interval
 
@@ -216,9 +217,7 @@ class ECT(Method):
 
 def start_slice(mask: Tensor) -> int:
     """Return the slice where a structure (D, H, W), present somewhere, is asked for: D // 2, or its own middle."""
-    present = torch.nonzero(mask.flatten(1).any(1)).flatten().tolist()
-    middle = len(mask) // 2
-    return middle if middle in present else int(present[len(present) // 2])
+    return start_among(torch.nonzero(mask.flatten(1).any(1)).flatten().tolist(), len(mask))
 
 
 def distance(weak: Tensor, strong: Tensor) -> Tensor:

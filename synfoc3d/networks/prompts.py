@@ -68,3 +68,14 @@ def outermost(first: float, last: float) -> tuple[float, float]:
     """
     inwards = min(0.5, (last - first) / 2)
     return first + inwards, last - inwards
+
+
+def start_among(present: Sequence[int], slices: int) -> int:
+    """Return the slice in which a structure is asked for: the middle one of the volume, or of those that show it.
+
+    Args:
+        present: indices of the slices that show it, ascending; at least one.
+        slices: D of the volume.
+    """
+    middle = slices // 2
+    return middle if middle in present else int(present[len(present) // 2])

@@ -14,7 +14,7 @@ from synfoc3d.files.boxes import BoxPosition
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.points import Position
 from synfoc3d.files.volumes import Scan, check_channels, label_values
-from synfoc3d.networks.prompts import Box, Point, Points
+from synfoc3d.networks.prompts import Box, Point, Points, start_among
 from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, read_files
 from synfoc3d.nnunet.positions import box_to_prepared, to_prepared
 
@@ -151,8 +151,5 @@ def start_slice(mask: np.ndarray) -> int | None:
 
     It is the middle one of the volume, or where the structure is absent there, the middle one of those in which it is.
     """
-    present = np.flatnonzero(mask.any((1, 2)))
-    if not len(present):
-        return None
-    middle = len(mask) // 2
-    return middle if middle in present else int(present[len(present) // 2])
+    present = np.flatnonzero(mask.any((1, 2))).tolist()
+    return start_among(present, len(mask)) if present else None
