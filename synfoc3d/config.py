@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -54,7 +54,14 @@ ArrangementName = Literal["slices", "canvas", "propagation"]
 
 
 class MethodSettings(Section):
-    """Settings that a training method reads; each method has its own subclass."""
+    """Settings that a training method reads; each method has its own subclass.
+
+    Attributes:
+        own_defaults: the other sections of the tree in which the method has defaults of its own, and their classes,
+            which add no keys.
+    """
+
+    own_defaults: ClassVar[Mapping[str, type[Section]]] = {}
 
 
 class FoundationSettings(Section):
@@ -275,8 +282,9 @@ def resolve(
         UserError: for an unknown key, a wrong type or a value out of range; the sentence names the key.
     """
     tree = dict(given)
-    own = tree.pop("method", None)
-    tree["method"] = validate(method, {} if own is None else own, source, "method", data=data)
+    for name, section in {"method": method, **method.own_defaults}.items():
+        own = tree.get(name)
+        tree[name] = validate(section, {} if own is None else own, source, name, data=data)
     return validate(Settings, tree, source, data=data)
 
 

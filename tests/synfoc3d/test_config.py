@@ -263,6 +263,28 @@ def test_another_optimizer_starts_from_its_own_defaults() -> None:
     assert (optimizer.weight_decay, optimizer.schedule) == (0, "constant")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("adam", 1e-4, 1e-4)),
+        ({"lr": 1e-3}, ("adam", 1e-3, 1e-4)),
+        ({"name": "sgd", "lr": 0.5}, ("sgd", 0.5, 0)),
+    ],
+)
+def test_a_method_s_own_defaults_fill_in_what_is_not_given(given: dict, expected: tuple) -> None:
+    tree = {"optimizers": {"foundation": given}, "augmentation": {"blur": [0, 1]}}
+    settings = resolve(tree, ECTSettings)
+    optimizer = settings.optimizers.foundation
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == expected
+    assert settings.optimizers.conventional == resolve({}, SynFoCSettings).optimizers.conventional
+    assert (settings.augmentation.brightness, settings.augmentation.blur) == ((0.6, 1.4), (0, 1))
+
+
+def test_errors_in_sections_with_own_defaults_name_the_key() -> None:
+    with pytest.raises(UserError, match=r"my.yaml: optimizers.foundation.lr: .*greater than 0"):
+        resolve(override({}, ["optimizers.foundation.lr=-1"]), ECTSettings, "my.yaml")
+
+
 def test_override_goes_into_sections_and_reads_yaml() -> None:
     assignments = ["epochs=3", "method.tau=0.9", "method.structures=[[1], [1, 2]]", "foundation.full_finetune=true"]
     settings = resolve(override({"method": {"window": 2}}, assignments), SynFoCSettings)
