@@ -119,7 +119,7 @@ def test_file_cut_short_is_refused_whatever_reads_it(info, scan):
 
 def test_file_that_is_no_image_is_refused(refusal, scan):
     scan.write_bytes(gzip.compress(b"not an image"))
-    assert f"{scan} cannot be read, it is damaged or no NIfTI file" in refusal(scan)
+    assert f"{scan} cannot be read, it is damaged or of another format" in refusal(scan)
 
 
 def test_time_series_is_refused(refusal, scan):
