@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.volumes import ImageFiles, Scan, check_same_grid, label_values, name_and_ending, read_scan
+from synfoc3d.preprocessing.doubts import doubts_about, fingerprint
 
 MAX_THREADS = 8
 T = TypeVar("T")
@@ -41,10 +42,14 @@ class CaseFacts:
     Attributes:
         channels: number of channels.
         labels: label values that occur; empty for an unlabeled case.
+        fingerprints: hash of the voxels of each file.
+        doubts: sentences on what looks like a mistake in the images.
     """
 
     channels: int
     labels: tuple[int, ...]
+    fingerprints: Mapping[Path, str]
+    doubts: tuple[str, ...]
 
 
 def pair_labels(images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) -> list[CaseFiles]:
@@ -130,16 +135,21 @@ def check_case(files: CaseFiles) -> CaseFacts:
             placement, or label values that are no whole numbers.
     """
     first = _read_finite(files.images[0])
-    channels = len(first.values)
+    channels, fingerprints = len(first.values), {first.path: fingerprint(first)}
+    doubts = doubts_about(first, fingerprints[first.path])
     for path in files.images[1:]:
         channel = _read_finite(path)
         check_same_grid(first, channel)
         channels += len(channel.values)
-    if files.label is None:
-        return CaseFacts(channels, ())
-    label = read_scan(files.label)
-    check_same_grid(first, label)
-    return CaseFacts(channels, tuple(label_values(label)))
+        fingerprints[path] = fingerprint(channel)
+        doubts += doubts_about(channel, fingerprints[path])
+    found: tuple[int, ...] = ()
+    if files.label is not None:
+        label = read_scan(files.label)
+        check_same_grid(first, label)
+        found = tuple(label_values(label))
+        fingerprints[files.label] = fingerprint(label)
+    return CaseFacts(channels, found, fingerprints, tuple(doubts))
 
 
 def _all_files(files: CaseFiles) -> ImageFiles:

@@ -10,7 +10,15 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_annotations, read_annotations
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains
-from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
+from synfoc3d.files.layout import (
+    ANNOTATIONS_FILE,
+    DESCRIPTION_FILE,
+    DOMAINS_FILE,
+    IMAGES,
+    LABELS,
+    SAME_SCANS,
+    UNLABELED_IMAGES,
+)
 from synfoc3d.files.volumes import ImageFiles, list_images, list_labels
 
 
@@ -102,6 +110,20 @@ def dataset_labels(folder: Path) -> DeclaredLabels:
         UserError: the dataset.json is missing or damaged, or declares what nnU-Net refuses.
     """
     return declared_labels(read_dataset_json(folder), str(folder / DESCRIPTION_FILE))
+
+
+def dataset_same_scans(folder: Path) -> list[list[str]]:
+    """Return the groups of cases that hold the same scan, as the import found them; empty if it found none.
+
+    Raises:
+        UserError: the dataset.json is missing or damaged, or its entry is no list of lists of cases.
+    """
+    groups = read_dataset_json(folder).get(SAME_SCANS, [])
+    if not isinstance(groups, list) or not all(
+        isinstance(group, list) and all(isinstance(case, str) for case in group) for group in groups
+    ):
+        raise UserError(f"{folder / DESCRIPTION_FILE} must hold lists of cases as {SAME_SCANS!r}; correct it.")
+    return groups
 
 
 def dataset_annotations(folder: Path, labels: DeclaredLabels, labeled: set[str]) -> dict[str, tuple[str, ...]]:

@@ -22,10 +22,19 @@ from synfoc3d.files.annotations import (
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains, write_domains
 from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
-from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
+from synfoc3d.files.layout import (
+    ANNOTATIONS_FILE,
+    DESCRIPTION_FILE,
+    DOMAINS_FILE,
+    IMAGES,
+    LABELS,
+    SAME_SCANS,
+    UNLABELED_IMAGES,
+)
 from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles, check_cases, check_names, pair_labels
 from synfoc3d.preprocessing.dataset_json import build_dataset_json, check_labels, find_description
+from synfoc3d.preprocessing.suspicions import tell_suspicions
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +59,8 @@ def import_dataset(
     Everything is checked before anything is written, and the dataset appears under its name only when it is complete.
     Files of one case must have the same shape and may lie at most a quarter of a voxel apart, which is more than
     rounding in headers makes and less than any real mismatch. Label files of the unlabeled folder are not looked at.
+    What looks like a mistake but need not be one is warned of: see `synfoc3d.preprocessing.suspicions`. Cases that hold
+    the same scan are noted in the dataset.json, so that a split takes them for one patient.
 
     Args:
         dataset_id: nnU-Net's id, 1 to 999.
@@ -93,6 +104,9 @@ def import_dataset(
     check_labels(labels, labeled_cases, facts)
     if annotated is not None:
         _check_annotations(annotations, labels, labeled_cases, facts=facts, source=annotated)
+    same_scans = tell_suspicions(cases, facts, labels)
+    if same_scans:
+        dataset_json[SAME_SCANS] = same_scans
     _write(target, cases, dataset_json, domain_of=domain_of, annotations=annotations)
     log.info("%s: %d labeled and %d unlabeled cases.", target, len(labeled_cases), len(unlabeled_cases))
     if annotations:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 # nnUNet_raw/Dataset501_Name
 DESCRIPTION_FILE = "dataset.json"  # nnU-Net's; copies of it lie beside plans and predictions
+SAME_SCANS = "same_scans"  # entry of it: groups of cases that hold the same scan
 IMAGES, LABELS = "imagesTr", "labelsTr"  # nnU-Net's
 UNLABELED_IMAGES = "imagesUn"
 DOMAINS_FILE = "domains.csv"

@@ -20,13 +20,15 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.checksums import compare_length, compare_checksum, read_to_end
+from synfoc3d.files.checksums import compare_checksum, compare_length, read_to_end
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # Rounding in headers moves voxels by far less, a real mismatch (flip, crop, other spacing) by more. In voxels.
 LARGEST_MISPLACEMENT = 0.25
+SMALLEST_VOXEL, LARGEST_VOXEL = 1e-7, 1e3  # mm, of electron microscopes and of nnU-Net's 2D pictures
+FLATTEST = 1e-6  # volume of the box that three directions of length 1 span; 1 where they are at right angles
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # SimpleITK counts mm to the left and back, NIfTI to the right and front
 
 ImageFiles = tuple[Path, ...]  # the files of one case in the order of its channels
@@ -152,7 +154,7 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
 
     Raises:
         UserError: a file that cannot be read or holds no voxels, a wrong checksum or length, a NIfTI file that is not
-            3D or has colors, or a useless affine.
+            3D or has colors, a useless affine, or voxels of an impossible size.
     """
     _, ending = name_and_ending(path)
     try:
@@ -166,6 +168,7 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
         raise UserError(f"{path} stores colors or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
     if not scan.values.size:
         raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
+    _check_affine(path, scan.affine)
     return scan
 
 
@@ -310,14 +313,19 @@ def _nifti_scan(path: Path, image: Any, as_label: bool) -> Scan:  # noqa: ANN401
             f"write one 3D file per channel or time point."
         )
     affine = np.asarray(image.affine, dtype=np.float64)
-    _check_affine(path, affine)
     values = np.asanyarray(image.dataobj).T
     return Scan(path, values.reshape(1, *(1,) * (3 - values.ndim), *values.shape), affine)
 
 
 def _check_affine(path: Path, affine: np.ndarray) -> None:
-    """Refuse an affine (4, 4) that is no placement in space."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    """Refuse an affine (4, 4) that is no placement in space, or voxels of a size that nothing is measured with."""
+    sizes = voxel_sizes(affine)
+    if np.isfinite(affine).all() and not all(SMALLEST_VOXEL <= size <= LARGEST_VOXEL for size in sizes):
+        raise UserError(
+            f"{path} has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm (x, y, z), but no side can be below "
+            f"{SMALLEST_VOXEL:g} or above {LARGEST_VOXEL:g} mm; correct the spacing in its header."
+        )
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3] / sizes)) < FLATTEST:
         raise UserError(
             f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header."
         )

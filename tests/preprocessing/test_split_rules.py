@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from synfoc3d.errors import UserError
 from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.splits import Split, load_splits
-from synfoc3d.preprocessing.split_cases import SplitCases, patient_of, read_split_cases
+from synfoc3d.preprocessing.patients import find_patients, patient_of
+from synfoc3d.preprocessing.split_cases import SplitCases, read_split_cases
 from synfoc3d.preprocessing.split_rules import describe_splits, read_ids, split_by_count, split_by_ids, write_splits
 
 DESCRIPTION = {
@@ -268,6 +270,20 @@ class TestPatients:
             ("hepat_001", "hepat_001"),
             ("subset_a_1", "subset_a_1"),
             ("path_1", "path_1"),
+            ("A0S9V1_ED", "A0S9V1"),
+            ("x_es", "x"),
+            ("ED-017", "017"),
+            ("P7_t1", "P7"),
+            ("case1_T50", "case1"),
+            ("P_01_frame_3", "P_01"),
+            ("P01_slice012", "P01"),
+            ("brain3_baseline.nii", "brain3.nii"),
+            ("brain3_follow-up2", "brain3"),
+            ("brain3_visit-2_pre", "brain3"),
+            ("ED", "ED"),
+            ("study_t1", "study_t1"),
+            ("t_001", "t_001"),
+            ("presto_1", "presto_1"),
         ],
     )
     def test_default_pattern(self, case, patient):
@@ -287,6 +303,60 @@ class TestPatients:
     def test_useless_patterns_are_refused(self, pattern, message):
         with pytest.raises(UserError, match=message):
             patient_of("a1", pattern)
+
+    def test_unlabeled_case_of_another_name_is_its_own_patient(self, caplog):
+        found = find_patients(["a1_x", "a1_y"], ["a2_x", "other"], r"^a(\d)", [])
+        assert found == {"a1_x": "1", "a1_y": "1", "a2_x": "2", "other": "other"}
+        assert "each is a patient of its own: other." in caplog.text
+
+    def test_labeled_case_of_another_name_is_refused(self):
+        with pytest.raises(UserError, match="finds no patient in the name of case 'b'"):
+            find_patients(["a1", "b"], [], r"^a(\d)", [])
+
+    @pytest.mark.parametrize("pattern", ["(", r"\d"])
+    def test_useless_pattern_is_refused_for_unlabeled_cases(self, pattern):
+        with pytest.raises(UserError, match="The patient pattern"):
+            find_patients([], ["a1"], pattern, [])
+
+    def test_those_who_share_a_scan_are_one(self):
+        same = [["patient1_a", "x"], ["patient2_b", "x"], ["gone", "y"]]
+        found = find_patients(["patient1_a", "patient1_c", "patient2_b"], ["x", "y"], None, same)
+        assert found == {**dict.fromkeys(["patient1_a", "patient1_c", "patient2_b", "x"], "patient1"), "y": "y"}
+
+    @pytest.mark.parametrize(
+        ("names", "shown"),
+        [
+            (["P01_1", "P01_2", "P02_1", "P03"], "P01_1, P01_2."),
+            (["P01-left", "P01-right", "P02-left", "x_0"], "P01-left, P01-right."),
+            (["7a", "7b", "8a", "8b", "9"], "7a, 7b; 8a, 8b."),
+            (["ab_t1", "ab_t2", "cd_t1"], "ab_t1, ab_t2."),
+            ([f"p{p}_{s}" for p in range(12) for s in range(10)], "; ..."),
+        ],
+    )
+    def test_names_like_scans_of_one_patient_are_shown_with_a_pattern_that_joins_them(self, caplog, names, shown):
+        assert find_patients(names, [], None, []) == {name: name for name in names}
+        assert shown in caplog.text
+        pattern = caplog.text.rsplit("--patient-pattern '", 1)[1].split("'")[0]
+        joined = find_patients(names, [], pattern, [])
+        stems = {name: name.rstrip("ab") if name[0].isdigit() else re.split("[-_]", name)[0] for name in names}
+        assert Counter(joined.values()) == Counter(stems.values())
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["hippocampus_001", "hippocampus_002"],
+            [f"site{s}_{n:03d}" for s in range(3) for n in range(20)],
+            ["Atrain001", "Btrain001", "Btrain002"],
+            ["patient1_a", "patient1_b", "patient2_a"],
+        ],
+    )
+    def test_other_names_are_not_suspected(self, caplog, names):
+        find_patients(names, [], None, [])
+        assert not caplog.messages
+
+    def test_own_pattern_is_not_doubted(self, caplog):
+        find_patients(["P01_1", "P01_2", "P02_1"], [], "(.+)", [])
+        assert not caplog.messages
 
 
 class TestFiles:
