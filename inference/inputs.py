@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.entries import find_scans, tell_left_out
+from synfoc3d.files.volumes import ENDINGS
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
     output = output.resolve()
     if not source.exists():
         raise UserError(f"{source} does not exist: give a folder of images, or one image file, with -i.")
+    if source.is_dir():
+        tell_left_out(source, [file for file in find_scans(source, ENDINGS) if not file.name.endswith(ending)])
     cases, others = _group_channels(source if source.is_dir() else source.parent, ending)
     if source.is_file():
         case, files = _case_of(source, cases, ending)

@@ -21,6 +21,7 @@ from synfoc3d.files.annotations import (
 )
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains, write_domains
+from synfoc3d.files.entries import tell_left_out, visible
 from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
 from synfoc3d.files.layout import (
     ANNOTATIONS_FILE,
@@ -137,6 +138,7 @@ def _new_folder(dataset_id: int, name: str) -> Path:
 def _collect(labeled: Path, unlabeled: Path | None) -> tuple[list[CaseFiles], list[CaseFiles]]:
     """Return the labeled and the unlabeled cases, each sorted by name."""
     image_folder, label_folder = _labeled_folders(labeled)
+    tell_left_out(labeled, visible(sorted(labeled.iterdir()), but={image_folder, label_folder}))
     labels = list_labels(label_folder)
     images = list_images(image_folder, whole_names=labels)
     labeled_cases = pair_labels(images, labels)
@@ -145,6 +147,8 @@ def _collect(labeled: Path, unlabeled: Path | None) -> tuple[list[CaseFiles], li
     if not unlabeled.is_dir():
         raise UserError(f"The unlabeled folder {unlabeled} does not exist; give the folder that holds the scans.")
     folder = next((unlabeled / sub for sub in UNLABELED_LAYOUTS if (unlabeled / sub).is_dir()), unlabeled)
+    if folder != unlabeled:
+        tell_left_out(unlabeled, visible(sorted(unlabeled.iterdir()), but={folder}))
     # Where a labeled case's name itself ends in four digits, the unlabeled ones are named alike.
     suffixed = not any(CHANNEL.fullmatch(case) for case in images)
     found = list_images(folder, suffixed=suffixed)

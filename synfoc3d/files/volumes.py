@@ -21,6 +21,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.checksums import compare_checksum, compare_length, read_to_end
+from synfoc3d.files.entries import find_scans
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -75,18 +76,14 @@ def name_and_ending(path: Path) -> tuple[str, str]:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """Return the files of a folder that nnU-Net can read, sorted; others and hidden ones are left out.
+    """Return the files of a folder that nnU-Net can read, sorted; a warning names what is left out.
 
     Raises:
-        UserError: no such folder, or no such file in it.
+        UserError: no such folder, no such file in it, or an entry named like one that is none.
     """
     if not folder.is_dir():
         raise UserError(f"The folder {folder} does not exist; give the folder that holds the scans.")
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(tuple(ENDINGS))
-    )
+    files = find_scans(folder, ENDINGS)
     if not files:
         raise UserError(f"The folder {folder} holds no scan; nnU-Net reads {', '.join(ENDINGS)}.")
     return files

@@ -122,6 +122,19 @@ class TestResult:
         shutil.move(source / "inner", source / "unlabeled" / layout)
         assert (run(source) / "imagesUn" / "u_0000.nii.gz").is_file()
 
+    def test_what_lies_beside_the_folders_is_named(self, source, caplog):
+        (source / "labeled" / "imagesTs").mkdir()
+        (source / "labeled" / "readme.txt").touch()
+        (source / "unlabeled" / "images").mkdir()
+        shutil.copy(source / "unlabeled" / "u.nii.gz", source / "unlabeled" / "images" / "v.nii.gz")
+        assert (run(source) / "imagesUn" / "v_0000.nii.gz").is_file()
+        assert f"Left out of {source / 'labeled'}: imagesTs/, readme.txt." in caplog.messages
+        assert f"Left out of {source / 'unlabeled'}: u.nii.gz." in caplog.messages
+
+    def test_ending_in_capitals_becomes_nnunets(self, source):
+        (source / "unlabeled" / "u.nii.gz").rename(source / "unlabeled" / "u.NII.GZ")
+        assert (run(source) / "imagesUn" / "u_0000.nii.gz").is_file()
+
     def test_without_unlabeled_cases(self, source):
         assert not (run(source, unlabeled=None) / "imagesUn").exists()
 
