@@ -14,6 +14,7 @@ from tqdm import tqdm
 from synfoc3d.errors import UserError
 from synfoc3d.files.volumes import ImageFiles, Scan, check_same_grid, label_values, name_and_ending, read_scan
 from synfoc3d.preprocessing.doubts import doubts_about, fingerprint
+from synfoc3d.preprocessing.near_names import find_near
 
 MAX_THREADS = 8
 T = TypeVar("T")
@@ -58,13 +59,31 @@ def pair_labels(images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) ->
     Raises:
         UserError: an image without label or a label without image.
     """
-    for case, files in images.items():
+    for case in images:
         if case not in labels:
-            raise UserError(f"The image {files[0]} has no label file; add it, or move the image to the unlabeled ones.")
+            raise _no_label(case, images, labels)
     for case, file in labels.items():
         if case not in images:
             raise UserError(f"The label file {file} has no image; add the image or remove the label file.")
     return [CaseFiles(case, images[case], labels[case]) for case in sorted(images)]
+
+
+def _no_label(case: str, images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) -> UserError:
+    """Return the error for an image without label file; it names a file that may be meant."""
+    image = images[case][0]
+    near = find_near(case, labels.keys() - images.keys())
+    if near is not None:
+        wanted = f"{case}{name_and_ending(labels[near])[1]}"
+        advice = f"if {labels[near]} is meant, rename it to {wanted}, as nnU-Net names labels like their case"
+        return UserError(f"The image {image} has no label file; {advice}.")
+    near = find_near(case, images.keys() - labels.keys())
+    if near is not None:
+        masked, plain = (case, near) if len(case) > len(near) else (near, case)
+        file = images[masked][0]
+        wanted = f"{plain}{name_and_ending(file)[1]}"
+        advice = f"if {file} is the label of {images[plain][0]}, move it to the folder of labels as {wanted}"
+        return UserError(f"The image {image} has no label file; {advice}.")
+    return UserError(f"The image {image} has no label file; add it, or move the image to the unlabeled ones.")
 
 
 def check_names(cases: Collection[CaseFiles]) -> None:

@@ -20,7 +20,7 @@ from synfoc3d.files.annotations import (
     write_annotations,
 )
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
-from synfoc3d.files.domains import check_domains, read_domains, write_domains
+from synfoc3d.files.domains import domains_of_cases, read_domains, write_domains
 from synfoc3d.files.entries import tell_left_out, visible
 from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
 from synfoc3d.files.layout import (
@@ -68,7 +68,7 @@ def import_dataset(
         name: name behind the id, of letters, digits, ``_``, ``-`` and ``.``.
         labeled: folder with imagesTr and labelsTr, or images and labels; a dataset.json in it is used.
         unlabeled: folder with the images, directly or in imagesUn, images or imagesTr; None without unlabeled cases.
-        domains: CSV file with the header ``case,domain`` that names all cases.
+        domains: CSV file with the header ``case,domain`` that names all cases; lines of others are left out.
         annotated: CSV file with the classes annotated in each case in which not all were (see
             `synfoc3d.files.annotations`); None takes the annotated.csv in the labeled folder, if there is one.
         label_names: names of the label values 1, 2, ...; overrules the dataset.json.
@@ -84,9 +84,9 @@ def import_dataset(
     labeled_cases, unlabeled_cases = _collect(labeled, unlabeled)
     cases = [*labeled_cases, *unlabeled_cases]
     check_names(cases)
-    domain_of = read_domains(domains) if domains is not None else None
-    if domains is not None and domain_of is not None:
-        check_domains(domain_of, {files.case for files in cases}, domains)
+    domain_of = None
+    if domains is not None:
+        domain_of = domains_of_cases(read_domains(domains), {files.case for files in cases}, domains)
     if annotated is None and (labeled / ANNOTATIONS_FILE).is_file():
         annotated = labeled / ANNOTATIONS_FILE
     annotations = read_annotations(annotated) if annotated is not None else {}

@@ -62,6 +62,13 @@ def split_by_count(
         free = [patient for patient in candidates if patient not in group]
         chosen = set(free if num_labeled is None else draw_labeled(cases, free, num_labeled, rng))
         splits.append(_assemble(cases, chosen, set(group)))
+    if not all(split.val for split in splits):
+        log.warning(
+            "No patient is left for validation, because the labeled cases take all %d of imagesTr: curves and figures "
+            "of the training will show the cases it is trained on. Label fewer (--num-labeled), or judge the model by "
+            "other scans (synfoc3d evaluate).",
+            len(patients),
+        )
     for split in splits:
         cases.check_labels(split)
     return splits
@@ -95,7 +102,10 @@ def split_by_ids(
     _check_straddling(cases, split)
     cases.check_labels(split)
     if not val:
-        log.warning("No case is left for validation.")
+        log.warning(
+            "No case is left for validation: curves and figures of the training will show the labeled cases. List some "
+            "(--val-ids), or judge the model by other scans (synfoc3d evaluate)."
+        )
     return [split]
 
 
@@ -239,7 +249,6 @@ def _validation_groups(
             dealt += rng.sample(strata[domain], len(strata[domain]))
     groups = [dealt[group::count] for group in range(min(count, len(dealt)))][:folds]
     if not groups:
-        log.warning("No patient is left for validation.")
         return [[]]
     if len(groups) < folds:
         log.warning(

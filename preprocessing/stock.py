@@ -124,3 +124,24 @@ def preprocess_if_needed(
 def is_complete(folder: Path, case: str) -> bool:
     """Say whether all files of a preprocessed case are in place."""
     return all((folder / f"{case}{ending}").is_file() for ending in CASE_ENDINGS)
+
+
+def prepared_configuration(preprocessed: Path) -> str | None:
+    """Return the configuration that a person most likely means to train: 3d_fullres before 2d, where it is prepared.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+
+    Returns:
+        Its name; None if neither is prepared by the default plans.
+
+    Raises:
+        UserError: the plans file is damaged.
+    """
+    path = preprocessed / f"{DEFAULT_PLANS}.json"
+    configurations = load_json_object(path).get("configurations", {}) if path.is_file() else {}
+    for name in ("3d_fullres", "2d"):
+        identifier = configurations.get(name, {}).get("data_identifier")
+        if identifier is not None and (preprocessed / identifier).is_dir():
+            return name
+    return None

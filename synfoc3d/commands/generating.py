@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from synfoc3d.commands.common import Commands, command
+from synfoc3d.files.layout import DOMAINS_FILE
 
 DATASET = "501"  # in the commands that are shown
 LABELED_SCANNER = "A"
@@ -46,9 +47,11 @@ def _run_generate(args: argparse.Namespace) -> None:
         f"Generated {len(cases)} scans of 4 scanners in {args.folder}; labels: {args.num_labeled} scans of scanner "
         f"{LABELED_SCANNER}, {args.labels} ({KINDS[args.labels]})."
     )
-    labeled, unlabeled = (shlex.quote(str(args.folder / name)) for name in ("labeled", "unlabeled"))
+    names = "labeled", "unlabeled", DOMAINS_FILE
+    labeled, unlabeled, domains = (shlex.quote(str(args.folder / name)) for name in names)
     print(
-        f"Next: synfoc3d import -d {DATASET} -n Generated --labeled {labeled} --unlabeled {unlabeled}\n"
+        f"Next: synfoc3d import -d {DATASET} -n Generated --labeled {labeled} --unlabeled {unlabeled} "
+        f"--domains {domains}\n"
         f"      synfoc3d preprocess -d {DATASET} -c 2d\n"
         f"      synfoc3d split -d {DATASET} --folds 1\n"
         f"      synfoc3d train {DATASET} 2d 0 --config demo"

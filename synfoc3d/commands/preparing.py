@@ -110,6 +110,7 @@ def _run_split(args: argparse.Namespace) -> None:
     from synfoc3d.preprocessing.incomplete import add_incomplete
     from synfoc3d.preprocessing.split_cases import read_split_cases
     from synfoc3d.preprocessing.split_rules import describe_splits, split_by_count, write_splits
+    from synfoc3d.preprocessing.stock import prepared_configuration
 
     _check_ways_to_split(args)
     cases = read_split_cases(args.dataset, args.patient_pattern)
@@ -120,7 +121,11 @@ def _run_split(args: argparse.Namespace) -> None:
     splits = add_incomplete(cases, splits, args.also_unlabeled)
     file = write_splits(cases, splits)
     print(describe_splits(cases, splits))
-    print(f"Written to {file}\nNext: synfoc3d train {args.dataset} 2d 0")
+    configuration = prepared_configuration(file.parent)
+    if configuration is None:
+        print(f"Written to {file}\nNext: synfoc3d preprocess -d {args.dataset}")
+    else:
+        print(f"Written to {file}\nNext: synfoc3d train {args.dataset} {configuration} 0")
 
 
 def _check_ways_to_split(args: argparse.Namespace) -> None:

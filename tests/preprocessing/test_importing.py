@@ -122,6 +122,14 @@ class TestResult:
         shutil.move(source / "inner", source / "unlabeled" / layout)
         assert (run(source) / "imagesUn" / "u_0000.nii.gz").is_file()
 
+    def test_domains_of_other_cases_are_left_out(self, source, caplog):
+        (source / "d.csv").write_text("case,domain\nu,GE\na,Siemens\ntest1,GE\nb,Siemens\ntest2,GE\n")
+        target = run(source, domains=source / "d.csv")
+        assert read_domains(target / "domains.csv") == {"a": "Siemens", "b": "Siemens", "u": "GE"}
+        assert f"These lines of {source / 'd.csv'} are left out, as no such case is imported: test1, test2." in (
+            caplog.messages
+        )
+
     def test_what_lies_beside_the_folders_is_named(self, source, caplog):
         (source / "labeled" / "imagesTs").mkdir()
         (source / "labeled" / "readme.txt").touch()

@@ -121,7 +121,8 @@ class TestCounts:
         with caplog.at_level(logging.WARNING):
             splits = split_by_count(make_cases(["A_patient0"], scans("B", 2)), 1)
         assert splits == [Split(("A_patient0",), ("B_patient0_f0", "B_patient1_f0"), ())]
-        assert "No patient is left for validation" in caplog.text
+        assert "No patient is left for validation, because the labeled cases take all 1 of imagesTr" in caplog.text
+        assert "Label fewer (--num-labeled)" in caplog.text
 
     def test_fewer_patients_than_folds(self, caplog):
         with caplog.at_level(logging.WARNING):
@@ -187,7 +188,7 @@ class TestIds:
     def test_missing_validation_is_told(self, caplog):
         with caplog.at_level(logging.WARNING):
             assert split_by_ids(self.CASES, ["A_patient0_f0"])[0].val == ()
-        assert "No case is left for validation" in caplog.text
+        assert "No case is left for validation: " in caplog.text and "List some (--val-ids)" in caplog.text
 
     def test_more_scans_of_a_labeled_patient_in_images_un(self):
         (split,) = split_by_ids(self.CASES, ["A_patient0_f0"], ["A_patient0_f9"], [])
@@ -440,3 +441,28 @@ def test_description_counts_cases_and_patients():
         "0     B       0 (0)    1 (1)      0 (0)",
         "0     C       0 (0)    1 (1)      0 (0)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("prepared", "shown"),
+    [
+        ([], "synfoc3d preprocess -d 501"),
+        (["2d"], "synfoc3d train 501 2d 0"),
+        (["2d", "3d_fullres"], "synfoc3d train 501 3d_fullres 0"),
+    ],
+)
+def test_next_command_fits_what_is_prepared(nnunet_folders, capsys, prepared, shown):
+    from synfoc3d.cli import main
+
+    raw, folder = (nnunet_folders / f"nnUNet_{kind}" / "Dataset501_Test" for kind in ("raw", "preprocessed"))
+    for name in ("imagesTr/a_0000", "labelsTr/a", "imagesTr/b_0000", "labelsTr/b"):
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / f"{name}.nii.gz").touch()
+    (raw / "dataset.json").write_text(json.dumps(DESCRIPTION))
+    if prepared:
+        planned = {name: {"data_identifier": f"Plans_{name}"} for name in ("2d", "3d_fullres")}
+        for name in prepared:
+            (folder / planned[name]["data_identifier"]).mkdir(parents=True)
+        (folder / "nnUNetPlans.json").write_text(json.dumps({"configurations": planned}))
+    main(["split", "-d", "501", "--folds", "1"])
+    assert capsys.readouterr().out.endswith(f"\nNext: {shown}\n")
