@@ -24,6 +24,7 @@ READ_BYTES = 1 << 20  # at once, of a stream's content
 INFLATE_BYTES = 1 << 14  # at once, of a compressed file: at most a thousand times as much in memory
 ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 GIPL_HEADER_BYTES = 256
+ELSEWHERE = "its voxels lie in another file, which would be left behind: write both as one file"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -94,8 +95,10 @@ def _compare_nifti(path: Path) -> None:
 def _compare_mha(path: Path) -> None:
     with path.open("rb") as file:
         header = _read_text_header(file, b"=", b"elementdatafile")
-        if header.get(b"elementdatafile") != b"local" or header.get(b"binarydata", b"true")[:1] not in (b"t", b"1"):
-            return
+        if header.get(b"elementdatafile", b"local") != b"local":
+            raise ValueError(ELSEWHERE)
+        if header.get(b"binarydata", b"true")[:1] not in (b"t", b"1"):
+            return  # voxels as text
         if header.get(b"compresseddata", b"")[:1] in (b"t", b"1"):
             compare_length(_inflate(file), _voxel_bytes(path))
         elif header.get(b"headersize", b"0") == b"0":
@@ -105,8 +108,10 @@ def _compare_mha(path: Path) -> None:
 def _compare_nrrd(path: Path) -> None:
     with path.open("rb") as file:
         header = _read_text_header(file, b": ", b"")
-        if {b"data file", b"datafile", b"line skip", b"lineskip", b"byte skip", b"byteskip"} & header.keys():
-            return  # voxels that begin further on, or lie in another file
+        if {b"data file", b"datafile"} & header.keys():
+            raise ValueError(ELSEWHERE)
+        if {b"line skip", b"lineskip", b"byte skip", b"byteskip"} & header.keys():
+            return  # voxels that begin further on
         if header.get(b"encoding") in (b"gzip", b"gz"):
             with gzip.GzipFile(fileobj=file) as stream:
                 compare_length(read_to_end(stream), _voxel_bytes(path))

@@ -139,12 +139,20 @@ class TestNrrdAndMha:
         with pytest.raises(UserError, match=f"a.{ending} cannot be read, it is damaged .*end"):
             read_scan(path)
 
-    def test_voxels_in_another_file_are_not_looked_for(self, tmp_path):
+    def test_voxels_in_another_file_are_refused(self, tmp_path):
         path, _ = write_with_sitk(tmp_path / "a.nrrd")
         header, voxels = path.read_bytes().split(b"\n\n", 1)
         (tmp_path / "voxels.gz").write_bytes(voxels)
         path.write_bytes(header + b"\ndata file: voxels.gz\n\n")
-        check_checksum(path)
+        (tmp_path / "voxels.raw").write_bytes(bytes(24))
+        (tmp_path / "b.mha").write_text(
+            "ObjectType = Image\nNDims = 3\nDimSize = 4 3 2\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n"
+        )
+        assert SimpleITK.ReadImage(str(path)).GetSize() == (30, 20, 10)
+        assert SimpleITK.ReadImage(str(tmp_path / "b.mha")).GetSize() == (4, 3, 2)
+        for file in (path, tmp_path / "b.mha"):
+            with pytest.raises(UserError, match="its voxels lie in another file, .* write both as one file"):
+                read_scan(file)
 
 
 VOXELS = np.random.default_rng(0).integers(0, 200, (9, 7, 8)).astype(np.uint8)
