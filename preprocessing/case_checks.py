@@ -90,7 +90,8 @@ def check_names(cases: Collection[CaseFiles]) -> None:
     """Check what the file names alone tell: unique names, equal numbers of files, one file ending.
 
     Raises:
-        UserError: a case that is both labeled and unlabeled, or has more or fewer files or another ending than most.
+        UserError: a case that is both labeled and unlabeled, has more or fewer files or another ending than most, or a
+            name that cannot be printed, such as one with a line break.
     """
     seen: dict[str, CaseFiles] = {}
     ending = name_and_ending(next(iter(cases)).images[0])[1]
@@ -101,6 +102,10 @@ def check_names(cases: Collection[CaseFiles]) -> None:
                 f"Case {files.case!r} is both labeled and unlabeled ({other} and {files.images[0]}); remove one."
             )
         seen[files.case] = files
+        if not files.case.isprintable():
+            raise UserError(
+                f"The name of {str(files.images[0])!r} holds signs that cannot be printed; rename the file."
+            )
         for path in _all_files(files):
             if name_and_ending(path)[1] != ending:
                 raise UserError(

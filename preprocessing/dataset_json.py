@@ -29,7 +29,9 @@ def find_description(folder: Path) -> dict[str, Any]:
         return {}
     content = load_json_object(path)
     labels = content.get("labels")
-    if isinstance(labels, dict) and labels and all(str(key).isdigit() for key in labels):
+    if isinstance(labels, dict) and labels and all(map(str.isdigit, labels)):
+        if not all(isinstance(name, str) for name in labels.values()):
+            raise UserError(f'{path} has "labels" that are not names by value, such as "1": "liver"; correct it.')
         content["labels"] = {name: int(value) for value, name in labels.items()}
     if "modality" in content:
         content.setdefault("channel_names", content["modality"])

@@ -145,7 +145,8 @@ def _collect(labeled: Path, unlabeled: Path | None) -> tuple[list[CaseFiles], li
     if unlabeled is None:
         return labeled_cases, []
     if not unlabeled.is_dir():
-        raise UserError(f"The unlabeled folder {unlabeled} does not exist; give the folder that holds the scans.")
+        problem = "is no folder" if unlabeled.exists() else "does not exist"
+        raise UserError(f"The unlabeled folder {unlabeled} {problem}; give the folder that holds the scans.")
     folder = next((unlabeled / sub for sub in UNLABELED_LAYOUTS if (unlabeled / sub).is_dir()), unlabeled)
     if folder != unlabeled:
         tell_left_out(unlabeled, visible(sorted(unlabeled.iterdir()), but={folder}))

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import nibabel
@@ -39,6 +40,21 @@ def refused(source, message, **changes):
 
 def files_of(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", [b"u\nx", b"u\xff", b"u\t"])
+    def test_name_that_cannot_be_printed_is_refused(self, source, name):
+        folder = os.fsencode(source / "unlabeled")
+        os.rename(folder + b"/u.nii.gz", folder + b"/" + name + b".nii.gz")
+        refused(source, r"The name of '.*u\\.*' holds signs that cannot be printed; rename")
+
+    def test_file_in_place_of_the_unlabeled_folder(self, source):
+        refused(source, "u.nii.gz is no folder", unlabeled=source / "unlabeled" / "u.nii.gz")
+
+    def test_decathlons_labels_of_another_form(self, source):
+        (source / "labeled" / "dataset.json").write_text('{"labels": {"0": "background", "1": {"name": "x"}}}')
+        refused(source, 'dataset.json has "labels" that are not names by value')
 
 
 class TestResult:
