@@ -173,8 +173,8 @@ def _load_base(
     settings: FoundationSettings, image_size: int, num_channels: int, *, promptable: bool
 ) -> tuple[FoundationNetwork, dict[str, Any]]:
     """Build a network with its base's weights, say so if they are not the published ones, and identify them."""
+    checkpoint, sha256 = find_checkpoint(settings.name, settings.checkpoint), None  # first: it takes no time to refuse
     network = build_sam(architecture_of(settings), image_size, num_channels, settings.checkpointing)
-    checkpoint, sha256 = find_checkpoint(settings.name, settings.checkpoint), None
     if checkpoint is not None:
         sha256 = load_checkpoint(network, checkpoint, promptable)
         if problem := hash_problem(known_network(settings.name), checkpoint, sha256):
