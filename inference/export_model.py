@@ -17,8 +17,9 @@ from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_
 from synfoc3d import __version__
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
+from synfoc3d.files.atomic import naming
 from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
-from synfoc3d.inference.models import ModelChoice, build_conventional, read_info
+from synfoc3d.inference.models import ModelChoice, build_conventional, check_origin, read_info
 from synfoc3d.nnunet.case_files import ModelInfo
 
 STOCK_TRAINER = nnUNetTrainer.__name__
@@ -68,6 +69,7 @@ def export_model(choice: ModelChoice, output: Path) -> list[str]:
     found = {fold: checkpoints.load(file) for fold, file in files.items()}
     expected = _stock_shapes(info)
     for fold, checkpoint in found.items():
+        check_origin(files[fold], checkpoint, info)
         _check_weights(checkpoint, expected, files[fold])
 
     facts = _facts(choice, dataset, found)
@@ -200,7 +202,7 @@ def _write_model(source: Path, folder: Path, found: Found, dataset_json: Mapping
             "init_args": {"configuration": checkpoint["init_args"]["configuration"]},
             "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
         }
-        torch.save(stock, fold_folder(folder, fold) / CHECKPOINT_FINAL)
+        checkpoints.save_atomic(stock, fold_folder(folder, fold) / CHECKPOINT_FINAL)
 
 
 def _zipped(folder: Path) -> Path:
@@ -217,8 +219,9 @@ def _appearing_whole(output: Path) -> Iterator[Path]:
     """Make an empty folder beside the output, on the same disk, that is removed afterwards."""
     temporary = output.absolute().with_name(f".{output.name}.partial")  # a kill's remains are overwritten
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(output, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

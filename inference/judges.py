@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.files.layout import fold_folder
-from synfoc3d.inference.models import ModelChoice, build_conventional, check_labels
+from synfoc3d.inference.models import ModelChoice, check_origin, conventional_with
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.confidence import Structures
 from synfoc3d.networks.arrangement import Arrangement
@@ -141,14 +141,13 @@ def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, A
     Raises:
         UserError: the training kept no such networks, or learned other labels than its dataset.json declares.
     """
-    check_labels(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint, checkpoint, info)
+    check_origin(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint, checkpoint, info)
     labels = label_space(info.plans.get_label_manager(info.dataset_json))
     heads = labels.num_channels
 
     def conventional(name: str) -> nn.Module:
-        network = build_conventional(choice.trainer, info, heads)
-        network.load_state_dict(checkpoints.network_state(checkpoint, name))
-        return network.to(device).eval()
+        state = checkpoints.network_state(checkpoint, name)
+        return conventional_with(state, choice.trainer, info, checkpoint).to(device).eval()
 
     foundation_teacher = checkpoints.rebuild_foundation(checkpoint, heads, "foundation_teacher")
     merge(foundation_teacher)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from synfoc3d import __version__
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError, cases_failed
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_texts, whole_folder
 from synfoc3d.files.folders import find_dataset
 from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
 from synfoc3d.inference.inputs import Job, find_jobs, is_finished, remove_results, select_part
@@ -89,7 +89,8 @@ def predict(
     """Segment a folder of scans, or one scan.
 
     Masks appear whole or not at all, on each scan's own grid. Beside them lie dataset.json and plans.json, as from
-    nnU-Net, and from the start synfoc3d_predict.json, which says how they are made.
+    nnU-Net, and from the start synfoc3d_predict.json, which says how they are made. A new folder that gets no mask
+    goes again.
 
     Workers are spawned: call this from a script only under ``if __name__ == "__main__"``.
 
@@ -136,12 +137,12 @@ def predict(
     else:
         for job in jobs:  # before the record changes: after an interruption they would be taken for this run's
             remove_results(job, ending)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
-    outcome = _segment_all(model, jobs, prompts, torch.device(device), options)
-    _write_records(folder, model, record | {"seconds": round(time.time() - started, 1)})
-    if outcome.failures:
-        raise cases_failed(outcome.failures, len(jobs), "segmented")
+    with whole_folder(folder, unless=lambda: any(is_finished(job, ending, False) for job in jobs)):
+        _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
+        outcome = _segment_all(model, jobs, prompts, torch.device(device), options)
+        _write_records(folder, model, record | {"seconds": round(time.time() - started, 1)})
+        if outcome.failures:
+            raise cases_failed(outcome.failures, len(jobs), "segmented")
     return outcome.done
 
 
@@ -283,5 +284,4 @@ def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
 def _write_records(folder: Path, model: TrainedModel, record: Mapping[str, Any]) -> None:
     """Write what nnU-Net's tools expect beside masks, and how these are made."""
     files = {PLANS_FILE: model.info.plans.plans, DESCRIPTION_FILE: model.info.dataset_json, PREDICTION_FILE: record}
-    for name, content in files.items():
-        atomic_write_text(folder / name, json.dumps(content, indent=4) + "\n")
+    atomic_write_texts({folder / name: json.dumps(content, indent=4) + "\n" for name, content in files.items()})

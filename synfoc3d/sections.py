@@ -20,7 +20,9 @@ from pydantic import (
 
 from synfoc3d.errors import UserError, did_you_mean
 
-AnySection = TypeVar("AnySection", bound="Section")
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+LONGEST = 200  # characters of a wrong value in a sentence
 
 FoundationName = Literal[
     "lite_medsam",
@@ -156,8 +158,14 @@ def validate(
     reason = first["msg"].removeprefix("Value error, ")
     # what is wrong with a whole section is said in the reason
     whole = first["type"] in ("missing", "value_error") and isinstance(first["input"], Mapping)
-    got = "" if whole else f" (got {first['input']!r})"
+    got = "" if whole else f" (got {_short(first['input'])})"
     raise UserError(f"{source}: {f'{where}: ' if where else ''}{reason}{got}")
+
+
+def _short(given: Any) -> str:  # noqa: ANN401 - whatever was given
+    """Write what was given, the middle of what is long left out."""
+    text = repr(given)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import SEPARATING_LINE
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_texts
 from synfoc3d.inference.prompt_record import prompt_note
 from synfoc3d.inference.scores.comparison import Comparison, PairedTest
 from synfoc3d.inference.scores.evaluation_tables import annotation_note
@@ -38,7 +38,7 @@ LATEX_SIGNS = {
 
 
 def write_tables(comparison: Comparison, output: Path) -> None:
-    """Write comparison.md, comparison.tex, comparison.csv, and the single figures, cases.csv, each replaced at once.
+    """Write comparison.md, comparison.tex, comparison.csv, and the single figures, cases.csv, all replaced at once.
 
     Args:
         comparison: what to write.
@@ -57,8 +57,7 @@ def write_tables(comparison: Comparison, output: Path) -> None:
         "cases.csv": cases_csv(comparison),
     }
     output.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        atomic_write_text(output / name, text)
+    atomic_write_texts({output / name: text for name, text in texts.items()})
 
 
 # ---- terminal

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from synfoc3d import __version__
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_texts, whole_folder
 from synfoc3d.inference.prompt_record import PromptRecord
 from synfoc3d.metrics import METRICS, PER_VOLUME, CaseMetrics, Convention
 
@@ -179,14 +179,13 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
     prompt, `prompt`, and where not all classes were annotated in all cases, `annotations`. Shares are in [0, 1],
     distances in the unit of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
 
-    Both files are replaced at once: a reader never sees half of one.
+    Both files are replaced at once, and neither where the other cannot be written.
 
     Args:
         evaluation: what to write.
         output: the JSON file, ending in .json; missing folders are made.
 
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     rows = list(tidy_rows(evaluation))
     content = {
         **_nnunet_summary(evaluation),
@@ -206,12 +205,13 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
         "failures": evaluation.failures,
         "references_without_prediction": evaluation.unpredicted,
     }
-    atomic_write_text(output, json.dumps(content, indent=4) + "\n")
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write_text(output.with_suffix(".csv"), table.getvalue())
+    texts = {output: json.dumps(content, indent=4) + "\n", output.with_suffix(".csv"): table.getvalue()}
+    with whole_folder(output.parent):
+        atomic_write_texts(texts)
 
 
 def _annotations(evaluation: Evaluation) -> dict[str, Any]:

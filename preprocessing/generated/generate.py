@@ -12,6 +12,7 @@ from numpy.random import Generator
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.annotations import write_annotations
+from synfoc3d.files.atomic import naming, whole_folder
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE
 from synfoc3d.preprocessing.generated.anatomy import MIN_SHAPE, draw_anatomy
 from synfoc3d.preprocessing.generated.annotation import annotate, annotated_class, check_kind, declaration
@@ -128,6 +129,21 @@ def generate_dataset(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"Cannot generate data in {folder}: it is not an empty folder; name a new one or empty it.")
 
+    with whole_folder(folder), naming(folder):
+        return _write_dataset(folder, counts, labeled, test_per_scanner, seed=seed, storage=storage, labels=labels)
+
+
+def _write_dataset(
+    folder: Path,
+    counts: Mapping[str, int],
+    labeled: Mapping[str, int],
+    test_per_scanner: int,
+    *,
+    seed: int,
+    storage: StorageOptions,
+    labels: str,
+) -> list[str]:
+    """Do what :func:`generate_dataset` says, of which all arguments are checked."""
     domains: dict[str, str] = {}
     labeled_cases: list[str] = []
     for name, role, number in _plan_cases(counts, test_per_scanner):

@@ -9,6 +9,7 @@ from synfoc3d.commands.common import (
     DEFAULT_TRAINER,
     Commands,
     add_device,
+    add_output,
     command,
     device,
 )
@@ -71,7 +72,7 @@ def _experiment(commands: Commands) -> None:
         commands, "experiment", "train, predict, evaluate and compare all methods of a plan", _run_experiment
     )
     parser.add_argument("plan", metavar="PLAN", help="YAML file, or a plan that comes along: demo, prostate, ...")
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="receives everything; same folder to go on")
+    add_output(parser, "receives everything; same folder to go on")
     parser.add_argument("-d", dest="dataset", metavar="ID", help="dataset id or name, in place of the plan's")
     parser.add_argument(
         "--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
@@ -104,7 +105,7 @@ def _pretrain(commands: Commands) -> None:
     parser = command(
         commands, "pretrain", "pre-train a foundation network, or a part of it, on generated images", _run_pretrain
     )
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for weights, record and curves")
+    add_output(parser, "folder for weights, record and curves")
     parser.add_argument(
         "--objective", choices=("structures", "propagation"),
         help="structures, the default: train the compact network; propagation: train adapters for the start of ECT",

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_text, whole_folder
 from synfoc3d.files.layout import SPLITS_FILE
 
 
@@ -106,8 +106,8 @@ def save_splits(folder: Path, splits: Sequence[Split]) -> Path:
     path = folder / SPLITS_FILE
     for fold, split in enumerate(splits):
         check_split(split, f"Fold {fold} for {path}")
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, json.dumps([asdict(split) for split in splits], indent=1) + "\n")
+    with whole_folder(folder):
+        atomic_write_text(path, json.dumps([asdict(split) for split in splits], indent=1) + "\n")
     return path
 
 
