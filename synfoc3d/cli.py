@@ -15,6 +15,7 @@ from synfoc3d import __version__
 from synfoc3d.commands import examining, generating, learning, preparing, scoring, segmenting
 from synfoc3d.commands.common import check_output
 from synfoc3d.errors import UserError, system_sentence
+from synfoc3d.workers import check_worker_counts
 
 log = logging.getLogger(__name__)
 TERMINATED = 128 + signal.SIGTERM  # exit status, as a shell gives it
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
     try:
         with ending_on_sigterm():
+            if args.command != "doctor":  # which says it in its own words
+                check_worker_counts()
             check_output(getattr(args, "output", None))
             args.run(args)
     except UserError as error:

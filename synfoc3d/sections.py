@@ -77,8 +77,13 @@ def _channel_of_data(channel: int, info: ValidationInfo) -> int:
     return channel
 
 
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+LARGEST = 1_000_000  # beyond it lie slips of the finger and overflows, not settings
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
+BatchSize = Annotated[int, Field(ge=1, le=4096)]
+LARGEST_IMAGE = 16384  # pixels: its attention alone would take a terabyte
 Interval = Annotated[tuple[NonNegative, NonNegative], AfterValidator(_ascending)]
 PositiveInterval = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 Seed = Annotated[StrictInt, Field(ge=0, le=2**63 - 1)]  # numpy takes none below, torch none far above

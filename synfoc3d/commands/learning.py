@@ -41,8 +41,8 @@ def _run_train(args: argparse.Namespace) -> None:
     if args.resume and args.val:
         raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
     before = os.environ.get(config.CONFIG_VARIABLE, "")
-    base = args.config or before
-    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    base = args.config if args.config is not None else before or None  # "" of an unset shell variable is a mistake
+    tree = config.override({} if base is None else config.read_partial(base), args.assignments)
     with tempfile.TemporaryDirectory() as folder:
         if tree:
             file = Path(folder) / "settings.yaml"
@@ -137,9 +137,12 @@ def _run_pretrain(args: argparse.Namespace) -> None:
     from synfoc3d.networks.weights.known import find_checkpoint
     from synfoc3d.pretraining.loop import pretrain
 
+    if args.minutes is not None and not 0 < args.minutes < float("inf"):
+        raise UserError(f"--minutes must be a number above 0, but is {args.minutes:g}.")
     # a continued run has its settings in its checkpoint
-    base = args.config or ("" if args.resume else PRESETS[args.objective])
-    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    preset = None if args.resume else PRESETS[args.objective]
+    base = preset if args.config is None else args.config
+    tree = config.override({} if base is None else config.read_partial(base), args.assignments)
     if args.network and args.objective != "propagation":
         raise UserError("--network names whose decoder gets adapters: give --objective propagation, too.")
     tree |= {"network": args.network} if args.network else {}
