@@ -66,17 +66,19 @@ def write_tables(comparison: Comparison, output: Path) -> None:
 def terminal(comparison: Comparison) -> str:
     """Return what a user wants to know first as aligned text.
 
-    All metrics of the mean of classes over all cases, mean Dice by class and by domain, the tests of the mean of
-    classes, how they were made, and how many cases are left out.
+    What is wrong with the figures; all metrics of the mean of classes over all cases, mean Dice by class and by domain,
+    the tests of the mean of classes, how they were made, and how many cases are left out.
     """
     view = table_view(comparison)
-    parts = [f"{view.overview}; mean +- standard deviation", *_terminal_means(view)]
+    parts = [textwrap.fill(mark, WIDTH) for mark in comparison.marks]  # first: who reads no further must know
+    parts += [f"{view.overview}; mean +- standard deviation", *_terminal_means(view)]
     if view.challengers:
         parts.append(_terminal_tests(view))
     if view.evaluation.annotations:
         parts.append(textwrap.fill(annotation_note(view.evaluation), WIDTH))
     parts.append(textwrap.fill(" ".join([*_terminal_legend(view), comparison.note]), WIDTH))
-    parts += [textwrap.fill(sentence, WIDTH) for sentence in _prompts_and_marks(comparison)]
+    if note := prompt_note(comparison.prompts):
+        parts.append(textwrap.fill(note, WIDTH))
     if comparison.failures:
         count = len(comparison.failures)
         parts.append(f"{count} {'case is' if count == 1 else 'cases are'} not part of the comparison.")
