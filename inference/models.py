@@ -24,7 +24,7 @@ from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import meaning
-from synfoc3d.nnunet.plans_and_dataset import MODEL_ADVICE, read_description, read_plans
+from synfoc3d.nnunet.plans_and_dataset import MODEL_ADVICE, check_channels, read_description, read_plans
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
 from synfoc3d.nnunet.training import no_such_trainer, register_trainers
@@ -191,7 +191,9 @@ def read_info(choice: ModelChoice) -> ModelInfo:
     """
     folder = choice.folder()
     plans = read_plans(folder / PLANS_FILE, choice.configuration)
-    return ModelInfo(plans, choice.configuration, read_description(folder / DESCRIPTION_FILE), folder / PLANS_FILE)
+    description = read_description(folder / DESCRIPTION_FILE)
+    check_channels(plans, choice.configuration, description, folder / PLANS_FILE)
+    return ModelInfo(plans, choice.configuration, description, folder / PLANS_FILE)
 
 
 def load_model(choice: ModelChoice) -> TrainedModel:

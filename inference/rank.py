@@ -105,6 +105,8 @@ def rank(
     Raises:
         UserError: no such input or model, a model without both networks; or, in the end, scans that could not be read.
     """
+    if pictures < 1:
+        raise UserError(f"--pictures must be at least 1, but is {pictures}.")
     info = read_info(choice)
     checkpoint = _load_one_fold(choice)
     judges = load_judges(choice, info, checkpoint, torch.device(device))

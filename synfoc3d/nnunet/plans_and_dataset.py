@@ -3,16 +3,19 @@
 nnU-Net looks up what it needs when it needs it, so that a damaged file ends in a KeyError somewhere.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictStr, model_validator
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.json_files import load_json_object
+from synfoc3d.files.layout import DESCRIPTION_FILE
 from synfoc3d.sections import validate
 
 PLANS_ADVICE = "restore it, or delete it and run synfoc3d preprocess"
@@ -24,6 +27,15 @@ WRONG_SHAPE = (LookupError, TypeError, ValueError, AttributeError, RuntimeError,
 
 Side = Annotated[int, Field(ge=1)]
 Length = Annotated[float, Field(gt=0)]
+
+
+def _order_of_axes(axes: list[int]) -> list[int]:
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError("Input should be 0, 1 and 2 in any order")
+    return axes
+
+
+Axes = Annotated[list[int], AfterValidator(_order_of_axes)]
 
 
 class _Part(BaseModel):
@@ -51,12 +63,23 @@ class _Configuration(_Part):
     resampling_fn_probabilities: StrictStr
     architecture: _Architecture
 
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> "_Configuration":
+        if len(self.spacing) != len(self.patch_size):
+            raise ValueError(f"patch_size has {len(self.patch_size)} axes, but spacing {len(self.spacing)}")
+        if len(self.use_mask_for_norm) != len(self.normalization_schemes):
+            raise ValueError("use_mask_for_norm and normalization_schemes speak of different numbers of channels")
+        strides = self.architecture.arch_kwargs.get("strides", [])
+        if any(isinstance(stride, list) and len(stride) != len(self.patch_size) for stride in strides):
+            raise ValueError(f"architecture.arch_kwargs.strides do not all have {len(self.patch_size)} axes")
+        return self
+
 
 class _Plans(_Part):
     dataset_name: StrictStr
     image_reader_writer: StrictStr
-    transpose_forward: list[int]
-    transpose_backward: list[int]
+    transpose_forward: Axes
+    transpose_backward: Axes
     foreground_intensity_properties_per_channel: dict[str, dict[str, float]]
     configurations: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
@@ -117,7 +140,7 @@ def _look_up_names(plans: PlansManager, configuration: ConfigurationManager) -> 
 
 
 def read_description(path: Path, advice: str = MODEL_ADVICE) -> dict[str, Any]:
-    """Read a dataset.json and check that nnU-Net can use it; what its labels mean is not looked at.
+    """Read a dataset.json and check that nnU-Net can use it.
 
     Args:
         path: of the file.
@@ -129,7 +152,35 @@ def read_description(path: Path, advice: str = MODEL_ADVICE) -> dict[str, Any]:
     content = _read(path, _Description, "dataset.json of nnU-Net", advice)
     if not content.get("channel_names") and not content.get("modality"):
         raise UserError(f"{path} is no dataset.json of nnU-Net: it names no channel as channel_names: {advice}.")
+    try:
+        LabelManager(content["labels"], content.get("regions_class_order"))
+    except WRONG_SHAPE as error:
+        raise UserError(f"{path} declares labels that nnU-Net refuses ({_reason(error)}): {advice}.") from error
     return content
+
+
+def check_channels(
+    plans: PlansManager, configuration: str, description: Mapping[str, Any], path: Path, advice: str = MODEL_ADVICE
+) -> None:
+    """Check that plans and dataset.json speak of the same channels.
+
+    Args:
+        plans: as read by :func:`read_plans`.
+        configuration: of the plans.
+        description: as read by :func:`read_description`.
+        path: file of the plans.
+        advice: how to get a good file.
+
+    Raises:
+        UserError: the plans know more or fewer channels, or how one of them is normalized is missing.
+    """
+    channels = len(description.get("modality") or description["channel_names"])
+    known = plans.foreground_intensity_properties_per_channel
+    planned = len(plans.get_configuration(configuration).normalization_schemes)
+    if planned != channels or any(str(channel) not in known for channel in range(channels)):
+        raise UserError(
+            f"{path} was made for other channels than the {channels} of the {DESCRIPTION_FILE} beside it: {advice}."
+        )
 
 
 def _read(path: Path, shape: type[_Part], kind: str, advice: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.nnunet.plans_and_dataset import read_description, read_plans
+from synfoc3d.nnunet.plans_and_dataset import check_channels, read_description, read_plans
 
 NO_OBJECT = {
     "empty": (b"", "is no valid JSON"),
@@ -103,6 +103,14 @@ def test_configuration_without_an_entry_or_with_another_type(plans, key, value):
     [
         (("configurations", "2d", "patch_size"), [0, 24], "patch_size.0: Input should be greater than or equal to 1"),
         (("configurations", "2d", "spacing"), [float("nan"), 1], "spacing.0: Input should be a finite number"),
+        (("configurations", "2d", "spacing"), [1, 1, 1], "patch_size has 2 axes, but spacing 3"),
+        (("configurations", "2d", "use_mask_for_norm"), [False, True], "different numbers of channels"),
+        (
+            ("configurations", "2d", "architecture", "arch_kwargs", "strides"),
+            [[1, 1], [2], [2, 2]],
+            "strides do not all",
+        ),
+        (("transpose_forward",), [0, 1], "transpose_forward: Input should be 0, 1 and 2 in any order"),
         (("configurations", "2d", "architecture"), None, "'UNet_class_name' is missing"),
         (("configurations", "2d", "architecture", "arch_kwargs", "n_stages"), 9, "n_conv_per_stage must have as many"),
         (("configurations", "2d", "inherits_from"), "2d", "Circular dependency"),
@@ -139,6 +147,14 @@ def test_dataset_json_of_another_form(project, tmp_path, key, value, said):
     assert str(caught.value).startswith(f"{file} is no dataset.json of nnU-Net: ") and said in str(caught.value)
 
 
+@pytest.mark.parametrize("labels", [{"background": 5, "a": 1}, {"a": 1}, {"background": 0, "whole": [1, 2], "core": 2}])
+def test_labels_that_nnunet_refuses(project, tmp_path, labels):
+    good = json.loads((project.raw / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(changed(good, "labels", value=labels)))
+    with pytest.raises(UserError, match=r"dataset\.json declares labels that nnU-Net refuses"):
+        read_description(tmp_path / "dataset.json")
+
+
 @pytest.mark.parametrize("name", ["plans.json", "dataset.json"])
 @pytest.mark.parametrize("command", ["predict", "rank", "export"])
 def test_commands_that_read_a_model_name_its_damaged_file(trained, tmp_path, capsys, command, name):
@@ -171,3 +187,14 @@ def test_train_names_the_damaged_file_of_its_data(project, tmp_path, capsys, nam
         patch.setenv("nnUNet_preprocessed", str(tmp_path / "nnUNet_preprocessed"))
         main(["train", "501", "2d", "0", "-device", "cpu"])
     assert f"synfoc3d train: {copy_of / name} must hold a JSON object" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("channels", [{"0": "a", "1": "b"}, {"1": "a"}])
+def test_plans_of_other_channels_than_the_dataset(plans, project, channels):
+    description = json.loads((project.raw / "dataset.json").read_text())
+    file = plans()
+    check_channels(read_plans(file, "2d"), "2d", description, file)
+    if "0" not in channels:
+        file = plans("foreground_intensity_properties_per_channel", value={"1": {"mean": 1.0}})
+    with pytest.raises(UserError, match=rf"plans.json was made for other channels than the {len(channels)} of"):
+        check_channels(read_plans(file, "2d"), "2d", description | {"channel_names": channels}, file)
