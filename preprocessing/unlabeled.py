@@ -85,6 +85,7 @@ def preprocess_dataset(
     name = find_dataset(dataset_id_or_name)
     raw, preprocessed = nnunet_folder("nnUNet_raw") / name, nnunet_folder("nnUNet_preprocessed") / name
     labeled, unlabeled = raw_labeled_images(raw), raw_unlabeled_images(raw)
+    num_processes = min(num_processes, max(len(labeled), len(unlabeled)))  # nnU-Net starts as many as it is told
     _check_images(raw, labeled, unlabeled)
     dataset_domains(raw, {*labeled, *unlabeled})
     dataset_annotations(raw, dataset_labels(raw), set(labeled))

@@ -106,8 +106,7 @@ def section_of(checkpoint: Mapping[str, Any], trainer: str | None = None) -> Map
     # version 0.1 trained what two trainers do now by one, see :func:`saved_settings`
     if trainer not in (None, writer) and "base" not in checkpoint[SECTION]["settings"]["method"]:
         raise UserError(
-            f"The checkpoint was written by {writer}, not by {trainer}: put it back and continue with -tr "
-            f"{writer}."
+            f"The checkpoint was written by {writer}, not by {trainer}: put it back and continue with -tr {writer}."
         )
     return checkpoint[SECTION]
 

@@ -18,6 +18,7 @@ from synfoc3d.preprocessing.generated.anatomy import MIN_SHAPE, draw_anatomy
 from synfoc3d.preprocessing.generated.annotation import annotate, annotated_class, check_kind, declaration
 from synfoc3d.preprocessing.generated.scanners import MAX_CHANNELS, SCANNERS, Scanner, acquire
 
+MOST_CASES = 9999
 FILE_ENDING = ".nii.gz"
 TYPICAL_SHAPE = (72, 64, 10)
 _TRAINING, _TEST = "train", "test"
@@ -262,6 +263,8 @@ def _check_counts(counts: Mapping[str, int], labeled: Mapping[str, int], test_pe
             f"Numbers of cases cannot be negative: training {dict(counts)}, labeled {dict(labeled)}, "
             f"test {test_per_scanner}."
         )
+    if max([*counts.values(), test_per_scanner]) > MOST_CASES:
+        raise UserError(f"At most {MOST_CASES} cases of a scanner can be generated, for training and for tests.")
     for name, number in labeled.items():
         if number > counts.get(name, 0):
             raise UserError(

@@ -22,6 +22,8 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         named = [os.fsdecode(name) for name in (error.filename, error.filename2) if name is not None]
+        if error.errno is None:  # of python's own making; with a name its text would be lost
+            raise
         if not named or (temporary is not None and any(name.startswith(str(temporary)) for name in named)):
             error.filename, error.filename2 = str(path), None
         raise

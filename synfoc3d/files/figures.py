@@ -53,6 +53,8 @@ def draw_contours(axis: Any, image: np.ndarray, mask: np.ndarray, *, classes: in
     """
     axis.imshow(image, cmap="gray", origin="lower", aspect=aspect)
     axis.set(xticks=[], yticks=[])
+    if min(mask.shape) < 2:  # matplotlib finds no outline in a line of pixels
+        return
     for value in range(1, classes + 1):
         if (mask == value).any():
             axis.contour(mask == value, [0.5], colors=COLORS[(value - 1) % len(COLORS)], linewidths=1.5)

@@ -8,6 +8,18 @@ from typing import Any
 from synfoc3d.errors import UserError
 
 
+def parse_json(text: str) -> Any:  # noqa: ANN401 - whatever the text says
+    """Parse a JSON text.
+
+    Raises:
+        ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def load_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 

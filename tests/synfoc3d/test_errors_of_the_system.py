@@ -8,12 +8,16 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from synfoc3d.checkpoint import save_atomic
 from synfoc3d.cli import main
-from synfoc3d.errors import system_sentence
+from synfoc3d.errors import UserError, system_sentence
+from synfoc3d.files.domains import read_domains
+from synfoc3d.files.figures import draw_contours, figure_file
+from synfoc3d.files.splits import load_splits
 
 SCANS = "scans/unlabeled"
 MODEL = ["-d", "501", "-c", "2d"]
@@ -215,3 +219,29 @@ def test_record_beside_masks_is_whole(trained, tmp_path):
         main([str(argument) for argument in commands(trained, tmp_path / "out")["predict"]])
     for name in ("plans.json", "dataset.json", "synfoc3d_predict.json"):
         assert isinstance(json.loads((tmp_path / "out" / name).read_text()), dict)
+
+
+def test_pre_training_that_cannot_begin_leaves_no_folder(tmp_path, capsys):
+    refused(capsys, "pretrain", "-o", tmp_path / "out", "-device", "cpu", "--from", tmp_path / "none.pth")
+    assert not os.listdir(tmp_path)
+
+
+def test_more_cases_than_a_disk_holds_are_not_generated(tmp_path, capsys):
+    said = refused(capsys, "generate", "-o", tmp_path / "out", "--num-cases", 10**30)
+    assert "At most 9999 cases of a scanner can be generated" in said and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 21), (21, 1), (1, 1)])
+def test_slice_of_one_row_is_drawn(tmp_path, shape):
+    with figure_file(tmp_path / "a.png", 1, 1, (1, 1)) as (_, axes):
+        draw_contours(axes[0, 0], np.zeros(shape), np.ones(shape, int), classes=1)
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_texts_that_no_reader_takes_are_refused_by_name(tmp_path):
+    (tmp_path / "domains.csv").write_text("case,domain\n" + "x" * 200_000 + ",A\n")
+    with pytest.raises(UserError, match=r"domains\.csv is no CSV file \(field larger"):
+        read_domains(tmp_path / "domains.csv")
+    (tmp_path / "splits_semi.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"splits_semi\.json is not of the form .*nested too deeply"):
+        load_splits(tmp_path)
