@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from synfoc3d.errors import UserError
+from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.inference.inputs import Job
 from synfoc3d.nnunet.case_files import CasePrompt, ModelInfo, PreparedCase, prepare_case, write_case
 
@@ -40,7 +40,7 @@ class Outcome:
             reason = "a worker process died, most likely out of memory; run again with -npp 1 -nps 1 or 0"
         else:
             one_line = " ".join(str(error).split())
-            reason = f"{type(error).__name__}: {one_line} (more with --verbose)"
+            reason = system_sentence(error) or f"{type(error).__name__}: {one_line} (more with --verbose)"
         log.debug("Case %s failed.", job.case, exc_info=error)
         self.failures[job.case] = reason
 

@@ -1,6 +1,5 @@
 """Finding datasets and their cases in nnU-Net's folders."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_annotations, read_annotations
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains
+from synfoc3d.files.json_files import load_json_object
 from synfoc3d.files.layout import (
     ANNOTATIONS_FILE,
     DESCRIPTION_FILE,
@@ -33,23 +33,6 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     for key in ("channel_names", "labels", "numTraining", "file_ending"):
         if key not in content:
             raise UserError(f"{path} lacks the entry {key!r} that nnU-Net needs; add it.")
-    return content
-
-
-def load_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        UserError: the file is missing or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); see that it is there.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); correct it.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, but holds a {type(content).__name__}; correct it.")
     return content
 
 

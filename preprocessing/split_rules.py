@@ -1,6 +1,5 @@
 """Decide which cases are labeled, unlabeled and kept for validation; a patient's scans stay together."""
 
-import json
 import logging
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.folders import nnunet_folder
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.splits import Split, check_split, save_splits
 from synfoc3d.preprocessing.incomplete import draw_labeled, spare_needed
 from synfoc3d.preprocessing.split_cases import SplitCases
@@ -179,7 +179,7 @@ def read_ids(source: str, known: Collection[str]) -> list[str]:
 def _names_from_json(text: str, path: Path, key: str | None) -> list[str]:
     """Return the list of names in a JSON text."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise UserError(f"{path} is no valid JSON ({error}); correct it.") from error
     if isinstance(content, dict):

@@ -1,6 +1,5 @@
 """Checkpoints: one file that nnU-Net can use, safe to load, written whole or not at all."""
 
-import os
 import random
 import zipfile
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from synfoc3d.config import NO_ADAPTERS, RANDOM, FoundationSettings, MethodSettings, Settings, resolve
 from synfoc3d.errors import UserError
+from synfoc3d.files.atomic import replacing
 from synfoc3d.files.layout import CHECKPOINT_BEST, best_checkpoint
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import build_foundation
@@ -34,13 +34,20 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of containers and nu
 
 
 def save_atomic(checkpoint: Mapping[str, Any], file: Path) -> None:
-    """Write through ``torch.save`` into a temporary file of the same folder, then rename."""
+    """Write through ``torch.save`` into a temporary file of the same folder, then rename.
+
+    Raises:
+        OSError: the file cannot be written; torch alone would not say why.
+    """
     temporary = file.with_name(f".{file.name}.tmp")  # always the same, so that one left by a kill is overwritten
-    try:
-        torch.save(dict(checkpoint), temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file, temporary):
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(dict(checkpoint), stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -80,16 +87,26 @@ def _numpy_numbers() -> list[Any]:
     return [*places, np.dtype, *types]
 
 
-def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+def section_of(checkpoint: Mapping[str, Any], trainer: str | None = None) -> Mapping[str, Any]:
     """Return our part of a checkpoint.
 
+    Args:
+        checkpoint: as read by :func:`load`.
+        trainer: class name of the trainer that is to go on with it; None where any will do.
+
     Raises:
-        UserError: it was written by a trainer that is not of this package.
+        UserError: it was written by a trainer that is not of this package, or not of this name.
     """
     if SECTION not in checkpoint:
         raise UserError(
             f"The checkpoint was not written by a synfoc3d trainer (its trainer: {checkpoint.get('trainer_name')}): "
             "give one that was."
+        )
+    writer = checkpoint.get("trainer_name")
+    # version 0.1 trained what two trainers do now by one, see :func:`saved_settings`
+    if trainer not in (None, writer) and "base" not in checkpoint[SECTION]["settings"]["method"]:
+        raise UserError(
+            f"The checkpoint was written by {writer}, not by {trainer}: put it back and continue with -tr {writer}."
         )
     return checkpoint[SECTION]
 

@@ -9,6 +9,7 @@ from synfoc3d.commands.common import (
     Commands,
     add_dataset,
     add_device,
+    add_output,
     command,
     device,
 )
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # the commands' help needs neither torch nor nnU-Net
 
 def _demo(commands: Commands) -> None:
     parser = command(commands, "demo", "the whole pipeline on generated data, minutes on a CPU", _run_demo)
-    parser.add_argument("-o", dest="folder", type=Path, default=Path("synfoc3d_demo"), help="default: ./synfoc3d_demo")
+    add_output(parser, "default: ./synfoc3d_demo", required=False, default=Path("synfoc3d_demo"))
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated data, the split and both trainings")
     add_device(parser)
 
@@ -29,7 +30,7 @@ def _demo(commands: Commands) -> None:
 def _run_demo(args: argparse.Namespace) -> None:
     from synfoc3d.commands.demo import run_demo
 
-    run_demo(args.folder, device(args.device), args.seed)
+    run_demo(args.output, device(args.device), args.seed)
 
 
 def _import(commands: Commands) -> None:

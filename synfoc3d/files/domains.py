@@ -38,7 +38,10 @@ def _read_rows(path: Path) -> list[list[str]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"The domains file {path} is no UTF-8 text ({error}); save it as CSV in UTF-8.") from error
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if any(row)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if any(row)]
+    except csv.Error as error:
+        raise UserError(f"The domains file {path} is no CSV file ({error}); save it as one.") from None
     if not rows or tuple(rows[0]) != HEADER:
         found = ",".join(rows[0]) if rows else "nothing"
         raise UserError(f"The first line of the domains file {path} must be case,domain, but is {found!r}.")

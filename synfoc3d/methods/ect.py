@@ -20,7 +20,7 @@ from synfoc3d.networks.in_plane import depth, in_plane_size, majority, resize_in
 from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.prompts import start_among
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
-from synfoc3d.sections import Interval, Section
+from synfoc3d.sections import Count, Interval, NonNegative, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -72,13 +72,13 @@ class ECTSettings(MethodSettings):
 
     streams: Literal[1, 2] = 2
     unlabeled: bool = True
-    focal_weight: Annotated[float, Field(ge=0)] = 1.0
-    dice_weight: Annotated[float, Field(ge=0)] = 20.0
-    consistency_weight: Annotated[float, Field(ge=0)] = 0.1
+    focal_weight: NonNegative = 1.0
+    dice_weight: NonNegative = 20.0
+    consistency_weight: NonNegative = 0.1
     rampup: Annotated[float, Field(gt=0, le=1)] = 0.2
     center_share: Share | None = None
     unlabeled_point: Literal["center", "centroid"] = "center"
-    window: Annotated[int, Field(ge=0)] = 0
+    window: Count = 0
     cutout: Annotated[Interval, AfterValidator(_below_one)] = (0.02, 0.1)
 
 

@@ -105,7 +105,12 @@ def _check_propagation(settings: FoundationSettings, default: ArrangementName) -
             f"foundation.arrangement={settings.arrangement} does not go with this trainer, whose is {default}; "
             "leave it out. Masks are carried from slice to slice by nnUNetTrainerECT, and by it alone."
         )
-    of_encoder = {"full_finetune": settings.full_finetune, "lora_targets": settings.lora_targets, "lora": settings.lora}
+    of_encoder = {
+        "full_finetune": settings.full_finetune,
+        "lora_targets": settings.lora_targets,
+        "lora": settings.lora,
+        "checkpointing": settings.checkpointing or None,
+    }
     given = [f"foundation.{name}" for name, value in of_encoder.items() if value is not None]
     if given:
         raise UserError(f"ECT freezes the image encoder and adapts the decoders alone: leave out {', '.join(given)}.")

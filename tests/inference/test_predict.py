@@ -14,7 +14,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.inference import pipeline
-from synfoc3d.inference.models import ModelChoice, load_model
+from synfoc3d.inference.models import ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.predict import PredictOptions, predict
 from synfoc3d.networks.architectures import Adaptation
 from synfoc3d.networks.lora import LoRAQKV
@@ -446,14 +446,47 @@ def test_finished_masks_of_other_networks_are_not_taken_for_these(run, refusal, 
 
 
 def test_interrupted_run_tells_which_networks_it_used(run, refusal, scans, monkeypatch):
+    def interrupt_at_the_second(model, *given, segment=TrainedModel.segment, seen=[]):  # noqa: B006 - counts calls
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return segment(model, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainedModel, "segment", interrupt_at_the_second)
+        run(scans, choice("conventional"))
+    assert "of another model" in refusal(scans, choice("foundation"), skip_finished=True)
+    assert run(scans, choice("conventional"), skip_finished=True) == 1
+
+
+def test_folder_without_any_mask_goes_again_after_an_interruption(run, scans, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("synfoc3d.inference.models.TrainedModel.segment", interrupt)
+    monkeypatch.setattr(TrainedModel, "segment", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         run(scans, choice("conventional"))
-    assert "of another model" in refusal(scans, choice("foundation"), skip_finished=True)
-    assert run(scans, choice("conventional"), skip_finished=True) == 2
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"step_size": 1.0}, "step_size 0.75"), ({"mirroring": True}, "mirroring False")]
+)
+def test_other_steps_or_mirroring_do_not_continue(run, refusal, scans, changes, said):
+    run(scans / "Btrain002_0000.nii.gz", choice("conventional"), step_size=0.75, mirroring=False)
+    options = {"step_size": 0.75, "mirroring": False} | changes
+    assert f"made with {said}" in refusal(scans, choice("conventional"), skip_finished=True, **options)
+
+
+def test_masks_of_other_scans_keep_the_record_that_is_true_of_them(run, refusal, scans, tmp_path):
+    first, second = (scans / f"{case}_0000.nii.gz" for case in ("Btrain002", "Btrain003"))
+    run(first, choice("conventional"))
+    before = (tmp_path / "masks" / "synfoc3d_predict.json").read_bytes()
+    said = refusal(second, choice("foundation"))
+    assert "holds masks of other scans, such as Btrain002.nii.gz" in said and "of another model" in said
+    assert (tmp_path / "masks" / "synfoc3d_predict.json").read_bytes() == before
+    assert run(first, choice("foundation")) == 1  # replaces the only mask, so nothing false is said
+    assert run(second, choice("foundation")) == 1
 
 
 def test_damaged_record_is_refused(refusal, scan, tmp_path):
@@ -491,7 +524,6 @@ def test_good_scans_are_finished_and_bad_ones_listed(refusal, scans, tmp_path):
 
 
 def test_case_that_breaks_the_network_does_not_stop_the_others(refusal, scans, monkeypatch):
-    from synfoc3d.inference.models import TrainedModel
 
     works = TrainedModel.segment
     calls = []

@@ -397,10 +397,11 @@ def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_partial(str(file))
 
 
-def test_empty_file_is_the_default(tmp_path: Path) -> None:
+def test_empty_file_is_a_mistake(tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.touch()
-    assert read_partial(str(file)) == {}
+    with pytest.raises(UserError, match=r"my\.yaml is empty, but must hold a mapping of settings"):
+        read_partial(str(file))
 
 
 def test_file_that_extends_a_preset_changes_single_values(tmp_path: Path) -> None:
@@ -474,3 +475,34 @@ def test_continuing_with_other_settings_is_refused(monkeypatch: pytest.MonkeyPat
 def test_continuing_without_settings_keeps_the_saved_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(config.CONFIG_VARIABLE, raising=False)
     config.refuse_difference(*changed())
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"epochs": 10**20},
+        {"iterations_per_epoch": 10**7},
+        {"val_iterations_per_epoch": 10**7},
+        {"batch_size": 10**5},
+        {"save_every_minutes": 1e300},
+        {"foundation": {"image_size": 16_000_000}},
+        {"foundation": {"lora_rank": 10**9}},
+        {"foundation": {"chunk": 10**9}},
+        {"optimizers": {"conventional": {"lr": 1e300}}},
+        {"optimizers": {"foundation": {"warmup": 10**9}}},
+        {"augmentation": {"blur": [0.1, 1e30]}},
+    ],
+)
+def test_numbers_that_no_computer_can_follow_are_refused(tree: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="Input should be less than or equal to"):
+        resolve(tree, SynFoCSettings)
+
+
+def test_home_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(UserError, match=r"foundation\.checkpoint: ~nouser/a\.pth begins with the home folder"):
+        resolve({"foundation": {"checkpoint": "~nouser/a.pth"}}, SynFoCSettings)
+
+
+def test_reason_why_a_value_is_refused_is_told() -> None:
+    with pytest.raises(UserError, match="--set epochs=010: .*010 is another number in YAML than it looks like"):
+        override({}, ["epochs=010"])

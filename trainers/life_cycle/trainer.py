@@ -369,7 +369,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         checkpoint = filename_or_checkpoint
         if not isinstance(checkpoint, dict):
             checkpoint = checkpoints.load(Path(checkpoint))
-        section = checkpoints.section_of(checkpoint)
+        section = checkpoints.section_of(checkpoint, type(self).__name__)
         if not self.was_initialized:
             saved = self.complete(checkpoints.saved_settings(section, self.method_class.Settings, self.data_facts))
             given = self.settings

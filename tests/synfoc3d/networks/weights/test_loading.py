@@ -406,3 +406,11 @@ def test_weight_of_another_shape_is_refused_and_nothing_is_loaded(
     with pytest.raises(UserError, match=rf"has {name} of shape \({shape[0]}, {shape[1]}.* the network needs"):
         load_checkpoint(network, save({**sam_state, name: torch.zeros(shape)}, tmp_path / "bent.pth"))
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("beside", [{}, {"epoch": 3, "optimizer": {"lr": 1e-4}}])
+def test_state_dict_of_training_code_is_read(tmp_path: Path, beside: dict[str, object]) -> None:
+    weights = {"image_encoder.a": torch.arange(3.0)}
+    renamed = {f"module.{name}": value for name, value in weights.items()}
+    torch.save({"state_dict": renamed} | beside, tmp_path / "a.pth")
+    assert torch.equal(read_state(tmp_path / "a.pth")["image_encoder.a"], weights["image_encoder.a"])
