@@ -207,7 +207,7 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     folder, info = choice.folder(), read_info(choice)
     files = [fold_folder(folder, fold) / choice.checkpoint for fold in choice.folds]
     found = [checkpoints.load(file) for file in files]
-    trained = [checkpoints.students_of(checkpoint) for checkpoint in found]
+    trained = [_students(file, checkpoint) for file, checkpoint in zip(files, found, strict=True)]
     if len(set(trained)) > 1:
         raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
     preference = _preference(trained[0], files, found) if choice.model is None else None
@@ -217,7 +217,8 @@ def load_model(choice: ModelChoice) -> TrainedModel:
         check_labels(file, checkpoint, info)
         folds.append(_fold_networks(choice.trainer, mode, info, file=file, checkpoint=checkpoint))
         if checkpoints.SECTION in checkpoint:
-            settings.append(checkpoint[checkpoints.SECTION]["settings"])
+            with checkpoints.as_written(file):
+                settings.append(checkpoint[checkpoints.SECTION]["settings"])
     return TrainedModel(
         info,
         mode,
@@ -226,6 +227,11 @@ def load_model(choice: ModelChoice) -> TrainedModel:
         settings=tuple(settings),
         preference=preference,
     )
+
+
+def _students(file: Path, checkpoint: Mapping[str, Any]) -> frozenset[str]:
+    with checkpoints.as_written(file):
+        return checkpoints.students_of(checkpoint)
 
 
 def check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
@@ -282,7 +288,8 @@ def _fold_networks(
         if own != file:
             content = checkpoints.load(own)
             checkpoints.check_same_training(own, content, beside=checkpoint)
-        students[student] = _network(trainer, student, info, content)
+        with checkpoints.as_written(own):
+            students[student] = _network(trainer, student, info, content)
         files[student] = own
     return FoldNetworks(students, files)
 

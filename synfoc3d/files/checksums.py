@@ -1,10 +1,12 @@
-"""Checksums that compressed files of scans carry.
+"""Checksums that compressed files of scans, and files of torch, carry.
 
 A gzip stream (.nii.gz, .nrrd) ends with the CRC-32 and the length of its content, a zlib stream (.mha) with its
-Adler-32. Readers of images stop behind the last voxel or take no notice, and give damaged voxels like any others.
+Adler-32. Readers of images stop behind the last voxel or take no notice, and give damaged voxels like any others. A
+file of torch is a zip archive, with the CRC-32 of every tensor, at which torch does not look either.
 """
 
 import gzip
+import zipfile
 import zlib
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +29,18 @@ def compare_checksum(path: Path) -> None:
         elif ending == ".gz" or (ending == ".nrrd" and _skip_header_of_nrrd(file)):
             with gzip.GzipFile(fileobj=file) as stream:
                 read_to_end(stream)
+
+
+def compare_torch_checksums(path: Path) -> None:
+    """Read a file that ``torch.save`` wrote and compare the checksums of all that is in it; keep nothing.
+
+    Raises:
+        ValueError, OSError, zipfile.BadZipFile, ...: a checksum is wrong, or the file is damaged or no such file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def read_to_end(stream: gzip.GzipFile) -> None:
