@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.files.layout import fold_folder
-from synfoc3d.inference.models import ModelChoice, build_conventional, check_labels
+from synfoc3d.inference.models import ModelChoice, build_conventional, check_files
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.confidence import Structures
 from synfoc3d.networks.arrangement import Arrangement
@@ -141,7 +141,7 @@ def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, A
     Raises:
         UserError: the training kept no such networks, or learned other labels than its dataset.json declares.
     """
-    check_labels(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint, checkpoint, info)
+    check_files(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint, checkpoint, info)
     labels = label_space(info.plans.get_label_manager(info.dataset_json))
     heads = labels.num_channels
 

@@ -26,6 +26,7 @@ from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import meaning
+from synfoc3d.nnunet.plan_differences import differing_plans
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
 from synfoc3d.nnunet.training import register_trainers
@@ -214,7 +215,7 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     mode = preference.mode if preference else _resolve_mode(choice, trained[0])
     folds, settings = [], []
     for file, checkpoint in zip(files, found, strict=True):
-        check_labels(file, checkpoint, info)
+        check_files(file, checkpoint, info)
         folds.append(_fold_networks(choice.trainer, mode, info, file=file, checkpoint=checkpoint))
         if checkpoints.SECTION in checkpoint:
             with checkpoints.as_written(file):
@@ -234,8 +235,8 @@ def _students(file: Path, checkpoint: Mapping[str, Any]) -> frozenset[str]:
         return checkpoints.students_of(checkpoint)
 
 
-def check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
-    """Check that a network's channels mean what the dataset.json of its model says.
+def check_files(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that the plans and the dataset.json of a model are those that one of its folds was trained with.
 
     Args:
         file: the checkpoint, in the folder of a fold of the model.
@@ -243,8 +244,15 @@ def check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> 
         info: plans and description of the model.
 
     Raises:
-        UserError: they mean something else.
+        UserError: labels mean something else, or scans are prepared otherwise.
     """
+    with checkpoints.as_written(file):
+        _check_labels(file, checkpoint, info)
+        _check_plans(file, checkpoint, info)
+
+
+def _check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a network's channels mean what the dataset.json of its model says."""
     folder = file.parent.parent
     trained = checkpoint.get(checkpoints.SECTION, {}).get("labels")  # checkpoints of 0.1 have none
     if trained is None:
@@ -254,6 +262,18 @@ def check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> 
         raise UserError(
             f"{file} was trained for other labels than {folder / DESCRIPTION_FILE} declares, which a later training "
             f"may have written: train this fold anew, or restore the file."
+        )
+
+
+def _check_plans(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a model's plans prepare scans as those of a fold's training."""
+    if "depends_on" not in checkpoint.get(checkpoints.SECTION, {}):  # of 0.1, or of nnU-Net's own trainers
+        return
+    changed = differing_plans(checkpoint["init_args"], info.plans.plans, info.dataset_json, only_prediction=True)
+    if changed:
+        raise UserError(
+            f"{file} was trained with another {' and another '.join(changed)} than lies in {file.parent.parent}, where "
+            "a later training may have written it: train this fold anew, or restore the files."
         )
 
 

@@ -106,8 +106,9 @@ def rank(
         UserError: no such input or model, a model without both networks; or, in the end, scans that could not be read.
     """
     info = read_info(choice)
-    checkpoint = _load_one_fold(choice)
-    judges = load_judges(choice, info, checkpoint, torch.device(device))
+    file, checkpoint = _load_one_fold(choice)
+    with checkpoints.as_written(file):
+        judges = load_judges(choice, info, checkpoint, torch.device(device))
     domain_of = read_domains(domains) if domains else {}
     jobs = find_jobs(source, output, info.file_ending)
     outcome, found = Outcome(), {}
@@ -133,10 +134,11 @@ def rank(
     return confidences
 
 
-def _load_one_fold(choice: ModelChoice) -> dict[str, Any]:
+def _load_one_fold(choice: ModelChoice) -> tuple[Path, dict[str, Any]]:
     if len(choice.folds) != 1:
         raise UserError(f"Confidence is that of one training: give one fold with -f, not {choice.folds}.")
-    return checkpoints.load(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint)
+    file = fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint
+    return file, checkpoints.load(file)
 
 
 def _confidence(case: str, domain: str, opinions: Opinions, judges: Judges) -> CaseConfidence:

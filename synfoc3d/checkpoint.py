@@ -116,7 +116,12 @@ def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def students_of(checkpoint: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of the networks that were trained; nnU-Net's own trainers train a conventional one."""
-    return frozenset(checkpoint[SECTION]["students"]) if SECTION in checkpoint else frozenset({"conventional"})
+    if SECTION not in checkpoint:
+        return frozenset({"conventional"})
+    students = checkpoint[SECTION]["students"]
+    if not isinstance(students, Mapping):
+        raise TypeError("its students are no networks by name")
+    return frozenset(students)
 
 
 def saved_settings(section: Mapping[str, Any], method: type[MethodSettings], data: DataFacts | None = None) -> Settings:

@@ -101,6 +101,7 @@ def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     for name, state in section.get("best_epochs", {}).items():  # checkpoints of 0.1 have none
         trainer.best_epochs[name] = BestEpoch(**state)
     trainer.training_id = section.get("training")
+    checkpoints.restore_random_state(section["random"])  # now, so that a damaged one is told; and when all is built
     trainer.continued = Continued(
         checkpoint["current_epoch"],
         section["random"],

@@ -160,3 +160,16 @@ def test_other_versions_are_told_and_accepted(changed):
 def test_many_cases_are_counted():
     assert _names(["a", "b"]) == "a, b"
     assert _names(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+@pytest.mark.parametrize("spoiled", [None, "text", {"conventional": 3}], ids=["missing", "text", "mapping"])
+@pytest.mark.parametrize("key", ["settings", "method", "optimizers", "random", "foundation"])
+def test_section_that_lacks_something_ends_in_a_sentence(changed, key, spoiled):
+    file = changed.results(trainer=NAME) / "checkpoint_latest.pth"
+    content = torch.load(file, weights_only=True)
+    content["synfoc3d"][key] = spoiled
+    if spoiled is None:
+        del content["synfoc3d"][key]
+    torch.save(content, file)
+    with pytest.raises(UserError, match="checkpoint"):
+        go_on(changed)
