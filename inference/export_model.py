@@ -19,7 +19,7 @@ from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import naming
 from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
-from synfoc3d.inference.models import ModelChoice, build_conventional, check_origin, read_info
+from synfoc3d.inference.models import ModelChoice, build_conventional, check_files, read_info
 from synfoc3d.nnunet.case_files import ModelInfo
 
 STOCK_TRAINER = nnUNetTrainer.__name__
@@ -70,10 +70,12 @@ def export_model(choice: ModelChoice, output: Path) -> list[str]:
     found = {fold: checkpoints.load(file) for fold, file in files.items()}
     expected = _stock_shapes(info)
     for fold, checkpoint in found.items():
-        check_origin(files[fold], checkpoint, info)
-        _check_weights(checkpoint, expected, files[fold])
+        check_files(files[fold], checkpoint, info)
+        with checkpoints.as_written(files[fold]):
+            _check_weights(checkpoint, expected, files[fold])
 
-    best, facts = _best_of(files, found, expected), _facts(choice, dataset, found)
+    with checkpoints.as_written(source):
+        best, facts = _best_of(files, found, expected), _facts(choice, dataset, found)
     as_zip = output.suffix.lower() == ".zip"
     with _appearing_whole(output) as temporary:
         model = temporary / dataset / _identifier(choice)
@@ -150,6 +152,9 @@ def _check_weights(checkpoint: Mapping[str, Any], expected: Mapping[str, torch.S
             f"{file} fits no network that {STOCK_TRAINER} builds ({len(differing)} entries differ, for example "
             f"{differing[0]}), so nnU-Net alone cannot use it: predict with synfoc3d."
         )
+    broken = [name for name, value in checkpoint["network_weights"].items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(f"{file} holds weights that are no finite numbers, for example {broken[0]}: train it anew.")
 
 
 def _facts(choice: ModelChoice, dataset: str, found: Found) -> dict[str, Any]:

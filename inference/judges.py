@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import fold_folder
-from synfoc3d.inference.models import ModelChoice, check_origin, conventional_with
+from synfoc3d.inference.models import ModelChoice, check_files, conventional_with
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.confidence import Structures
 from synfoc3d.networks.arrangement import Arrangement
@@ -157,7 +157,7 @@ def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, A
         UserError: the training kept no such networks, or learned other labels than its dataset.json declares.
     """
     _check_judges(checkpoint)
-    check_origin(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint, checkpoint, info)
+    check_files(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint, checkpoint, info)
     labels = label_space(info.plans.get_label_manager(info.dataset_json))
     heads = labels.num_channels
 

@@ -24,6 +24,7 @@ from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import meaning
+from synfoc3d.nnunet.plan_differences import differing_plans
 from synfoc3d.nnunet.plans_and_dataset import MODEL_ADVICE, check_channels, read_description, read_plans
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
@@ -208,17 +209,18 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     folder, info = choice.folder(), read_info(choice)
     files = [fold_folder(folder, fold) / choice.checkpoint for fold in choice.folds]
     found = [checkpoints.load(file) for file in files]
-    trained = [checkpoints.students_of(checkpoint) for checkpoint in found]
+    trained = [_students(file, checkpoint) for file, checkpoint in zip(files, found, strict=True)]
     if len(set(trained)) > 1:
         raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
     preference = _preference(trained[0], files, found) if choice.model is None else None
     mode = preference.mode if preference else _resolve_mode(choice, trained[0])
     folds, settings = [], []
     for file, checkpoint in zip(files, found, strict=True):
-        check_origin(file, checkpoint, info)
+        check_files(file, checkpoint, info)
         folds.append(_fold_networks(choice.trainer, mode, info, file=file, checkpoint=checkpoint))
         if checkpoints.SECTION in checkpoint:
-            settings.append(checkpoint[checkpoints.SECTION]["settings"])
+            with checkpoints.as_written(file):
+                settings.append(checkpoint[checkpoints.SECTION]["settings"])
     return TrainedModel(
         info,
         mode,
@@ -229,8 +231,13 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     )
 
 
-def check_origin(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
-    """Check that a network is of the model's configuration, and that its channels mean what dataset.json says.
+def _students(file: Path, checkpoint: Mapping[str, Any]) -> frozenset[str]:
+    with checkpoints.as_written(file):
+        return checkpoints.students_of(checkpoint)
+
+
+def check_files(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that the plans and the dataset.json of a model are those that one of its folds was trained with.
 
     Args:
         file: the checkpoint, in the folder of a fold of the model.
@@ -238,8 +245,16 @@ def check_origin(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> 
         info: plans and description of the model.
 
     Raises:
-        UserError: it was trained in another configuration, or they mean something else.
+        UserError: it was trained in another configuration, labels mean something else, or scans are prepared otherwise.
     """
+    with checkpoints.as_written(file):
+        _check_configuration(file, checkpoint, info)
+        _check_labels(file, checkpoint, info)
+        _check_plans(file, checkpoint, info)
+
+
+def _check_configuration(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a network is of the model's configuration."""
     begun = checkpoint.get("init_args")
     configuration = begun.get("configuration") if isinstance(begun, Mapping) else None
     if configuration not in (None, info.configuration):
@@ -247,6 +262,10 @@ def check_origin(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> 
             f"{file} was trained in {configuration}, not in {info.configuration}: give -c {configuration}, or put a "
             f"checkpoint of {info.configuration} in its place."
         )
+
+
+def _check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a network's channels mean what the dataset.json of its model says."""
     folder = file.parent.parent
     trained = checkpoint.get(checkpoints.SECTION, {}).get("labels")  # checkpoints of 0.1 have none
     if trained is None:
@@ -256,6 +275,18 @@ def check_origin(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> 
         raise UserError(
             f"{file} was trained for other labels than {folder / DESCRIPTION_FILE} declares, which a later training "
             f"may have written: train this fold anew, or restore the file."
+        )
+
+
+def _check_plans(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a model's plans prepare scans as those of a fold's training."""
+    if "depends_on" not in checkpoint.get(checkpoints.SECTION, {}):  # of 0.1, or of nnU-Net's own trainers
+        return
+    changed = differing_plans(checkpoint["init_args"], info.plans.plans, info.dataset_json, only_prediction=True)
+    if changed:
+        raise UserError(
+            f"{file} was trained with another {' and another '.join(changed)} than lies in {file.parent.parent}, where "
+            "a later training may have written it: train this fold anew, or restore the files."
         )
 
 
@@ -290,7 +321,8 @@ def _fold_networks(
         if own != file:
             content = checkpoints.load(own)
             checkpoints.check_same_training(own, content, beside=checkpoint)
-        students[student] = _network(trainer, student, info, content)
+        with checkpoints.as_written(own):
+            students[student] = _network(trainer, student, info, content)
         files[student] = own
     return FoldNetworks(students, files)
 

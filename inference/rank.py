@@ -108,8 +108,9 @@ def rank(
     if pictures < 1:
         raise UserError(f"--pictures must be at least 1, but is {pictures}.")
     info = read_info(choice)
-    checkpoint = _load_one_fold(choice)
-    judges = load_judges(choice, info, checkpoint, torch.device(device))
+    file, checkpoint = _load_one_fold(choice)
+    with checkpoints.as_written(file):
+        judges = load_judges(choice, info, checkpoint, torch.device(device))
     domain_of = read_domains(domains) if domains else {}
     jobs = find_jobs(source, output, info.file_ending)
     outcome, found = Outcome(), {}
@@ -135,10 +136,11 @@ def rank(
     return confidences
 
 
-def _load_one_fold(choice: ModelChoice) -> dict[str, Any]:
+def _load_one_fold(choice: ModelChoice) -> tuple[Path, dict[str, Any]]:
     if len(choice.folds) != 1:
         raise UserError(f"Confidence is that of one training: give one fold with -f, not {choice.folds}.")
-    return checkpoints.load(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint)
+    file = fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint
+    return file, checkpoints.load(file)
 
 
 def _confidence(case: str, domain: str, opinions: Opinions, judges: Judges) -> CaseConfidence:

@@ -41,7 +41,6 @@ from synfoc3d.sections import (
     Positive,
     Section,
     Seed,
-    differences,
     merge,
     validate,
 )
@@ -406,17 +405,3 @@ def to_yaml(settings: Settings, **facts: Any) -> str:  # noqa: ANN401 - plain va
 def versions() -> dict[str, str]:
     """Return the installed versions of synfoc3d and of the packages that decide its results."""
     return {name: metadata.version(name) for name in PACKAGES}
-
-
-def refuse_difference(given: Settings, saved: Settings) -> None:
-    """Refuse other settings for a continued training than its own, unless none were given.
-
-    Raises:
-        UserError: SYNFOC3D_CONFIG is set and resolves to other values; the sentence names the keys.
-    """
-    changed = differences(given, saved) if os.environ.get(CONFIG_VARIABLE) else []
-    if changed:
-        raise UserError(
-            f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and "
-            "--set, or train anew."
-        )

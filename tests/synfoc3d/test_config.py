@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from synfoc3d import config
-from synfoc3d.config import MethodSettings, Settings, differences, override, read_partial, resolve
+from synfoc3d.config import MethodSettings, Settings, override, read_partial, resolve
 from synfoc3d.errors import UserError
 from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.cfr import CFRSettings
@@ -19,7 +19,7 @@ from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.self_training import SelfTrainingSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
-from synfoc3d.sections import DataFacts
+from synfoc3d.sections import DataFacts, differences
 
 PRESETS = sorted(
     entry.name.removesuffix(".yaml")
@@ -463,18 +463,6 @@ def changed() -> tuple[Settings, Settings]:
 def test_differences_are_named() -> None:
     assert differences(*changed()) == ["seed", "method.tau", "optimizers.foundation.lr"]
     assert differences(changed()[0], changed()[0]) == []
-
-
-def test_continuing_with_other_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(config.CONFIG_VARIABLE, "my.yaml")
-    with pytest.raises(UserError, match=r"seed, method\.tau, optimizers\.foundation\.lr"):
-        config.refuse_difference(*changed())
-    config.refuse_difference(changed()[0], changed()[0])
-
-
-def test_continuing_without_settings_keeps_the_saved_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(config.CONFIG_VARIABLE, raising=False)
-    config.refuse_difference(*changed())
 
 
 @pytest.mark.parametrize(

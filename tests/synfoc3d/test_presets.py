@@ -8,7 +8,7 @@ import pytest
 import yaml
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
-from synfoc3d.config import MethodSettings, differences, read_partial, resolve
+from synfoc3d.config import MethodSettings, read_partial, resolve
 from synfoc3d.experiment.checks import _method_class, _students, is_stock, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
 from synfoc3d.methods.augmentation import is_color
@@ -23,6 +23,7 @@ from synfoc3d.networks.build import arranged, image_size_of
 from synfoc3d.networks.canvas import Canvas
 from synfoc3d.prediction_modes import find_mode
 from synfoc3d.preprocessing.patients import find_patients
+from synfoc3d.sections import differences
 
 EXPERIMENTS = sorted(preset_plans())
 ROOT = Path(__file__).parents[2]

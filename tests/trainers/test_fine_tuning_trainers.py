@@ -120,6 +120,7 @@ def test_continued_training_goes_on_with_the_warm_up(project):
     with project.active("tuned_resume"):
         first = project.trainer(SAMED, epochs=2, iterations_per_epoch=2, optimizers=optimizers)
         first.initialize()
+        first.epochs_done = 1
         first.save_checkpoint(str(project.root / "half.pth"))
         again = project.trainer(SAMED, resume=True)
         again.load_checkpoint(str(project.root / "half.pth"))

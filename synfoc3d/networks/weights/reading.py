@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.checksums import compare_torch_checksums
 from synfoc3d.networks.encoders.base import State
 from synfoc3d.networks.weights.known import SAFETENSORS, WHOLE_MODEL
 
@@ -60,6 +61,8 @@ def _read_file(path: Path) -> object:
         raise UserError(f"The foundation checkpoint {path} does not exist or is no file; check the path.")
     safetensors = path.suffix == SAFETENSORS
     try:
+        if _is_whole_zip(path):  # older files of torch are none, and carry no checksum
+            compare_torch_checksums(path)
         return load_file(path) if safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} may not be read by this user; change its permissions.") from error
