@@ -34,7 +34,7 @@ def changed(begun, tmp_path):
     """A copy of it whose files may be changed, active."""
     copy = begun.copy(tmp_path)
     shutil.copytree(begun.root / "nnUNet_results", tmp_path / "nnUNet_results")
-    with copy.active() as patch:
+    with copy.active():
         yield copy
 
 

@@ -121,7 +121,7 @@ NAME = "nnUNetTrainerSupervised"
 @pytest.fixture
 def results(project, tmp_path):
     """The project with a short training's results in a folder of its own, and the active monkeypatch."""
-    with project.active(str(tmp_path / "results")) as patch:
+    with project.active(str(tmp_path / "results")):
         project.trainer(NAME, **SHORT).run_training()
         yield project.results(str(tmp_path / "results"), NAME)
 
