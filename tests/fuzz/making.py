@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import DATASET, Project, make_project  # noqa: E402 - of the tests
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from inputs import Place  # noqa: E402
+
+from tests.conftest import DATASET, Project, make_project  # noqa: E402
 
 SETTINGS = "epochs: 1\nfoundation: {name: compact, image_size: 32, checkpoint: random}\n"
 PLAN = """\
