@@ -350,7 +350,7 @@ class TestFiles:
 
     def test_dataset_json_without_an_entry_is_refused(self, raw):
         (raw / "dataset.json").write_text("{}")
-        with pytest.raises(UserError, match="dataset.json lacks the entry 'channel_names'"):
+        with pytest.raises(UserError, match="dataset.json lacks channel_names"):
             read_split_cases(501)
 
     def test_splits_go_to_the_preprocessed_dataset(self, raw):
