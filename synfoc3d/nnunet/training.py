@@ -100,20 +100,22 @@ def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
     """Check that a dataset's configuration was preprocessed; return the dataset's full name.
 
     Raises:
-        UserError: dataset, plans or configuration do not exist, or the configuration was only planned.
+        UserError: dataset, plans or configuration do not exist, the plans are damaged, or the configuration was only
+            planned or is a stage of a cascade.
     """
     name = find_dataset(dataset)
     folder = nnunet_folder("nnUNet_preprocessed") / name
     file = folder / f"{plans}.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist: run synfoc3d preprocess -d {dataset}.")
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if configuration not in content["configurations"]:
+    manager = _read_plans(file)
+    if configuration not in manager.available_configurations:
         raise UserError(
             f"{file.name} has no configuration {configuration!r}."
-            f"{did_you_mean(configuration, content['configurations'])}"
+            f"{did_you_mean(configuration, manager.available_configurations)}"
         )
-    cases = folder / PlansManager(content).get_configuration(configuration).data_identifier
+    refuse_stage(manager, configuration)
+    cases = folder / manager.get_configuration(configuration).data_identifier
     if not any(cases.glob("*.pkl")):  # every case has one, whatever the format of its image
         option = "" if plans == "nnUNetPlans" else f" -p {plans}"
         raise UserError(
@@ -121,6 +123,21 @@ def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
             f"synfoc3d preprocess -d {dataset} -c {configuration}{option}."
         )
     return name
+
+
+def _read_plans(file: Path) -> PlansManager:
+    """Read the plans of a dataset.
+
+    Raises:
+        UserError: they are damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content["configurations"], dict):
+            return PlansManager(content)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file} is damaged: delete {file.parent} and preprocess the dataset again.")
 
 
 def refuse_stage(plans: PlansManager, configuration: str) -> None:
