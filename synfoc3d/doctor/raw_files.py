@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from synfoc3d.doctor.cascades import data_folders
+from synfoc3d.doctor.cascades import cascade_stages, data_folders
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_annotations, read_annotations
@@ -114,26 +114,29 @@ def check_origins(raw: Path, preprocessed: Path, plans: Plans) -> list[Finding]:
     if labels_hash(raw) != labels_hash(preprocessed) and (preprocessed / DESCRIPTION_FILE).is_file():
         return []  # which has its finding: whoever follows it mends the files, too
     findings = []
-    for name, configurations in _preprocessed(preprocessed, plans).items():
+    for name, (configurations, options) in _preprocessed(preprocessed, plans).items():
         changed = what_has_changed(preprocessed / name, raw)
         if changed:
             text = f"changed since they were preprocessed: {shortened(changed)}"
-            number = raw.name.removeprefix("Dataset")[:3]
-            mend = f"Run: synfoc3d preprocess -d {number} -c {' '.join(configurations)}"
-            findings.append(
-                Finding(f"raw files, {', '.join(configurations)}", "warning", text, mend, {"changed": changed})
-            )
+            mend = f"Run: synfoc3d preprocess -d {raw.name.removeprefix('Dataset')[:3]} {options}"
+            findings.append(Finding(f"raw files, {configurations}", "warning", text, mend, {"changed": changed}))
     return findings
 
 
-def _preprocessed(preprocessed: Path, plans: Plans) -> dict[str, list[str]]:
-    """Return the configurations by the folder of their preprocessed cases, as far as there is one."""
-    found: dict[str, list[str]] = {}
-    for content in plans.values():
+def _preprocessed(preprocessed: Path, plans: Plans) -> dict[str, tuple[str, str]]:
+    """Return the configurations of each folder of preprocessed cases, and the options that preprocess them."""
+    found: dict[str, tuple[str, str]] = {}
+    for plan, content in plans.items():
         configurations = content.get("configurations")
-        for name, folder in data_folders(configurations).items() if isinstance(configurations, dict) else ():
-            if (preprocessed / folder).is_dir():
-                found.setdefault(folder, []).append(name)
+        if not isinstance(configurations, dict):
+            continue
+        stages = cascade_stages(configurations)
+        folders = {name: folder for name, folder in data_folders(configurations).items() if name not in stages}
+        for folder in dict.fromkeys(folders.values()):
+            names = [name for name in folders if folders[name] == folder]
+            if folder not in found and (preprocessed / folder).is_dir():
+                options = f"-c {' '.join(names)}" + ("" if plan == "nnUNetPlans" else f" -p {plan}")
+                found[folder] = ", ".join(names), options
     return found
 
 

@@ -1,6 +1,7 @@
 """A healthy dataset, and every problem planted in it on its own."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -329,3 +330,16 @@ def test_labels_of_the_preprocessed_copy_that_differ_are_named(data):
     content["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
     (data.preprocessed / "dataset.json").write_text(json.dumps(content | {"regions_class_order": [1, 2]}))
     assert "declares other labels than the raw dataset.json" in data.text("copy of dataset.json", "warning")
+
+
+@pytest.mark.parametrize(("plan", "option"), [("nnUNetPlans", ""), ("MyPlans", " -p MyPlans")])
+def test_raw_file_that_is_newer_than_its_case_is_named(data, plan, option):
+    cascade = {"inherits_from": "2d", "previous_stage": "low"}  # has the same data, and is not to be preprocessed
+    content = PLANS | {"configurations": PLANS["configurations"] | {"cascade": cascade}}
+    (data.preprocessed / "nnUNetPlans.json").unlink()
+    (data.preprocessed / f"{plan}.json").write_text(json.dumps(content))
+    later = (data.preprocessed / "P_2d" / "b.pkl").stat().st_mtime_ns + 10**9
+    os.utime(data.raw / "labelsTr" / "b.nii.gz", ns=(later, later))
+    text = data.text("raw files, 2d", "warning")
+    assert text.startswith("changed since they were preprocessed: labelsTr/b.nii.gz -> Run")
+    assert text.endswith(f"synfoc3d preprocess -d 501 -c 2d{option}")
