@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.domains import read_domains
-from synfoc3d.files.volumes import check_same_grid, label_values, list_labels, read_scan
+from synfoc3d.files.label_maps import label_values
+from synfoc3d.files.volumes import along_axes_of, check_same_grid, list_labels, read_scan
 from synfoc3d.inference.prompt_record import read_prompt
 from synfoc3d.inference.scores.evaluations import CaseResult, Evaluation, write_evaluation
 from synfoc3d.inference.scores.label_meaning import (
@@ -246,6 +247,7 @@ def _compare(pair: _Pair, meaning: LabelMeaning, convention: Convention) -> tupl
     reference, prediction = (read_scan(path, as_label=True) for path in (pair.reference, pair.prediction))
     meaning.check_reference(pair.case, pair.reference, label_values(reference))
     meaning.check_prediction(pair.prediction, label_values(prediction))
+    prediction = along_axes_of(prediction, reference)
     check_same_grid(reference, prediction)
     truth, predicted = reference.values[0], prediction.values[0]
     valid = np.ones(truth.shape, bool) if meaning.labels.ignore is None else truth != meaning.labels.ignore

@@ -7,7 +7,7 @@ a suffix is the only channel of its case.
 import gzip
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ import numpy as np
 import SimpleITK
 from nibabel.affines import voxel_sizes
 from nibabel.funcs import squeeze_image
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.checksums import compare_checksum, compare_length, read_to_end
 from synfoc3d.files.entries import find_scans
+from synfoc3d.files.rounding import without_rounding_noise
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -147,7 +151,8 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
     Args:
         path: the file.
         as_label: the file is a label map to compare. More is accepted than nnU-Net can be trained on: NIfTI files of 2
-            dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colors.
+            dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colors;
+            whole numbers with rounding noise become whole.
 
     Raises:
         UserError: a file that cannot be read or holds no voxels, a wrong checksum or length, a NIfTI file that is not
@@ -166,7 +171,7 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
     if not scan.values.size:
         raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
     _check_affine(path, scan.affine)
-    return scan
+    return replace(scan, values=without_rounding_noise(scan.values)) if as_label else scan
 
 
 def check_checksum(path: Path) -> None:
@@ -213,13 +218,20 @@ def check_channels(files: Sequence[Path]) -> None:
         UserError: see :func:`check_same_grid`; or a file that cannot be read.
     """
     if len(files) > 1 and name_and_ending(files[0])[1] in (*NIFTI_ENDINGS, *SimpleITKIO.supported_file_endings):
-        first, *others = (_read_grid(file) for file in files)
+        first, *others = (read_grid(file) for file in files)
         for other in others:
             check_same_grid(first, other)
 
 
-def _read_grid(path: Path) -> Scan:
-    """Return a scan whose voxels are not read: all are 0, in no memory."""
+def read_grid(path: Path) -> Scan:
+    """Return a scan whose voxels are not read: all are 0, in no memory.
+
+    Args:
+        path: a NIfTI file, or one that SimpleITK reads.
+
+    Raises:
+        UserError: the header cannot be read, or its affine is useless.
+    """
     try:
         if name_and_ending(path)[1] in NIFTI_ENDINGS:
             image = _load_nifti(path)
@@ -233,21 +245,6 @@ def _read_grid(path: Path) -> Scan:
     return Scan(path, np.broadcast_to(np.uint8(0), (1, *shape[::-1])), affine)
 
 
-def label_values(scan: Scan) -> list[int]:
-    """Return the values that occur in a label file, sorted.
-
-    Raises:
-        UserError: several channels, or values that are not whole numbers of at least 0.
-    """
-    if len(scan.values) != 1:
-        raise UserError(f"The label file {scan.path} has {len(scan.values)} channels, but must have one.")
-    values = np.unique(scan.values)
-    for value in values:
-        if not np.isfinite(value) or value != np.rint(value) or value < 0:
-            raise UserError(f"The label file {scan.path} holds the value {value}; labels must be whole numbers from 0.")
-    return [int(value) for value in values]
-
-
 def misplacement(first: Scan, second: Scan) -> float:
     """Return how far, in voxels, the corners of two scans of equal shape lie apart; the largest of the distances.
 
@@ -259,22 +256,48 @@ def misplacement(first: Scan, second: Scan) -> float:
     return float(np.abs(moved - corners).max())
 
 
+def along_axes_of(scan: Scan, other: Scan) -> Scan:
+    """Return a scan with its axes in the order and the directions of another one's, as far as the affines tell.
+
+    No voxel moves in space: only the axes along which they are stored change.
+    """
+    turn = ornt_transform(io_orientation(scan.affine), io_orientation(other.affine))
+    return Scan(scan.path, apply_orientation(scan.values.T, turn).T, scan.affine @ inv_ornt_aff(turn, scan.shape))
+
+
+def lie_on_one_grid(first: Scan, second: Scan) -> bool:
+    """Return whether two scans have the same voxels at the same places, up to `LARGEST_MISPLACEMENT`."""
+    return first.shape == second.shape and misplacement(first, second) <= LARGEST_MISPLACEMENT
+
+
 def check_same_grid(first: Scan, second: Scan) -> None:
     """Check that two files have the same voxels at the same places.
 
     Raises:
-        UserError: they differ in shape, or a voxel lies more than `LARGEST_MISPLACEMENT` off.
+        UserError: they differ in shape or in the order of their axes, or a voxel lies more than `LARGEST_MISPLACEMENT`
+            off.
     """
+    if lie_on_one_grid(first, second):
+        return
+    if lie_on_one_grid(first, along_axes_of(second, first)):
+        raise UserError(
+            f"{second.path} is stored along other axes ({_axes(second)}) than {first.path} ({_axes(first)}), though "
+            f"both headers are right; store both along the same ones."
+        )
     if first.shape != second.shape:
         raise UserError(
             f"{second.path} has the shape {second.shape}, but {first.path} has {first.shape}; resample one of them."
         )
-    distance = misplacement(first, second)
-    if distance > LARGEST_MISPLACEMENT:
-        raise UserError(
-            f"The affine of {second.path} places voxels up to {distance:.3g} voxels away from where {first.path} has "
-            f"them (more than {LARGEST_MISPLACEMENT} is no rounding of headers); correct the header that is wrong."
-        )
+    raise UserError(
+        f"The affine of {second.path} places voxels up to {misplacement(first, second):.3g} voxels away from where "
+        f"{first.path} has them (more than {LARGEST_MISPLACEMENT} is no rounding of headers); correct the header that "
+        f"is wrong."
+    )
+
+
+def _axes(scan: Scan) -> str:
+    """Return where the axes x, y, z of a scan point, such as ``RAS``."""
+    return "".join(nibabel.aff2axcodes(scan.affine))
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -337,7 +360,7 @@ def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
         if ending not in reader.supported_file_endings:
             continue
         try:
-            values, properties = reader().read_images([str(path)])
+            values, properties = read_by(reader(), path)
         except Exception as error:  # the next reader may do
             failures.append(error)
             continue
@@ -348,6 +371,13 @@ def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
     if several:
         return several[0]
     raise failures[-1]
+
+
+def read_by(reader: BaseReaderWriter, path: Path) -> tuple[np.ndarray, dict[str, Any]]:
+    """Read a file through a reader, which looks for the spacing of a .tif by its name: with a channel or without."""
+    if isinstance(reader, Tiff3DIO) and not CHANNEL.fullmatch(name_and_ending(path)[0]):
+        return reader.read_seg(str(path))
+    return reader.read_images([str(path)])
 
 
 def _affine_of(properties: Mapping[str, Any]) -> np.ndarray:

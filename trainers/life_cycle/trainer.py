@@ -41,6 +41,7 @@ from synfoc3d.trainers.life_cycle.duration import DurationLog
 from synfoc3d.trainers.life_cycle.earlier_stage import with_foundation_of
 from synfoc3d.trainers.life_cycle.final_validation import keep_preference, leave_out_unknown, validate_modes
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
+from synfoc3d.trainers.life_cycle.raw_changes import note_origins, warn_of_changes
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
 from synfoc3d.trainers.life_cycle.validation import (
     HITS,
@@ -225,6 +226,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         super().on_train_start()
         foundation = self.foundation_identity | self._provenance()
         facts = {"earlier_stage": self.earlier_stage} if self.earlier_stage else {}
+        note_origins(self)
         text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=foundation, **facts)
         atomic_write_text(Path(self.output_folder) / layout.SETTINGS_FILE, text)
         self.curves = EpochLog(Path(self.output_folder), self.panels(), self.current_epoch)
@@ -384,6 +386,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Validate nnU-Net's network as nnU-Net does, then every other way to predict; keep which of them is best."""
+        warn_of_changes(self)
         self.method.eval()
         if any(student is self.network for student in self.students.values()):
             super().perform_actual_validation(save_probabilities)

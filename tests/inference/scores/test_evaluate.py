@@ -107,6 +107,20 @@ def test_formats_may_differ(folders):
     assert dice(evaluate(folders).cases[0]) == 1
 
 
+def test_masks_along_other_axes_are_compared_where_they_lie(folders):
+    expected = evaluate(folders)
+    image = nibabel.load(folders[1] / "a.nii.gz")
+    nibabel.save(image.as_reoriented(np.array([[2, 1], [0, -1], [1, 1]])), folders[1] / "a.nii.gz")
+    for now, then in zip(evaluate(folders).cases, expected.cases, strict=True):
+        assert now.metrics["1"].values == pytest.approx(then.metrics["1"].values)
+
+
+def test_rounding_noise_in_a_reference_is_rounded(folders):
+    expected = evaluate(folders)
+    write(folders[0], a=cube(1, 1, 1).astype(np.float64) * (1 - 1e-4) + 1e-6)
+    assert [dice(case) for case in evaluate(folders).cases] == [dice(case) for case in expected.cases]
+
+
 def shifted_affine(by):
     affine = AFFINE.copy()
     affine[2, 3] += by
