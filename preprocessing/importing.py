@@ -23,6 +23,7 @@ from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains, write_domains
 from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
+from synfoc3d.files.nifti import copy_scan
 from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles, check_cases, check_names, pair_labels
 from synfoc3d.preprocessing.dataset_json import build_dataset_json, check_labels, find_description
@@ -192,12 +193,12 @@ def _copy_case(files: CaseFiles, dataset: Path, ending: str) -> None:
     images = dataset / (UNLABELED_IMAGES if files.label is None else IMAGES)
     images.mkdir(parents=True, exist_ok=True)
     for channel, path in enumerate(files.images):
-        shutil.copyfile(path, images / f"{files.case}_{channel:04d}{ending}")
+        copy_scan(path, images / f"{files.case}_{channel:04d}{ending}")
     copies = [(files.images[0], images)]
     if files.label is not None:
         labels = dataset / LABELS
         labels.mkdir(exist_ok=True)
-        shutil.copyfile(files.label, labels / f"{files.case}{ending}")
+        copy_scan(files.label, labels / f"{files.case}{ending}")
         copies.append((files.label, labels))
     for source, folder in copies:
         spacing = source.with_name(files.case + SPACING_FILE)

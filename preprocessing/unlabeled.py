@@ -30,6 +30,7 @@ from synfoc3d.files.layout import (
     SPLITS_FILE,
     unlabeled_folder,
 )
+from synfoc3d.files.nifti import check_spacings
 from synfoc3d.files.volumes import NIFTI_ENDINGS, ImageFiles, check_checksum, read_orientation
 from synfoc3d.preprocessing.datasets import (
     dataset_annotations,
@@ -125,15 +126,16 @@ def _check_images(raw: Path, labeled: Mapping[str, ImageFiles], unlabeled: Mappi
 
 
 def _check_orientations(raw: Path, plans: Path, cases: Mapping[str, ImageFiles]) -> None:
-    """Check that scans stored in different orientations are read in one."""
-    found: dict[str, Path] = {}
-    for files in tqdm(cases.values(), desc="Reading orientations", unit="case"):
-        found.setdefault(read_orientation(files[0]), files[0])
+    """Check that scans stored in different orientations are read in one, and in mm."""
     dataset_json = read_dataset_json(raw)
     if plans.is_file():
         reader = load_json_object(plans)["image_reader_writer"]
     else:
         reader = dataset_json.get("overwrite_image_reader_writer")
+    found: dict[str, Path] = {}
+    for files in tqdm(cases.values(), desc="Reading orientations", unit="case"):
+        found.setdefault(read_orientation(files[0]), files[0])
+        check_spacings(files, reader)
     if len(found) < 2 or reader == REORIENTING_READER:
         return
     examples = " and ".join(f"{path} ({orientation})" for orientation, path in list(found.items())[:2])

@@ -7,7 +7,8 @@ a suffix is the only channel of its case.
 import gzip
 import re
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from synfoc3d.errors import UserError
+from synfoc3d.files import nifti
 from synfoc3d.files.checksums import compare_checksum, read_to_end
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
-NIFTI_ENDINGS = (".nii", ".nii.gz")
+NIFTI_ENDINGS = nifti.ENDINGS
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # Rounding in headers moves voxels by far less, a real mismatch (flip, crop, other spacing) by more. In voxels.
 LARGEST_MISPLACEMENT = 0.25
+SPATIAL_ENDINGS = (*NIFTI_ENDINGS, *SimpleITKIO.supported_file_endings)  # of formats that say where voxels lie
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # SimpleITK counts mm to the left and back, NIfTI to the right and front
 
 ImageFiles = tuple[Path, ...]  # the files of one case in the order of its channels
@@ -41,8 +44,8 @@ class Scan:
         path: the file.
         values: (C, D, H, W) in the file's data type; D, H, W are the file's axes z, y, x. C > 1 only for formats that
             keep several channels in one file.
-        affine: (4, 4) float, from voxel indices (x, y, z) to mm (right, anterior, superior); spacing alone for formats
-            without a position in space.
+        affine: (4, 4) float, from voxel indices (x, y, z) to mm (right, anterior, superior), also where the file uses
+            another unit; spacing alone for formats without a position in space.
     """
 
     path: Path
@@ -156,18 +159,23 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
             colors, or a useless affine.
     """
     _, ending = name_and_ending(path)
-    try:
+    with _explained(path):
         scan = _read_nifti(path, as_label) if ending in NIFTI_ENDINGS else _read_other(path, ending, as_label)
+    if not scan.values.size:
+        raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
+    return scan
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what readers raise on a file into a sentence."""
+    try:
+        yield
     except Exception as error:  # third-party readers raise whatever they meet in a damaged file
         check_checksum(path)  # if it is wrong, it says more than what a reader stumbled over in the header
         if isinstance(error, UserError):
             raise
         raise _unreadable(path, error) from error
-    if scan.values.dtype.kind not in "biuf":
-        raise UserError(f"{path} stores colors or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
-    if not scan.values.size:
-        raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
-    return scan
 
 
 def check_checksum(path: Path) -> None:
@@ -190,30 +198,22 @@ def read_orientation(path: Path) -> str:
     Formats without a position in space count as ``RAS``.
 
     Raises:
-        UserError: a file that cannot be read.
+        UserError: a file that cannot be read, or without a placement in space.
     """
     _, ending = name_and_ending(path)
-    try:
-        if ending in NIFTI_ENDINGS:
-            affine = _load_nifti(path).affine
-        elif ending in SimpleITKIO.supported_file_endings:
-            _, affine = _read_header(path)
-        else:
-            affine = np.eye(4)
-        return "".join(nibabel.aff2axcodes(affine))
-    except Exception as error:  # as in read_scan; an affine without three directions fails in the join
-        raise _unreadable(path, error) from error
+    affine = _read_grid(path).affine if ending in SPATIAL_ENDINGS else np.eye(4)
+    return "".join(nibabel.aff2axcodes(affine))
 
 
 def check_channels(files: Sequence[Path]) -> None:
-    """Check by their headers alone that the channels of a case have the same voxels at the same places.
+    """Check by their headers alone that the channels of a case are scans, with the same voxels at the same places.
 
     Formats without a position in space are left to their readers.
 
     Raises:
-        UserError: see :func:`check_same_grid`; or a file that cannot be read.
+        UserError: see :func:`check_same_grid`; or what :func:`read_scan` refuses for its header.
     """
-    if len(files) > 1 and name_and_ending(files[0])[1] in (*NIFTI_ENDINGS, *SimpleITKIO.supported_file_endings):
+    if all(name_and_ending(file)[1] in SPATIAL_ENDINGS for file in files):
         first, *others = (_read_grid(file) for file in files)
         for other in others:
             check_same_grid(first, other)
@@ -221,16 +221,15 @@ def check_channels(files: Sequence[Path]) -> None:
 
 def _read_grid(path: Path) -> Scan:
     """Return a scan whose voxels are not read: all are 0, in no memory."""
-    try:
+    with _explained(path):
         if name_and_ending(path)[1] in NIFTI_ENDINGS:
-            image = _load_nifti(path)
-            shape, affine = image.shape, image.affine
+            image = nifti.load_nifti(path)
+            nifti.check_dimensions(path, image.shape)
+            shape, affine = image.shape, nifti.affine_in_mm(image)
         else:
-            shape, affine = _read_header(path)
-    except Exception as error:  # as in read_scan
-        raise _unreadable(path, error) from error
-    affine = np.asarray(affine, dtype=np.float64)
-    _check_affine(path, affine)
+            header = read_header(path)
+            shape, affine = header.GetSize(), _affine(header.GetSpacing(), header.GetOrigin(), header.GetDirection())
+            nifti.check_affine(path, affine)
     return Scan(path, np.broadcast_to(np.uint8(0), (1, *shape[::-1])), affine)
 
 
@@ -284,14 +283,9 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read, it is damaged or of another format ({lines[-1]}); replace or remove it.")
 
 
-def _load_nifti(path: Path) -> Any:  # noqa: ANN401 - nibabel's return type lacks what every NIfTI image has
-    """Return nibabel's image of a file; voxels are read when asked for."""
-    return nibabel.load(path)
-
-
 def _read_nifti(path: Path, as_label: bool) -> Scan:
     """Read a 3D NIfTI file; see `read_scan` for the others."""
-    image = _load_nifti(path)
+    image = nifti.load_nifti(path)
     if not path.name.lower().endswith(".gz"):
         return _nifti_scan(path, image, as_label)
     with gzip.open(path) as stream:  # ours, so that the rest can be read without decompressing the file twice
@@ -300,32 +294,22 @@ def _read_nifti(path: Path, as_label: bool) -> Scan:
     return scan
 
 
-def _nifti_scan(path: Path, image: Any, as_label: bool) -> Scan:  # noqa: ANN401 - as _load_nifti gives it
+def _nifti_scan(path: Path, image: nifti.Image, as_label: bool) -> Scan:
     """Read the voxels of nibabel's image, with its axes reversed as nnU-Net does."""
     if as_label:
         image = squeeze_image(image)
-    if image.ndim != 3 and not (as_label and image.ndim == 2):
-        raise UserError(
-            f"{path} has {image.ndim} dimensions {image.shape}, but nnU-Net reads NIfTI files with 3: "
-            f"write one 3D file per channel or time point."
-        )
-    affine = np.asarray(image.affine, dtype=np.float64)
-    _check_affine(path, affine)
+    if not (as_label and image.ndim == 2):
+        nifti.check_dimensions(path, image.shape)
+    affine = nifti.affine_in_mm(image)
     values = np.asanyarray(image.dataobj).T
     return Scan(path, values.reshape(1, *(1,) * (3 - values.ndim), *values.shape), affine)
-
-
-def _check_affine(path: Path, affine: np.ndarray) -> None:
-    """Refuse an affine (4, 4) that is no placement in space."""
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise UserError(
-            f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header."
-        )
 
 
 def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
     """Read through the first of nnU-Net's readers that can: two of them share the ending .tif, for 2D and 3D."""
     compare_checksum(path)
+    if ending in SimpleITKIO.supported_file_endings:
+        read_header(path)
     failures: list[Exception] = []
     several: list[Scan] = []
     for reader in LIST_OF_IO_CLASSES:
@@ -360,12 +344,20 @@ def sitk_affine(geometry: Mapping[str, Any]) -> np.ndarray:
     return _affine(geometry["spacing"], geometry["origin"], geometry["direction"])
 
 
-def _read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Return shape (x, y, z) and affine (4, 4) of a file that SimpleITK reads, without its voxels."""
+def read_header(path: Path) -> SimpleITK.ImageFileReader:
+    """Return SimpleITK's reader of a file after it has read the header alone.
+
+    Raises:
+        UserError: colors, vectors or complex numbers, which nnU-Net's reader takes for something else.
+        RuntimeError: SimpleITK cannot read the file.
+    """
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return reader.GetSize(), _affine(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
+    if reader.GetNumberOfComponents() > 1 or "complex" in kind:
+        raise UserError(f"{path} stores colors, vectors or complex numbers ({kind}); convert it to plain numbers.")
+    return reader
 
 
 def _affine(spacing: tuple[float, ...], origin: tuple[float, ...], direction: tuple[float, ...]) -> np.ndarray:
