@@ -90,7 +90,7 @@ def run_pipeline(
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 # the image is not needed any more: it must not travel to the worker
                 emptied = PreparedCase(np.empty(0), case.properties, case.reader, case.scan)
-                pending.append((job, _submit(writing, write, job.target, values, case=emptied)))
+                pending.append((job, _submit(writing, write, job.target, values, case=emptied, ending=job.ending)))
                 if len(pending) > workers.write:
                     _collect(*pending.popleft(), outcome)
             on_finished()

@@ -20,7 +20,7 @@ from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import find_dataset
 from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
-from synfoc3d.inference.inputs import Job, find_jobs, is_finished, remove_results, select_part
+from synfoc3d.inference.inputs import Job, check_output, find_jobs, is_finished, remove_results, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
 from synfoc3d.inference.prompt_record import parse_prompt
@@ -96,7 +96,7 @@ def predict(
     Args:
         source: folder with nnU-Net's file names (case_0000.nii.gz, ...), or one file of a case; its other channels lie
             beside it.
-        output: folder for the masks, named case.nii.gz; for one scan also a file name.
+        output: folder for the masks, named case.nii.gz; for one scan also a file name, whose ending is then the mask's.
         choice: which model; or which published network without any training, which must be told where to look.
         device: ``cuda``, ``mps`` or ``cpu``.
         options: how; None for the defaults.
@@ -106,8 +106,9 @@ def predict(
         Number of scans segmented.
 
     Raises:
-        UserError: no such input or model; a prompt that does not fit them; masks of other networks or another prompt in
-            a folder that is to be continued; or, after all other scans were segmented, scans that could not be.
+        UserError: no such input or model; a place for the masks that is another one's; a prompt that does not fit;
+            masks of other networks or another prompt in a folder that is to be continued; or, after all other scans
+            were segmented, scans that could not be.
     """
     options, prompt = options or PredictOptions(), prompt or PromptChoice()
     options.check()
@@ -116,8 +117,8 @@ def predict(
     model = _load(choice, prompt)
     if not model.takes_prompts:
         prompt.refuse(model.mode.name)
-    ending = model.info.file_ending
-    found = find_jobs(source, output, ending)
+    found = find_jobs(source, output, model.info.file_ending)
+    check_output(source, found)
     prompts = prompt.of_cases(found, model.info, all_cases=source.is_dir())
     jobs = select_part(found, options.num_parts, options.part_id)
     if not jobs:
@@ -130,12 +131,11 @@ def predict(
         log.info("Prompt: %s.", asked)
     if options.skip_finished:
         _refuse_other_networks(folder / PREDICTION_FILE, record)
-        jobs = [job for job in jobs if not is_finished(job, ending, options.save_probabilities)]
+        jobs = [job for job in jobs if not is_finished(job, options.save_probabilities)]
         if not jobs:
             return 0
-    else:
-        for job in jobs:  # before the record changes: after an interruption they would be taken for this run's
-            remove_results(job, ending)
+    else:  # before the record changes: after an interruption they would be taken for this run's
+        remove_results(jobs)
     folder.mkdir(parents=True, exist_ok=True)
     _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
     outcome = _segment_all(model, jobs, prompts, torch.device(device), options)

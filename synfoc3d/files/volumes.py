@@ -7,7 +7,7 @@ a suffix is the only channel of its case.
 import gzip
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from synfoc3d.errors import UserError
 from synfoc3d.files import nifti
 from synfoc3d.files.checksums import compare_checksum, read_to_end
+from synfoc3d.files.dicom import dicom_advice
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
 NIFTI_ENDINGS = nifti.ENDINGS
@@ -71,7 +72,9 @@ def name_and_ending(path: Path) -> tuple[str, str]:
     """
     matching = [ending for ending in ENDINGS if path.name.lower().endswith(ending)]
     if not matching:
-        raise UserError(f"{path} has an ending that nnU-Net does not read; it reads {', '.join(ENDINGS)}.")
+        raise UserError(
+            dicom_advice(path) or f"{path} has an ending that nnU-Net does not read; it reads {', '.join(ENDINGS)}."
+        )
     ending = max(matching, key=len)
     return path.name[: -len(ending)], ending
 
@@ -90,7 +93,8 @@ def list_volumes(folder: Path) -> list[Path]:
         if path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(tuple(ENDINGS))
     )
     if not files:
-        raise UserError(f"The folder {folder} holds no scan; nnU-Net reads {', '.join(ENDINGS)}.")
+        advice = f"The folder {folder} holds no scan; nnU-Net reads {', '.join(ENDINGS)}."
+        raise UserError(dicom_advice(folder) or advice)
     return files
 
 
@@ -120,8 +124,15 @@ def list_images(folder: Path, whole_names: Collection[str] = (), suffixed: bool 
     Raises:
         UserError: no such folder, an empty one, a case with two files for one channel, or one that misses a channel.
     """
+    return group_channels(list_volumes(folder), whole_names, suffixed)
+
+
+def group_channels(
+    paths: Iterable[Path], whole_names: Collection[str] = (), suffixed: bool = True
+) -> dict[str, ImageFiles]:
+    """Return the image files of each case among some; see :func:`list_images`."""
     found: dict[str, dict[int, Path]] = {}
-    for path in list_volumes(folder):
+    for path in paths:
         name, _ = name_and_ending(path)
         match = CHANNEL.fullmatch(name) if suffixed and name not in whole_names else None
         case, channel = (match["case"], int(match["channel"])) if match else (name, 0)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nibabel.affines import voxel_sizes
 from scipy.spatial.transform import Rotation
 
+from synfoc3d.errors import UserError
 from synfoc3d.files.volumes import read_scan
 from synfoc3d.nnunet.case_files import prepare_case, write_case
 from synfoc3d.nnunet.readers import read_files
@@ -145,6 +146,34 @@ def test_network_sees_the_spacing_that_the_header_means(tmp_path, kind, reader):
     _, properties, _ = read_files([scan], info.plans.image_reader_writer_class)
     np.testing.assert_allclose(properties["spacing"], stored.spacing[::-1], rtol=0.1)  # the sheared one is ambiguous
     np.testing.assert_allclose(read_scan(scan).spacing, stored.spacing[::-1], rtol=1e-5)
+
+
+FORMATS = [".nii.gz", ".nii", ".mha", ".nrrd"]
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(("stored", "asked"), [pair for pair in itertools.product(FORMATS, repeat=2)])
+def test_scan_of_another_format_is_read_alike_and_its_mask_lies_over_it(tmp_path, stored, asked, reader):
+    labels = label_map()
+    trained = KINDS["codes 1 and 1"].write(tmp_path / "trained_0000.nii.gz", labels.astype(np.float32))
+    scan = tmp_path / f"case_0000{stored}"
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(trained)), str(scan))
+
+    info = hand_made_info((1.0, 1.5, 2.0), reader=reader, channels=1)
+    np.testing.assert_allclose(prepare_case([scan], info).image, prepare_case([trained], info).image, atol=1e-4)
+
+    mask, image = (SimpleITK.ReadImage(str(file)) for file in (segment(scan, tmp_path, reader, asked), scan))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(mask), labels.transpose(2, 1, 0))
+    for said in ("GetSpacing", "GetOrigin", "GetDirection"):
+        np.testing.assert_allclose(getattr(mask, said)(), getattr(image, said)(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "ending"), [("sheared", ".mha"), ("sheared", ".nrrd"), ("qform only", ".gipl")])
+def test_format_that_cannot_hold_the_scans_place_is_refused(tmp_path, kind, ending):
+    scan = KINDS[kind].write(tmp_path / "case_0000.nii.gz", label_map().astype(np.float32))
+    with pytest.raises(UserError, match=rf"^{ending} files cannot say where {scan} lies; name a .nii.gz file with -o"):
+        segment(scan, tmp_path, ending=ending)
+    assert sorted(tmp_path.iterdir()) == [scan]
 
 
 @st.composite
