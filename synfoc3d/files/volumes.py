@@ -25,6 +25,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files import nifti
 from synfoc3d.files.checksums import compare_checksum, read_to_end
 from synfoc3d.files.dicom import dicom_advice
+from synfoc3d.files.spacing_files import read_spacing_file
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
 NIFTI_ENDINGS = nifti.ENDINGS
@@ -331,7 +332,7 @@ def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
         except Exception as error:  # the next reader may do
             failures.append(error)
             continue
-        scan = Scan(path, values, _affine_of(properties))
+        scan = Scan(path, values, _affine_of(path, properties))
         if len(values) == 1 or not as_label:
             return scan
         several.append(scan)  # the next reader may see slices where this one sees channels
@@ -340,10 +341,18 @@ def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
     raise failures[-1]
 
 
-def _affine_of(properties: Mapping[str, Any]) -> np.ndarray:
+def _affine_of(path: Path, properties: Mapping[str, Any]) -> np.ndarray:
     """Return the affine (4, 4) that one of nnU-Net's readers found; spacing alone where the format has no more."""
     geometry = properties.get("sitk_stuff")
-    return np.diag([*map(float, properties["spacing"][::-1]), 1.0]) if geometry is None else sitk_affine(geometry)
+    if geometry is not None:
+        return sitk_affine(geometry)
+    spacing = read_spacing_file(path) or properties["spacing"]  # nnU-Net looks for that of an image alone
+    return np.diag([*map(float, spacing[::-1]), 1.0])
+
+
+def length_unit(path: Path) -> str:
+    """Return the unit of a file's spacing: ``mm``, or ``px`` where the file has none."""
+    return "mm" if name_and_ending(path)[1] in SPATIAL_ENDINGS or read_spacing_file(path) else "px"
 
 
 def sitk_affine(geometry: Mapping[str, Any]) -> np.ndarray:

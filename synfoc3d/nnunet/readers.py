@@ -22,6 +22,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from synfoc3d.errors import UserError
 from synfoc3d.files import nifti
 from synfoc3d.files.masks import write_mask
+from synfoc3d.files.spacing_files import read_spacing_file
 from synfoc3d.files.volumes import SPATIAL_ENDINGS, check_checksum, name_and_ending
 
 Reader = type[BaseReaderWriter]
@@ -62,7 +63,12 @@ def read_files(files: Sequence[Path], reader: Reader) -> tuple[np.ndarray, dict[
     images = [nibabel.load(file) for file in files if nifti.is_nifti(file)]
     odd = [image for image in images if not nifti.is_plain(image)]
     image, properties, used = _read_through(_candidates(files[0], reader, bool(odd)), [str(file) for file in files])
-    return image, _in_mm(properties, images[0]) if odd else properties, used
+    spacing = read_spacing_file(files[0]) if used is Tiff3DIO else None
+    if odd:
+        properties = _in_mm(properties, images[0])
+    elif spacing is not None:  # nnU-Net looks for that of an image with a channel number alone
+        properties = properties | {"spacing": list(spacing)}
+    return image, properties, used
 
 
 def _candidates(file: Path, reader: Reader, odd: bool) -> list[Reader]:

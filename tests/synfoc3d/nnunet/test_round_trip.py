@@ -10,9 +10,11 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.affines import voxel_sizes
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from scipy.spatial.transform import Rotation
 
 from synfoc3d.errors import UserError
@@ -166,6 +168,14 @@ def test_scan_of_another_format_is_read_alike_and_its_mask_lies_over_it(tmp_path
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(mask), labels.transpose(2, 1, 0))
     for said in ("GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(mask, said)(), getattr(image, said)(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a_long_name", "case_0000"])
+def test_spacing_file_of_a_stack_counts(tmp_path, name):
+    tifffile.imwrite(tmp_path / f"{name}.tif", label_map().transpose(2, 1, 0))
+    (tmp_path / f"{name.removesuffix('_0000')}.json").write_text('{"spacing": [4, 1.5, 0.5]}')
+    _, properties, _ = read_files([tmp_path / f"{name}.tif"], Tiff3DIO)
+    assert properties["spacing"] == [4, 1.5, 0.5]
 
 
 @pytest.mark.parametrize(("kind", "ending"), [("sheared", ".mha"), ("sheared", ".nrrd"), ("qform only", ".gipl")])
