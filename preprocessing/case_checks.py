@@ -52,6 +52,7 @@ class CaseFacts:
         labels: label values that occur; empty for an unlabeled case.
         exact: whether nnU-Net reads the label file as it is meant, without rounding noise.
         turned: whether the label file is stored along other axes than the image.
+        plain: whether nnU-Net's readers see the spacing that the headers of the images mean.
         fingerprints: hash of the voxels of each file.
         doubts: sentences on what looks like a mistake in the images.
     """
@@ -60,6 +61,7 @@ class CaseFacts:
     labels: tuple[int, ...]
     exact: bool = True
     turned: bool = False
+    plain: bool = True
     fingerprints: Mapping[Path, str] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
@@ -205,6 +207,7 @@ def check_case(files: CaseFiles, checked: CheckedFiles) -> CaseFacts:
     facts = CaseFacts(
         channels=sum(of_file.channels for of_file in images.values()),
         labels=(),
+        plain=all(of_file.plain for of_file in images.values()),
         fingerprints={path: of_file.fingerprint for path, of_file in images.items()},
         doubts=tuple(doubt for path, of_file in images.items() for doubt in of_file.doubts(path)),
     )

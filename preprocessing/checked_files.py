@@ -12,11 +12,12 @@ import nibabel
 import numpy as np
 
 from synfoc3d.errors import UserError
+from synfoc3d.files import nifti
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.label_maps import is_exact, label_values
 from synfoc3d.files.layout import CHECKED_FILE
 from synfoc3d.files.origins import path_in, stamp_of
-from synfoc3d.files.volumes import NIFTI_ENDINGS, Scan, name_and_ending, read_scan
+from synfoc3d.files.volumes import Scan, read_scan
 from synfoc3d.preprocessing.doubts import doubts_about, fingerprint
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ class FileFacts:
             are compressed.
         fingerprint: of the voxels alone, as they lie in the patient; empty where all have one value.
         only_value: that value.
-        pixdim: size of voxels (x, y, z) by a NIfTI header's pixdim; None for other formats.
+        pixdim: size of voxels (x, y, z) in mm by a NIfTI header's pixdim; None for other formats.
+        plain: whether nnU-Net's readers, which take pixdim for mm, see the spacing that a NIfTI header means.
         labels: the values of a label file, rounding noise left out; None for an image.
         exact: False for a label file with rounding noise that reaches nnU-Net.
     """
@@ -47,7 +49,8 @@ class FileFacts:
     digest: str
     fingerprint: str
     only_value: float | None
-    pixdim: list[float] | None
+    pixdim: list[float] | None = None
+    plain: bool = True
     labels: list[int] | None = None
     exact: bool = True
 
@@ -170,17 +173,18 @@ def _read(path: Path, is_label: bool) -> FileFacts:
         digest=_digest(scan),
         fingerprint=hashed,
         only_value=None if hashed else float(scan.values.flat[0]),
-        pixdim=_pixdim(path),
+        **_header_facts(path),
         labels=labels,
         exact=exact,
     )
 
 
-def _pixdim(path: Path) -> list[float] | None:
-    if name_and_ending(path)[1] not in NIFTI_ENDINGS:
-        return None
-    image: Any = nibabel.load(path)  # the header alone
-    return [float(size) for size in image.header.get_zooms()[:3]]
+def _header_facts(path: Path) -> dict[str, Any]:
+    """Return what a NIfTI header says besides the affine."""
+    if not nifti.is_nifti(path):
+        return {}
+    image = nifti.load_nifti(path)
+    return {"pixdim": nifti.pixdim_in_mm(image).tolist(), "plain": nifti.is_plain(image)}
 
 
 def _check_finite(scan: Scan) -> None:

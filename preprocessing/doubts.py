@@ -8,6 +8,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, io_orientation
 
+from synfoc3d.files.nifti import SPACING_TOLERANCE
 from synfoc3d.files.volumes import Scan
 
 SIZE_TOLERANCE = 0.01  # of a voxel's size: what rounding explains
@@ -35,7 +36,7 @@ def doubts_about(path: Path, affine: np.ndarray, only_value: float | None, pixdi
         path: the image.
         affine: (4, 4), from voxel indices to mm.
         only_value: the one that all its voxels have; None if they differ.
-        pixdim: size of voxels (x, y, z) by a NIfTI header's pixdim; None for other formats.
+        pixdim: size of voxels (x, y, z) in mm by a NIfTI header's pixdim; None for other formats.
     """
     doubts = []
     if only_value is not None:
@@ -57,12 +58,12 @@ def skew(affine: np.ndarray) -> float:
 
 
 def _doubt_sizes(path: Path, affine: np.ndarray, pixdim: Sequence[float] | None) -> list[str]:
-    """Return a sentence on a NIfTI file whose pixdim, which nnU-Net takes, and affine differ."""
+    """Return a sentence on a NIfTI file whose pixdim and affine differ; where they contradict, the affine counts."""
     sizes = voxel_sizes(affine)
     if pixdim is None or np.allclose(pixdim, sizes, rtol=SIZE_TOLERANCE):
         return []
     first, second = (" x ".join(f"{size:g}" for size in way) for way in (pixdim, sizes))
-    return [
-        f"The header of {path} gives the size of voxels as {first} (pixdim), but its affine as {second}: nnU-Net "
-        f"takes the first, distances are measured by the second. Make them equal."
-    ]
+    counts = "nnU-Net takes the first, distances are measured by the second. Make them equal."
+    if not np.allclose(pixdim, sizes, rtol=SPACING_TOLERANCE):
+        counts = "the second counts. See that it is right."
+    return [f"The header of {path} gives the size of voxels as {first} (pixdim), but its affine as {second}: {counts}"]

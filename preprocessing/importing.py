@@ -33,6 +33,7 @@ from synfoc3d.files.layout import (
     SAME_SCANS,
     UNLABELED_IMAGES,
 )
+from synfoc3d.files.nifti import copy_scan
 from synfoc3d.files.origins import SPACING_ENDING, shortened
 from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles, check_cases, check_names, pair_labels
@@ -259,7 +260,7 @@ def _copy_case(files: CaseFiles, dataset: Path, ending: str, *, numbers: Mapping
         numbers: None if the label file is copied, too; else it is written anew, with these values changed.
 
     Returns:
-        The copy of each file.
+        The copy of each file that is the same; others are those whose header is corrected.
     """
     folder = dataset / (UNLABELED_IMAGES if files.label is None else IMAGES)
     copies = {path: folder / f"{files.case}_{channel:04d}{ending}" for channel, path in enumerate(files.images)}
@@ -271,9 +272,11 @@ def _copy_case(files: CaseFiles, dataset: Path, ending: str, *, numbers: Mapping
         else:
             write_label(files.label, files.images[0], label, numbers)
     folder.mkdir(parents=True, exist_ok=True)
+    same = {}
     for source, copy in copies.items():
-        shutil.copyfile(source, copy)
+        if copy_scan(source, copy):
+            same[source] = copy
         spacing = source.with_name(files.case + SPACING_ENDING)
         if spacing.is_file():
             shutil.copyfile(spacing, copy.with_name(spacing.name))
-    return copies
+    return same

@@ -9,6 +9,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import Annotations, check_annotated_values
 from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, REORIENTING_READER
+from synfoc3d.files.nifti import check_spacings
 from synfoc3d.files.volumes import NIFTI_ENDINGS, ImageFiles
 from synfoc3d.nnunet.plans_and_dataset import PLANS_ADVICE, read_plans
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles, examine_cases, pair_labels, refuse
@@ -181,6 +182,8 @@ def _check_facts(rules: RawRules, files: CaseFiles, facts: CaseFacts) -> None:
             f"Case {files.case!r} has {facts.channels} channels (the last is {files.images[-1]}), but "
             f"{rules.raw / DESCRIPTION_FILE} names {len(names)}; bring both into line."
         )
+    if not facts.plain:
+        check_spacings(files.images, rules.reader)
     if files.label is None:
         return
     check_values(rules.labels, files.label, facts.labels)

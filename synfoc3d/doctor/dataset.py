@@ -236,23 +236,26 @@ def check_domains_file(raw: Path, cases: RawCases) -> list[Finding]:
 
 
 def check_orientations(raw: Path, cases: RawCases, plans: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Read every image's header: damaged ones, and orientations that differ without being evened out.
+    """Read every image's header: damaged or misleading ones, and orientations that differ without being evened out.
 
     Args:
         raw: the dataset's folder.
         cases: its cases.
         plans: content of the plans by name; their reader counts, before planning that of dataset.json.
     """
+    from synfoc3d.files.nifti import check_spacings
     from synfoc3d.files.volumes import read_orientation
 
+    readers = readers_of(cases, plans)
     found: Counter[str] = Counter()
     findings = []
     for case, files in cases.all_images.items():
         try:
             found[read_orientation(files[0])] += 1
+            for reader in readers:
+                check_spacings(files, reader)
         except UserError as error:
             findings.append(Finding(case, "error", str(error), "Replace the file, or remove the case."))
-    readers = readers_of(cases, plans)
     if len(found) < 2 or readers == {REORIENTING_READER}:
         return [*findings, Finding("orientation", "ok", _counts(found), details=dict(found))] if found else findings
     text = f"mixed ({_counts(found)}), and the reader ({', '.join(sorted(readers))}) does not even them out"

@@ -13,12 +13,12 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.rounding import LARGEST_ROUNDING
+from synfoc3d.files.spacing_files import read_spacing_file
 from synfoc3d.files.volumes import (
     NIFTI_ENDINGS,
     Scan,
     along_axes_of,
     name_and_ending,
-    read_by,
     read_grid,
     read_scan,
 )
@@ -78,5 +78,6 @@ def _reader_of(path: Path) -> tuple[BaseReaderWriter, dict[str, Any]]:
     for kind in LIST_OF_IO_CLASSES:
         if name_and_ending(path)[1] in kind.supported_file_endings:
             with contextlib.suppress(Exception):  # third-party readers raise whatever they meet; the next one may do
-                return kind(), read_by(kind(), path)[1]
+                properties = kind().read_images([str(path)])[1]
+                return kind(), properties | {"spacing": read_spacing_file(path) or properties["spacing"]}
     raise AssertionError(f"{path} was read before")

@@ -17,8 +17,9 @@ from synfoc3d.files.points import Position
 from synfoc3d.files.rounding import without_rounding_noise
 from synfoc3d.files.volumes import Scan, check_channels
 from synfoc3d.networks.prompts import Box, Point, Points, start_among
-from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, read_files
+from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase
 from synfoc3d.nnunet.positions import box_to_prepared, to_prepared
+from synfoc3d.nnunet.readers import read_files
 
 
 def model_labels(info: ModelInfo) -> DeclaredLabels:

@@ -6,6 +6,7 @@ import pickle
 import shutil
 
 import blosc2
+import nibabel
 import numpy as np
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
@@ -523,6 +524,17 @@ class TestOrientation:
         image, _, _ = load(preprocessed / "nnUNetPlans_2d_unlabeled", "u1")
         voxels = blob(7)[0][::-1].transpose(2, 1, 0)[None]  # z, y, x with x to the right
         np.testing.assert_allclose(image, (voxels - voxels.mean()) / voxels.std(), atol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["imagesTr/l0_0000.nii.gz", "imagesUn/u1_0000.nii.gz"])
+def test_scan_in_micrometers_is_refused(dataset, place):
+    file = dataset[0] / place
+    for one in {file, dataset[0] / "labelsTr" / "l0.nii.gz"} if place.startswith("imagesTr") else {file}:
+        image = nibabel.load(one)
+        image.header.set_xyzt_units("micron")
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), one)
+    with pytest.raises(UserError, match=rf"The header of {file} has lengths in micron, but nnU-Net would take its"):
+        run()
 
 
 def test_planner_is_not_told_to_use_no_process(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -244,6 +245,17 @@ def test_before_planning_the_reader_of_the_description_counts(data):
     assert "orientation" in data.problems()
     data.describe(overwrite_image_reader_writer="NibabelIOWithReorient")
     assert "orientation" not in data.problems()
+
+
+def test_unit_that_the_reader_overlooks_is_named(data):
+    file = data.raw / "imagesUn" / "u_0000.nii.gz"
+    image = nibabel.load(file)
+    image.header.set_xyzt_units("meter")
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), file)
+    assert "u" not in data.problems()  # ITK looks at the unit
+    plans = {**PLANS, "image_reader_writer": "NibabelIO"}
+    (data.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert f"The header of {file} has lengths in meter" in data.text("u")
 
 
 def test_damaged_image_is_named(data):

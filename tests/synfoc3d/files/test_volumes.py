@@ -63,8 +63,8 @@ class TestListing:
         assert name_and_ending(tmp_path / "a.b.NII.GZ") == ("a.b", ".nii.gz")
 
     def test_foreign_ending_is_refused(self, tmp_path):
-        with pytest.raises(UserError, match="a.dcm has an ending that nnU-Net does not read"):
-            name_and_ending(tmp_path / "a.dcm")
+        with pytest.raises(UserError, match="a.xyz has an ending that nnU-Net does not read"):
+            name_and_ending(tmp_path / "a.xyz")
 
     @pytest.mark.parametrize("second", ["a_0000.nii.gz", "a.mha"])
     def test_case_that_is_there_twice_is_refused(self, tmp_path, second):

@@ -12,6 +12,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError
+from synfoc3d.nnunet import readers
 from synfoc3d.nnunet.case_files import ModelInfo, prepare_case, write_case
 
 SKEWED = np.array([[1.0, 0.2, 0, -5], [0, 1.5, 0, 7], [0, 0, 4, 2], [0, 0, 0, 1]])
@@ -233,7 +234,7 @@ def test_probabilities_are_written_as_they_are(scan, info, tmp_path):
 
 def test_mask_that_cannot_be_written_leaves_nothing(scan, info, tmp_path, monkeypatch):
     case = prepare_case([scan], info())
-    monkeypatch.setattr(case.reader, "write_seg", lambda *_: 1 / 0)
+    monkeypatch.setattr(readers, "write_mask", lambda *_: 1 / 0)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError):
         write_case(tmp_path / "mask", logits(case), case, info(), are_probabilities=False, save_probabilities=True)
