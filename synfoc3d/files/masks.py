@@ -41,14 +41,21 @@ def _write_with_itk(target: Path, mask: np.ndarray, scan: Path) -> None:
         header = read_header(scan)
     except RuntimeError:
         raise refusal from None
-    values = mask.T if header.GetDimension() == 3 else mask[..., 0].T
-    image = SimpleITK.GetImageFromArray(values)
-    image.SetSpacing(header.GetSpacing())
-    image.SetOrigin(header.GetOrigin())
-    image.SetDirection(header.GetDirection())
+    spacing, origin, direction = _in_space(header)
+    image = SimpleITK.GetImageFromArray(mask.T if len(spacing) == 3 else mask[..., 0].T)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
     SimpleITK.WriteImage(image, str(target), True)
-    written = read_header(target)
-    for name in ("GetSpacing", "GetOrigin", "GetDirection"):
-        if not np.allclose(getattr(written, name)(), getattr(header, name)(), rtol=ROUNDING, atol=ROUNDING):
+    for wanted, found in zip((spacing, origin, direction), _in_space(read_header(target)), strict=True):
+        if not np.allclose(wanted, found, rtol=ROUNDING, atol=ROUNDING):
             target.unlink()
             raise refusal
+
+
+def _in_space(header: SimpleITK.ImageFileReader) -> tuple[list[float], list[float], list[float]]:
+    """Return spacing, origin and direction along at most three axes; a fourth one, that of channels, is left out."""
+    dimension = header.GetDimension()
+    used = min(dimension, 3)
+    direction = np.reshape(header.GetDirection(), (dimension, dimension))[:used, :used]
+    return list(header.GetSpacing()[:used]), list(header.GetOrigin()[:used]), direction.ravel().tolist()

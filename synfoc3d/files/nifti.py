@@ -6,6 +6,7 @@ meters or micrometers; of the libraries only ITK looks at that.
 """
 
 import gzip
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ MILLIMETERS = {1: 1000.0, MILLIMETER: 1.0, 3: 0.001}  # in a unit, by its code; 
 SPACING_TOLERANCE = 0.2
 FLAT = 1e-6  # volume of a voxel as a share of the product of its edges, below which the axes lie in a plane
 SMALLEST_VOXEL, LARGEST_VOXEL = 1e-7, 1e3  # mm, of electron microscopes and of nnU-Net's 2D pictures
+ROUNDING = 1e-2  # of affines, in voxels: less is the same place
 GEOMETRY = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
@@ -116,6 +118,14 @@ def is_plain(image: Image) -> bool:
     return _millimeters(image.header) == 1 and _pixdim_agrees(image)
 
 
+def is_seen_alike(image: Image) -> bool:
+    """Say whether ITK and nibabel see a file's voxels in the same place."""
+    (qform, qcode), (sform, scode) = image.get_qform(coded=True), image.get_sform(coded=True)
+    if _millimeters(image.header) != 1 or not (qcode or scode):
+        return False
+    return not (qcode and scode) or bool(np.allclose(qform, sform, atol=ROUNDING * _pixdim(image).max()))
+
+
 def check_plain(path: Path) -> None:
     """Refuse a file of which nnU-Net's own readers would take the spacing wrongly.
 
@@ -186,6 +196,15 @@ def write_like(target: Path, values: np.ndarray, scan: Path) -> None:
         mask.header[name] = header[name]
     mask.header["xyzt_units"] = int(header["xyzt_units"]) & UNIT_MASK
     mask.to_filename(target)
+
+
+def place_like(file: Path, scan: Path) -> None:
+    """Give a file of integers the geometry of another's header, as `write_like` does; files of other shapes stay."""
+    values = np.asarray(load_nifti(file).dataobj)
+    if values.shape == load_nifti(scan).shape:
+        temporary = file.with_name(f".{file.name}")
+        write_like(temporary, values, scan)
+        os.replace(temporary, file)
 
 
 def _stored_header(path: Path) -> Header:

@@ -39,7 +39,7 @@ from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
 from synfoc3d.trainers.life_cycle.duration import DurationLog
 from synfoc3d.trainers.life_cycle.earlier_stage import with_foundation_of
-from synfoc3d.trainers.life_cycle.final_validation import keep_preference, leave_out_unknown, validate_modes
+from synfoc3d.trainers.life_cycle.final_validation import validate_rest
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
 from synfoc3d.trainers.life_cycle.raw_changes import note_origins, warn_of_changes
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
@@ -390,9 +390,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.method.eval()
         if any(student is self.network for student in self.students.values()):
             super().perform_actual_validation(save_probabilities)
-        validate_modes(self)
-        leave_out_unknown(self)
-        keep_preference(self)
+        validate_rest(self)
 
 
 class _NoSchedule:

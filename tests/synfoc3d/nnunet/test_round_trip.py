@@ -102,8 +102,8 @@ def label_map(shape=SHAPE):
 def segment(scan, folder, reader="NibabelIOWithReorient", ending=".nii.gz"):
     """Let a network without any error segment a scan whose gray values are its labels; return the mask's file."""
     info = hand_made_info((1.0, 1.0, 1.0), reader=reader, channels=1)
-    _, properties, _ = read_files([scan], info.plans.image_reader_writer_class)
-    info = hand_made_info(tuple(properties["spacing"]), reader=reader, channels=1)
+    image, properties, _ = read_files([scan], info.plans.image_reader_writer_class)
+    info = hand_made_info(tuple(properties["spacing"][image.shape[1] == 1 :]), reader=reader, channels=len(image))
     case = prepare_case([scan], info)
     answer = 9.0 * np.stack([np.rint(case.image[0]) == value for value in range(3)])
     emptied = replace(case, image=np.empty(0))
@@ -169,6 +169,23 @@ def test_scan_of_another_format_is_read_alike_and_its_mask_lies_over_it(tmp_path
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(mask), labels.transpose(2, 1, 0))
     for said in ("GetSpacing", "GetOrigin", "GetDirection"):
         np.testing.assert_allclose(getattr(mask, said)(), getattr(image, said)(), atol=1e-6)
+
+
+@pytest.mark.parametrize("asked", FORMATS)
+@pytest.mark.parametrize("dimension", [2, 4])
+def test_mask_of_a_slice_or_of_channels_in_one_file_lies_over_it(tmp_path, dimension, asked):
+    labels = label_map((7, 5, 1) if dimension == 2 else SHAPE)
+    values = labels.transpose(2, 1, 0).astype(np.float32)
+    image = SimpleITK.GetImageFromArray(values[0] if dimension == 2 else np.stack([values] * 2), isVector=False)
+    image.SetSpacing((1.0, 1.5, 4.0, 2.0)[:dimension])
+    image.SetOrigin((5.0, 6.0, 7.0, 8.0)[:dimension])
+    SimpleITK.WriteImage(image, str(tmp_path / "case_0000.nrrd"))
+
+    mask = SimpleITK.ReadImage(str(segment(tmp_path / "case_0000.nrrd", tmp_path, "SimpleITKIO", asked)))
+    used = min(dimension, 3)
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(mask), values[0] if dimension == 2 else values)
+    assert mask.GetSpacing() == pytest.approx(image.GetSpacing()[:used])
+    assert mask.GetOrigin() == pytest.approx(image.GetOrigin()[:used])
 
 
 @pytest.mark.parametrize("name", ["a_long_name", "case_0000"])
