@@ -1,13 +1,15 @@
 """Which scans to segment, and where their masks go."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.entries import find_scans, tell_left_out
-from synfoc3d.files.volumes import ENDINGS
+from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE, REFERENCES
+from synfoc3d.files.volumes import CHANNEL, ENDINGS, ImageFiles, group_channels, list_images, name_and_ending
+from synfoc3d.nnunet.readers import endings_like
+
+PROBABILITIES = (".npz", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -18,44 +20,83 @@ class Job:
         case: its name.
         files: one file per channel, in order.
         target: path of the mask, without ending.
+        ending: of the mask.
     """
 
     case: str
-    files: tuple[Path, ...]
+    files: ImageFiles
     target: Path
+    ending: str = ".nii.gz"
+
+    def result(self, ending: str) -> Path:
+        """Return the file of that ending among those that are written for the case."""
+        return self.target.with_name(self.target.name + ending)
+
+    @property
+    def mask(self) -> Path:
+        """The mask's file."""
+        return self.result(self.ending)
 
 
 def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
     """Return the cases of a folder, or the one case that a file belongs to, sorted by name.
 
+    Cases are found as by ``synfoc3d import``. Files may have another ending than those of the training, if they hold
+    the same.
+
     Args:
         source: folder with nnU-Net's file names (case_0000.nii.gz, ...), or one file of a case; its other channels lie
             beside it.
-        output: folder for the masks, named case.nii.gz; for one scan also a file name.
+        output: folder for the masks, named case.nii.gz; for one scan also a file name, whose ending is then the mask's.
         ending: of the files of the training, such as ``.nii.gz``.
 
     Raises:
-        UserError: no such input, no image in it, images without a channel number, or a mask in the place of its scan.
+        UserError: no such input, no scan in it, scans that the model's reader cannot take, channels that are not
+            complete, a mask in the place of its scan, or in a format that cannot hold it.
     """
     output = output.resolve()
     if not source.exists():
         raise UserError(f"{source} does not exist: give a folder of images, or one image file, with -i.")
+    asked = next((known for known in sorted(ENDINGS, key=len)[::-1] if output.name.lower().endswith(known)), None)
+    endings = endings_like(ending)
     if source.is_dir():
-        tell_left_out(source, [file for file in find_scans(source, ENDINGS) if not file.name.endswith(ending)])
-    cases, others = _group_channels(source if source.is_dir() else source.parent, ending)
-    if source.is_file():
-        case, files = _case_of(source, cases, ending)
-        named = output.name.endswith(ending)
-        target = output.with_name(output.name.removesuffix(ending)) if named else output / case
-        _refuse_own_mask(files, target.with_name(target.name + ending))
-        return [Job(case, files, target)]
-    if output.name.endswith(ending):
-        raise UserError(f"{source} is a folder, but {output} a file: give a folder with -o.")
-    if others:
-        raise UserError(f"{others[0]} has no channel number: name the images like case_0000{ending}.")
-    if not cases:
-        raise UserError(f"{source} holds no images named like case_0000{ending}.")
-    return [Job(case, tuple(files), output / case) for case, files in sorted(cases.items())]
+        if asked:
+            raise UserError(f"{source} is a folder, but {output} a file: give a folder with -o.")
+        cases = list_images(source)
+        _check_formats(cases, endings, ending)
+        return [Job(case, files, output / case, ending) for case, files in sorted(cases.items())]
+    case, files = _case_of(source)
+    _check_formats({case: files}, endings, ending)
+    if asked and asked not in endings:
+        raise UserError(f"A {asked} file cannot hold the mask of {source}; name one of {', '.join(endings)} with -o.")
+    target = output.with_name(output.name[: -len(asked)]) if asked else output / case
+    job = Job(case, files, target, asked or ending)
+    _refuse_own_mask(job)
+    return [job]
+
+
+def check_output(source: Path, jobs: Sequence[Job]) -> None:
+    """Refuse masks in a place where they would be taken for something else, or replace it.
+
+    Args:
+        source: folder of the scans, or a file.
+        jobs: all cases.
+
+    Raises:
+        UserError: the folder of the scans, or one of nnU-Net's.
+    """
+    folder = jobs[0].target.parent
+    if source.is_dir() and folder == source.resolve():
+        raise UserError(f"The masks would lie among the scans in {source}: give another folder with -o.")
+    for place in (folder, folder.parent):
+        if _is_nnunets(place) and (place == folder or folder.name.startswith(("images", "labels", REFERENCES))):
+            raise UserError(f"{folder} belongs to nnU-Net's folder {place}: give another place with -o.")
+
+
+def _is_nnunets(folder: Path) -> bool:
+    """Say whether a folder is one of a dataset, raw or preprocessed, or of a trained model; one of masks has plans."""
+    is_of_masks = (folder / PLANS_FILE).is_file() and not any(folder.glob("fold_*"))
+    return (folder / DESCRIPTION_FILE).is_file() and not is_of_masks
 
 
 def select_part(jobs: Sequence[Job], num_parts: int, part_id: int) -> list[Job]:
@@ -69,58 +110,60 @@ def select_part(jobs: Sequence[Job], num_parts: int, part_id: int) -> list[Job]:
     return list(jobs[part_id::num_parts])
 
 
-def remove_results(job: Job, ending: str) -> None:
-    """Remove what an earlier run wrote for a case, so that it cannot pass for what this one writes."""
-    for one in (ending, ".npz", ".pkl"):
-        job.target.with_name(job.target.name + one).unlink(missing_ok=True)
+def remove_results(jobs: Sequence[Job]) -> None:
+    """Remove what an earlier run wrote for the cases, so that it cannot pass for what this one writes.
+
+    Raises:
+        UserError: files of these names that no prediction wrote, such as labels; nothing is removed then.
+    """
+    folder = jobs[0].target.parent
+    if not any((folder / name).is_file() for name in (PREDICTION_FILE, PLANS_FILE)):
+        there = next((job.mask for job in jobs if job.mask.exists()), None)
+        if there is not None:
+            raise UserError(f"{there} is there already, and no prediction wrote it: give another place with -o.")
+    for job in jobs:
+        for ending in (job.ending, *PROBABILITIES):
+            job.result(ending).unlink(missing_ok=True)
 
 
-def is_finished(job: Job, ending: str, save_probabilities: bool) -> bool:
+def is_finished(job: Job, save_probabilities: bool) -> bool:
     """Return whether an earlier run wrote everything that is asked for."""
-    endings = [ending, ".npz", ".pkl"] if save_probabilities else [ending]
-    return all(job.target.with_name(job.target.name + one).is_file() for one in endings)
+    endings = (job.ending, *PROBABILITIES) if save_probabilities else (job.ending,)
+    return all(job.result(ending).is_file() for ending in endings)
 
 
-def _refuse_own_mask(files: Sequence[Path], mask: Path) -> None:
+def _refuse_own_mask(job: Job) -> None:
     """Refuse a mask that would replace a channel of its scan, such as scan.nii.gz written into its own folder."""
-    for file in files:
-        if file.resolve() == mask.resolve():
+    for file in job.files:
+        if file.resolve() == job.mask.resolve():
             raise UserError(f"The mask of {file} would replace the scan itself: give another place with -o.")
 
 
-def _case_of(source: Path, cases: dict[str, list[Path]], ending: str) -> tuple[str, tuple[Path, ...]]:
+def _case_of(source: Path) -> tuple[str, ImageFiles]:
     """Return name and files of the case a file belongs to; a name without a channel number is a case of its own."""
-    if not source.name.endswith(ending):
-        raise UserError(f"{source} is not a {ending} file, which the model was trained on.")
+    name, ending = name_and_ending(source)
+    match = CHANNEL.fullmatch(name)
+    if not match:
+        return name, (source,)
+    siblings = [path for path in source.parent.glob(f"*{source.name[-len(ending) :]}") if path.is_file()]
+    prefix = f"{match['case']}_"
+    channels = [path for path in siblings if CHANNEL.fullmatch(_stem(path)) and _stem(path)[:-4] == prefix]
+    return match["case"], group_channels(channels)[match["case"]]
+
+
+def _stem(path: Path) -> str:
+    return name_and_ending(path)[0]
+
+
+def _check_formats(cases: Mapping[str, ImageFiles], endings: Collection[str], trained: str) -> None:
+    """Refuse files that do not hold what the model was trained on, and cases in several formats."""
     for case, files in cases.items():
-        if source in files:
-            return case, tuple(files)
-    return source.name.removesuffix(ending), (source,)
-
-
-def _group_channels(folder: Path, ending: str) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Return the images of a folder by case, channels in order, and those without a channel number."""
-    cases: dict[str, list[Path]] = {}
-    others = []
-    for file in sorted(folder.glob(f"*{ending}")):
-        if file.name.startswith("."):
-            continue
-        numbered = re.fullmatch(r"(.+)_\d{4}", file.name.removesuffix(ending))
-        if numbered:
-            cases.setdefault(numbered[1], []).append(file)
-        else:
-            others.append(file)
-    for case, files in cases.items():
-        _refuse_missing_channel(case, files, ending)
-    return cases, others
-
-
-def _refuse_missing_channel(case: str, files: Sequence[Path], ending: str) -> None:
-    """Refuse channels that are not numbered 0000, 0001, ...: one would be taken for another."""
-    for number, file in enumerate(files):
-        wanted = f"{case}_{number:04d}{ending}"
-        if file.name != wanted:
-            raise UserError(
-                f"Case {case!r} has {file} but no {wanted}: add that channel, or append _0000 to the name if its last "
-                "four digits are no channel."
-            )
+        found = {name_and_ending(file)[1]: file for file in files}
+        for ending, file in found.items():
+            if ending not in endings:
+                raise UserError(
+                    f"{file} is no file that a model trained on {trained} takes: convert it to {trained}, or take it "
+                    f"away; it takes {', '.join(endings)}."
+                )
+        if len(found) > 1:
+            raise UserError(f"The channels of case {case!r} are in several formats ({', '.join(found)}); use one.")

@@ -84,8 +84,9 @@ def run_pipeline(
             else:
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 # the image is not needed any more: it must not travel to the worker
-                emptied = PreparedCase(np.empty(0), case.properties, case.reader)
-                pending.append((job, Task(writing, write, (job.target, values), {"case": emptied})))
+                emptied = PreparedCase(np.empty(0), case.properties, case.reader, case.scan)
+                named = {"case": emptied, "ending": job.ending}
+                pending.append((job, Task(writing, write, (job.target, values), named)))
                 if len(pending) > workers.write:
                     _collect(*pending.popleft(), outcome)
             on_finished()

@@ -21,7 +21,7 @@ from synfoc3d.files.atomic import atomic_write_texts, whole_folder
 from synfoc3d.files.folders import find_dataset
 from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
-from synfoc3d.inference.inputs import Job, find_jobs, is_finished, remove_results, select_part
+from synfoc3d.inference.inputs import Job, check_output, find_jobs, is_finished, remove_results, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
 from synfoc3d.inference.prompt_record import parse_prompt
@@ -100,7 +100,7 @@ def predict(
     Args:
         source: folder with nnU-Net's file names (case_0000.nii.gz, ...), or one file of a case; its other channels lie
             beside it.
-        output: folder for the masks, named case.nii.gz; for one scan also a file name.
+        output: folder for the masks, named case.nii.gz; for one scan also a file name, whose ending is then the mask's.
         choice: which model; or which published network without any training, which must be told where to look.
         device: ``cuda``, ``mps`` or ``cpu``.
         options: how; None for the defaults.
@@ -110,8 +110,9 @@ def predict(
         Number of scans segmented.
 
     Raises:
-        UserError: no such input or model; a prompt that does not fit them; masks of other networks or another prompt in
-            a folder that is to be continued; or, after all other scans were segmented, scans that could not be.
+        UserError: no such input or model; a place for the masks that is another one's; a prompt that does not fit;
+            masks of other networks or another prompt in a folder that is to be continued; or, after all other scans
+            were segmented, scans that could not be.
     """
     options, prompt = options or PredictOptions(), prompt or PromptChoice()
     options.check()
@@ -120,8 +121,8 @@ def predict(
     model = _load(choice, prompt)
     if not model.takes_prompts:
         prompt.refuse(model.mode.name)
-    ending = model.info.file_ending
-    found = find_jobs(source, output, ending)
+    found = find_jobs(source, output, model.info.file_ending)
+    check_output(source, found)
     prompts = prompt.of_cases(found, model.info, all_cases=source.is_dir())
     jobs = select_part(found, options.num_parts, options.part_id)
     if not jobs:
@@ -134,14 +135,13 @@ def predict(
         log.info("Prompt: %s.", asked)
     if options.skip_finished:
         _refuse_other_networks(folder / PREDICTION_FILE, record)
-        jobs = [job for job in jobs if not is_finished(job, ending, options.save_probabilities)]
+        jobs = [job for job in jobs if not is_finished(job, options.save_probabilities)]
         if not jobs:
             return 0
     else:
-        _refuse_other_masks(found, ending, record)
-        for job in jobs:  # before the record changes: after an interruption they would be taken for this run's
-            remove_results(job, ending)
-    with whole_folder(folder, unless=lambda: any(is_finished(job, ending, False) for job in jobs)):
+        _refuse_other_masks(found, record)
+        remove_results(jobs)  # before the record changes: after an interruption they would be taken for this run's
+    with whole_folder(folder, unless=lambda: any(is_finished(job, False) for job in jobs)):
         _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
         outcome = _segment_all(model, jobs, prompts, torch.device(device), options)
         _write_records(folder, model, record | {"seconds": round(time.time() - started, 1)})
@@ -282,15 +282,15 @@ def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
         raise UserError(f"{file} says that the masks there are {difference}: {advice}")
 
 
-def _refuse_other_masks(jobs: Sequence[Job], ending: str, record: Mapping[str, Any]) -> None:
+def _refuse_other_masks(jobs: Sequence[Job], record: Mapping[str, Any]) -> None:
     """Refuse a folder with masks of other scans whose record, which would be replaced, says that they differ.
 
     Raises:
         UserError: what differs.
     """
     folder = jobs[0].target.parent
-    file, own = folder / PREDICTION_FILE, {f"{job.target.name}{ending}" for job in jobs}
-    others = [mask for mask in sorted(folder.glob(f"*{ending}")) if mask.name not in own]
+    file, own = folder / PREDICTION_FILE, {job.mask for job in jobs}
+    others = [mask for mask in sorted(folder.glob(f"*{jobs[0].ending}")) if mask not in own]
     if not others or not file.is_file():
         return
     try:

@@ -21,6 +21,7 @@ from synfoc3d.nnunet.case_prompts import (
     model_labels,
     tight_box,
 )
+from synfoc3d.nnunet.readers import endings_like
 
 Place = TypeVar("Place", Position, BoxPosition)
 
@@ -135,7 +136,8 @@ def _given(
 
 
 def _reference(folder: Path, job: Job, info: ModelInfo) -> Path:
-    file = folder / f"{job.case}{info.file_ending}"
-    if not file.is_file():
-        raise UserError(f"There is no reference {file} of scan {job.case!r}; add it, or take the scan out.")
-    return file
+    wanted, *others = (folder / f"{job.case}{ending}" for ending in (info.file_ending, *endings_like(info.file_ending)))
+    found = next((file for file in (wanted, *others) if file.is_file()), None)
+    if found is None:
+        raise UserError(f"There is no reference {wanted} of scan {job.case!r}; add it, or take the scan out.")
+    return found

@@ -4,16 +4,23 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.volumes import ImageFiles, Scan, check_same_grid, label_values, name_and_ending, read_scan
-from synfoc3d.preprocessing.doubts import doubts_about, fingerprint
+from synfoc3d.files.volumes import (
+    NIFTI_ENDINGS,
+    ImageFiles,
+    Scan,
+    along_axes_of,
+    check_same_grid,
+    lie_on_one_grid,
+    name_and_ending,
+)
+from synfoc3d.preprocessing.checked_files import CheckedFiles
 from synfoc3d.preprocessing.near_names import find_near
 
 MAX_THREADS = 8
@@ -43,14 +50,20 @@ class CaseFacts:
     Attributes:
         channels: number of channels.
         labels: label values that occur; empty for an unlabeled case.
+        exact: whether nnU-Net reads the label file as it is meant, without rounding noise.
+        turned: whether the label file is stored along other axes than the image.
+        plain: whether nnU-Net's readers see the spacing that the headers of the images mean.
         fingerprints: hash of the voxels of each file.
         doubts: sentences on what looks like a mistake in the images.
     """
 
     channels: int
     labels: tuple[int, ...]
-    fingerprints: Mapping[Path, str]
-    doubts: tuple[str, ...]
+    exact: bool = True
+    turned: bool = False
+    plain: bool = True
+    fingerprints: Mapping[Path, str] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
 
 
 def pair_labels(images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) -> list[CaseFiles]:
@@ -114,19 +127,52 @@ def check_names(cases: Collection[CaseFiles]) -> None:
     _check_channels({files.case: (len(files.images), files.images[-1]) for files in cases})
 
 
-def check_cases(cases: Collection[CaseFiles]) -> dict[str, CaseFacts]:
+def refuse(problems: Mapping[str, str]) -> None:
+    """Raise what is wrong with cases, if anything is: a sentence, or all of them below each other.
+
+    Raises:
+        UserError: there is a problem.
+    """
+    if problems:
+        head = [f"{len(problems)} cases cannot be used:"] if len(problems) > 1 else []
+        raise UserError("\n  ".join([*head, *problems.values()]))
+
+
+def check_cases(cases: Collection[CaseFiles], checked: CheckedFiles) -> dict[str, CaseFacts]:
     """Read and check every voxel of all cases in parallel threads, with a progress bar.
 
     Raises:
-        UserError: the first case, in the given order, that is damaged, does not fit together or has another number of
-            channels than the others.
+        UserError: cases that are damaged, do not fit together or have another number of channels than the others.
     """
-    facts = dict(zip((files.case for files in cases), _in_threads(check_case, cases, "Checking scans"), strict=True))
+    facts, problems = examine_cases(cases, checked)
+    refuse(problems)
     _check_channels({files.case: (facts[files.case].channels, files.images[-1]) for files in cases})
     return facts
 
 
-def read_label_values(labels: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
+def examine_cases(cases: Collection[CaseFiles], checked: CheckedFiles) -> tuple[dict[str, CaseFacts], dict[str, str]]:
+    """Read every voxel of all cases in parallel threads, with a progress bar; files that were checked are not read.
+
+    Args:
+        cases: the cases.
+        checked: what is known of their files, and receives what is found.
+
+    Returns:
+        What was found in each case, and the sentence on what is wrong with each of the others.
+    """
+
+    def attempt(files: CaseFiles) -> CaseFacts | str:
+        try:
+            return check_case(files, checked)
+        except UserError as error:
+            return str(error)
+
+    found = dict(zip((files.case for files in cases), _in_threads(attempt, cases, "Checking scans"), strict=True))
+    facts = {case: outcome for case, outcome in found.items() if isinstance(outcome, CaseFacts)}
+    return facts, {case: outcome for case, outcome in found.items() if isinstance(outcome, str)}
+
+
+def read_label_values(labels: Mapping[str, Path], checked: CheckedFiles) -> dict[str, tuple[int, ...]]:
     """Return the values in the label file of each case, read in parallel threads with a progress bar.
 
     Raises:
@@ -134,12 +180,8 @@ def read_label_values(labels: Mapping[str, Path]) -> dict[str, tuple[int, ...]]:
     """
     if not labels:
         return {}
-    return dict(zip(labels, _in_threads(_values_of, list(labels.values()), "Reading labels"), strict=True))
-
-
-def _values_of(label: Path) -> tuple[int, ...]:
-    """Return the values in a label file."""
-    return tuple(label_values(read_scan(label)))
+    facts = _in_threads(checked.label, list(labels.values()), "Reading labels")
+    return {case: tuple(of_file.labels or ()) for case, of_file in zip(labels, facts, strict=True)}
 
 
 def _in_threads(function: Callable[[T], R], items: Collection[T], description: str) -> list[R]:
@@ -151,29 +193,41 @@ def _in_threads(function: Callable[[T], R], items: Collection[T], description: s
         threads.shutdown(cancel_futures=True)
 
 
-def check_case(files: CaseFiles) -> CaseFacts:
+def check_case(files: CaseFiles, checked: CheckedFiles) -> CaseFacts:
     """Read all files of one case and check that they fit together.
 
     Raises:
         UserError: a file that cannot be read, voxels that are no finite numbers, files that differ in shape or
             placement, or label values that are no whole numbers.
     """
-    first = _read_finite(files.images[0])
-    channels, fingerprints = len(first.values), {first.path: fingerprint(first)}
-    doubts = doubts_about(first, fingerprints[first.path])
-    for path in files.images[1:]:
-        channel = _read_finite(path)
-        check_same_grid(first, channel)
-        channels += len(channel.values)
-        fingerprints[path] = fingerprint(channel)
-        doubts += doubts_about(channel, fingerprints[path])
-    found: tuple[int, ...] = ()
-    if files.label is not None:
-        label = read_scan(files.label)
+    images = {path: checked.image(path) for path in files.images}
+    first, *others = (of_file.grid(path) for path, of_file in images.items())
+    for other in others:
+        check_same_grid(first, other)
+    facts = CaseFacts(
+        channels=sum(of_file.channels for of_file in images.values()),
+        labels=(),
+        plain=all(of_file.plain for of_file in images.values()),
+        fingerprints={path: of_file.fingerprint for path, of_file in images.items()},
+        doubts=tuple(doubt for path, of_file in images.items() for doubt in of_file.doubts(path)),
+    )
+    if files.label is None:
+        return facts
+    found = checked.label(files.label)
+    label = found.grid(files.label)
+    turned = _is_turned(first, label)
+    if not turned:
         check_same_grid(first, label)
-        found = tuple(label_values(label))
-        fingerprints[files.label] = fingerprint(label)
-    return CaseFacts(channels, found, fingerprints, tuple(doubts))
+    fingerprints = {**facts.fingerprints, files.label: found.fingerprint}
+    labels = tuple(found.labels or ())
+    return replace(facts, labels=labels, exact=found.exact, turned=turned, fingerprints=fingerprints)
+
+
+def _is_turned(image: Scan, label: Scan) -> bool:
+    """Return whether a NIfTI label file has the voxels of its image along other axes, by what both headers say."""
+    if name_and_ending(label.path)[1] not in NIFTI_ENDINGS or lie_on_one_grid(image, label):
+        return False
+    return lie_on_one_grid(image, along_axes_of(label, image))
 
 
 def _all_files(files: CaseFiles) -> ImageFiles:
@@ -189,15 +243,3 @@ def _check_channels(channels: Mapping[str, tuple[int, Path]]) -> None:
             raise UserError(
                 f"Case {case!r} has {count} channels (the last is {path}), but most have {usual}; all need as many."
             )
-
-
-def _read_finite(path: Path) -> Scan:
-    """Read an image file and check its voxels."""
-    scan = read_scan(path)
-    if scan.values.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            values = scan.values.astype(np.float32, copy=False)  # as nnU-Net takes them
-        broken = values.size - int(np.isfinite(values).sum())
-        if broken:
-            raise UserError(f"{path} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")
-    return scan

@@ -1,6 +1,7 @@
 """The names of labels and channels of a dataset, and its dataset.json in nnU-Net v2's format."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from synfoc3d.files.volumes import NIFTI_ENDINGS
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles
 from synfoc3d.preprocessing.datasets import load_json_object
 
+WHITE = 255  # of masks made as pictures
 # Entries of the source's dataset.json that describe its files, not the scans, or belong to older formats.
 NOT_CARRIED_OVER = {"dataset", "training", "test", "numTest", "modality", "tensorImageSize", SAME_SCANS}
 
@@ -80,20 +82,73 @@ def build_dataset_json(
     return result
 
 
+def with_white_as_one(
+    description: Mapping[str, Any], names: Sequence[str] | None, facts: Mapping[str, CaseFacts]
+) -> tuple[dict[str, Any], dict[str, CaseFacts], dict[int, int]]:
+    """Let masks of 0 and 255, as programs for pictures make them, be ones of 0 and 1.
+
+    That is done where all label files hold these values only, and one class, as 1 or as 255, or nothing is declared.
+
+    Args:
+        description: content of the source's dataset.json.
+        names: the label names that were given, which overrule it.
+        facts: what was found in each case.
+
+    Returns:
+        The description, the facts, and what to write for which value; the former as they are, and nothing, otherwise.
+    """
+    as_it_is = dict(description), dict(facts), dict[int, int]()
+    declared = _named_labels(description, names)
+    classes = {} if declared is None or not isinstance(declared, Mapping) else {**declared}
+    classes.pop(BACKGROUND, None)
+    found = {value for of_case in facts.values() for value in of_case.labels}
+    is_binary = found <= {0, WHITE} and WHITE in found
+    if not is_binary or (declared is not None and [*classes.values()] not in ([1], [WHITE])):
+        return as_it_is
+    numbers = {WHITE: 1}
+    renamed = {case: replace(of_case, labels=_numbered(of_case.labels, numbers)) for case, of_case in facts.items()}
+    labels = {} if declared is None else {"labels": {BACKGROUND: 0, **dict.fromkeys(classes, 1)}}
+    return {**description, **labels}, renamed, numbers
+
+
+def _numbered(values: Sequence[int], numbers: Mapping[int, int]) -> tuple[int, ...]:
+    return tuple(numbers.get(value, value) for value in values)
+
+
 def check_labels(labels: DeclaredLabels, cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts]) -> None:
     """Check the values found in the label files against the declared ones.
 
     Raises:
-        UserError: a value that is not declared, or a file that holds nothing but the ignore label.
+        UserError: a value that is not declared, a file of nothing but the ignore label, or no foreground in any file.
     """
-    declared = [*labels.values] if labels.ignore is None else [*labels.values, labels.ignore]
     for files in cases:
         assert files.label is not None
-        found = facts[files.case].labels
-        for value in found:
-            if value not in declared:
-                raise UserError(f"{files.label} holds the label value {value}, but only {declared} are declared.")
-        check_any_annotated(labels, found, files.label)
+        check_values(labels, files.label, facts[files.case].labels)
+    check_any_foreground(labels, cases, facts)
+
+
+def check_any_foreground(labels: DeclaredLabels, cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts]) -> None:
+    """Check that there is something to learn.
+
+    Raises:
+        UserError: the label files hold background, or the ignore label, only.
+    """
+    if not any(set(facts[files.case].labels) - {0, labels.ignore} for files in cases):
+        raise UserError(f"All label files beside {cases[0].label} hold background only; there is nothing to learn.")
+
+
+def check_values(labels: DeclaredLabels, label: Path, found: Sequence[int]) -> None:
+    """Check the values found in a label file against the declared ones.
+
+    Raises:
+        UserError: a value that is not declared, or nothing but the ignore label.
+    """
+    declared = [*labels.values] if labels.ignore is None else [*labels.values, labels.ignore]
+    for value in found:
+        if value not in declared:
+            advice = "; write 1 for 255, as nnU-Net counts labels 0, 1, 2, ..." if value == WHITE else ""
+            raise UserError(f"{label} holds the label value {value}, but only {declared} are declared{advice}.")
+    check_any_annotated(labels, found, label)
 
 
 def _named_labels(description: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any] | None:
@@ -110,15 +165,15 @@ def _named_labels(description: Mapping[str, Any], names: Sequence[str] | None) -
 
 def _generic_labels(cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts]) -> dict[str, int]:
     """Return class_1, class_2, ... for the values found, which must have no gaps."""
+    check_any_foreground(DeclaredLabels({}), cases, facts)
     found = sorted({0, *(value for files in cases for value in facts[files.case].labels)})
-    if len(found) == 1:
-        raise UserError(f"All label files beside {cases[0].label} hold background only; there is nothing to learn.")
     for expected, value in enumerate(found):
         if value != expected:
             culprit = next(files.label for files in cases if value in facts[files.case].labels)
             raise UserError(
                 f"{culprit} holds the label value {value}, but no label file holds {expected}; nnU-Net needs 0, 1, 2, "
-                f"... without gaps: renumber the labels or declare them in a dataset.json."
+                f"... without gaps: renumber the labels, or give the names of all classes if {expected} is one that "
+                f"happens to be in no file."
             )
     return {BACKGROUND: 0, **{f"class_{value}": value for value in found[1:]}}
 

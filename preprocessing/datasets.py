@@ -8,6 +8,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_annotations, read_annotations
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
+from synfoc3d.files.descriptions import check_entries
 from synfoc3d.files.domains import check_domains, read_domains
 from synfoc3d.files.json_files import load_json_object
 from synfoc3d.files.layout import (
@@ -26,13 +27,11 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's ``dataset.json``.
 
     Raises:
-        UserError: the file is missing, is no JSON object, or lacks what nnU-Net needs.
+        UserError: the file is missing, is no JSON object, or lacks what nnU-Net needs, or has it in another form.
     """
     path = folder / DESCRIPTION_FILE
     content = load_json_object(path)
-    for key in ("channel_names", "labels", "numTraining", "file_ending"):
-        if key not in content:
-            raise UserError(f"{path} lacks the entry {key!r} that nnU-Net needs; add it.")
+    check_entries(content, str(path))
     return content
 
 

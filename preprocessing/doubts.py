@@ -1,15 +1,15 @@
 """What a single scan looks like: the hash by which it is recognized, and what is odd about it."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import nibabel
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, io_orientation
 
-from synfoc3d.files.volumes import NIFTI_ENDINGS, Scan
+from synfoc3d.files.nifti import SPACING_TOLERANCE
+from synfoc3d.files.volumes import Scan
 
 SIZE_TOLERANCE = 0.01  # of a voxel's size: what rounding explains
 LARGEST_SKEW = 1.0  # degrees between the axes and right angles that rounding of headers does not explain
@@ -29,23 +29,25 @@ def fingerprint(scan: Scan) -> str:
     return hashed.hexdigest()
 
 
-def doubts_about(scan: Scan, hashed: str) -> list[str]:
+def doubts_about(path: Path, affine: np.ndarray, only_value: float | None, pixdim: Sequence[float] | None) -> list[str]:
     """Return sentences on an image that holds one value, has oblique axes, or says its voxels' size in two ways.
 
     Args:
-        scan: an image.
-        hashed: its fingerprint.
+        path: the image.
+        affine: (4, 4), from voxel indices to mm.
+        only_value: the one that all its voxels have; None if they differ.
+        pixdim: size of voxels (x, y, z) in mm by a NIfTI header's pixdim; None for other formats.
     """
     doubts = []
-    if not hashed:
-        doubts.append(f"{scan.path} holds nothing but the value {scan.values.flat[0]:g}: see that the file is right.")
-    angle = skew(scan.affine)
+    if only_value is not None:
+        doubts.append(f"{path} holds nothing but the value {only_value:g}: see that the file is right.")
+    angle = skew(affine)
     if angle > LARGEST_SKEW:
         doubts.append(
-            f"The axes of {scan.path} are up to {angle:.0f} degrees from right angles, but networks and distances take "
+            f"The axes of {path} are up to {angle:.0f} degrees from right angles, but networks and distances take "
             f"them for right ones: resample the scan if that matters."
         )
-    return doubts + _doubt_sizes(scan.path)
+    return doubts + _doubt_sizes(path, affine, pixdim)
 
 
 def skew(affine: np.ndarray) -> float:
@@ -55,16 +57,13 @@ def skew(affine: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(min(cosines.max(), 1.0))))
 
 
-def _doubt_sizes(path: Path) -> list[str]:
-    """Return a sentence on a NIfTI file whose pixdim, which nnU-Net takes, and affine differ."""
-    if not path.name.lower().endswith(NIFTI_ENDINGS):
+def _doubt_sizes(path: Path, affine: np.ndarray, pixdim: Sequence[float] | None) -> list[str]:
+    """Return a sentence on a NIfTI file whose pixdim and affine differ; where they contradict, the affine counts."""
+    sizes = voxel_sizes(affine)
+    if pixdim is None or np.allclose(pixdim, sizes, rtol=SIZE_TOLERANCE):
         return []
-    image: Any = nibabel.load(path)  # the header alone
-    ways = image.header.get_zooms()[:3], voxel_sizes(image.affine)
-    if np.allclose(*ways, rtol=SIZE_TOLERANCE):
-        return []
-    pixdim, affine = (" x ".join(f"{size:g}" for size in sizes) for sizes in ways)
-    return [
-        f"The header of {path} gives the size of voxels as {pixdim} (pixdim), but its affine as {affine}: nnU-Net "
-        f"takes the first, distances are measured by the second. Make them equal."
-    ]
+    first, second = (" x ".join(f"{size:g}" for size in way) for way in (pixdim, sizes))
+    counts = "nnU-Net takes the first, distances are measured by the second. Make them equal."
+    if not np.allclose(pixdim, sizes, rtol=SPACING_TOLERANCE):
+        counts = "the second counts. See that it is right."
+    return [f"The header of {path} gives the size of voxels as {first} (pixdim), but its affine as {second}: {counts}"]

@@ -23,6 +23,7 @@ from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import domains_of_cases, read_domains, write_domains
 from synfoc3d.files.entries import tell_left_out, visible
 from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
+from synfoc3d.files.label_maps import write_label
 from synfoc3d.files.layout import (
     ANNOTATIONS_FILE,
     DESCRIPTION_FILE,
@@ -32,16 +33,23 @@ from synfoc3d.files.layout import (
     SAME_SCANS,
     UNLABELED_IMAGES,
 )
+from synfoc3d.files.nifti import copy_scan
+from synfoc3d.files.origins import SPACING_ENDING, shortened
 from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles, check_cases, check_names, pair_labels
-from synfoc3d.preprocessing.dataset_json import build_dataset_json, check_labels, find_description
-from synfoc3d.preprocessing.suspicions import tell_suspicions
+from synfoc3d.preprocessing.checked_files import CheckedFiles
+from synfoc3d.preprocessing.dataset_json import (
+    build_dataset_json,
+    check_labels,
+    find_description,
+    with_white_as_one,
+)
+from synfoc3d.preprocessing.suspicions import same_scans, suspicions
 
 log = logging.getLogger(__name__)
 
 LABELED_LAYOUTS = ((IMAGES, LABELS), ("images", "labels"))
 UNLABELED_LAYOUTS = (UNLABELED_IMAGES, "images", IMAGES)
-SPACING_FILE = ".json"  # nnU-Net reads the spacing of <case>.tif from <case>.json
 
 
 def import_dataset(
@@ -90,10 +98,12 @@ def import_dataset(
     if annotated is None and (labeled / ANNOTATIONS_FILE).is_file():
         annotated = labeled / ANNOTATIONS_FILE
     annotations = read_annotations(annotated) if annotated is not None else {}
-    facts = check_cases(cases)
+    checked = CheckedFiles()
+    facts = check_cases(cases, checked)
     ending = name_and_ending(cases[0].images[0])[1]
+    description, facts, numbers = with_white_as_one(find_description(labeled), label_names, facts)
     dataset_json = build_dataset_json(
-        find_description(labeled),
+        description,
         labeled_cases,
         facts,
         ending=ending,
@@ -105,14 +115,34 @@ def import_dataset(
     check_labels(labels, labeled_cases, facts)
     if annotated is not None:
         _check_annotations(annotations, labels, labeled_cases, facts=facts, source=annotated)
-    same_scans = tell_suspicions(cases, facts, labels)
-    if same_scans:
-        dataset_json[SAME_SCANS] = same_scans
-    _write(target, cases, dataset_json, domain_of=domain_of, annotations=annotations)
+    for suspicion in suspicions(cases, facts, labels):
+        log.warning("%s", suspicion)
+    hashes = {path: hashed for one in facts.values() for path, hashed in one.fingerprints.items()}
+    same = same_scans({files.case: files.images for files in cases}, hashes)
+    if same:
+        dataset_json[SAME_SCANS] = same
+    anew = _written_anew(labeled_cases, facts, numbers)
+    _write(target, cases, dataset_json, domain_of=domain_of, annotations=annotations, checked=checked, anew=anew)
     log.info("%s: %d labeled and %d unlabeled cases.", target, len(labeled_cases), len(unlabeled_cases))
     if annotations:
         log.info("%d labeled cases are partly annotated, by %s.", len(annotations), annotated)
     return target
+
+
+def _written_anew(
+    cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts], numbers: Mapping[int, int]
+) -> dict[str, Mapping[int, int]]:
+    """Return the labeled cases whose label file is not copied but written anew, and the values that change in each."""
+    of_case = {files.case: facts[files.case] for files in cases}
+    reasons = {
+        "255 is written as 1": [case for case in of_case if numbers],
+        "rounded to whole numbers": [case for case, found in of_case.items() if not found.exact],
+        "written along the axes of their images": [case for case, found in of_case.items() if found.turned],
+    }
+    for reason, named in reasons.items():
+        if named:
+            log.warning("Labels %s, in %d of %d label files: %s.", reason, len(named), len(cases), shortened(named))
+    return {case: numbers for named in reasons.values() for case in named}
 
 
 def _new_folder(dataset_id: int, name: str) -> Path:
@@ -189,13 +219,27 @@ def _write(
     *,
     domain_of: dict[str, str] | None,
     annotations: Annotations,
+    checked: CheckedFiles,
+    anew: Mapping[str, Mapping[int, int]],
 ) -> None:
-    """Write the dataset into a temporary folder beside the target, then rename it."""
+    """Write the dataset into a temporary folder beside the target, then rename it.
+
+    Args:
+        target: the dataset's folder.
+        cases: all of them.
+        dataset_json: content of that file.
+        domain_of: the domain of every case, if domains were given.
+        annotations: the annotated classes of cases in which not all were.
+        checked: what was found in the files.
+        anew: the cases whose label file is written anew, and the values that change in it.
+    """
     # A hidden name, because nnU-Net takes every folder that starts with Dataset for one.
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
+        copies: dict[Path, Path] = {}
         for files in tqdm(cases, desc="Copying scans", unit="case"):
-            _copy_case(files, temporary, dataset_json["file_ending"])
+            copies |= _copy_case(files, temporary, dataset_json["file_ending"], numbers=anew.get(files.case))
+        checked.copied(copies, temporary).save()
         (temporary / DESCRIPTION_FILE).write_text(json.dumps(dataset_json, indent=1) + "\n", encoding="utf-8")
         if domain_of is not None:
             write_domains(temporary / DOMAINS_FILE, domain_of)
@@ -206,19 +250,33 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy_case(files: CaseFiles, dataset: Path, ending: str) -> None:
-    """Copy the files of one case to their names in the dataset."""
-    images = dataset / (UNLABELED_IMAGES if files.label is None else IMAGES)
-    images.mkdir(parents=True, exist_ok=True)
-    for channel, path in enumerate(files.images):
-        shutil.copyfile(path, images / f"{files.case}_{channel:04d}{ending}")
-    copies = [(files.images[0], images)]
+def _copy_case(files: CaseFiles, dataset: Path, ending: str, *, numbers: Mapping[int, int] | None) -> dict[Path, Path]:
+    """Copy the files of one case to their names in the dataset.
+
+    Args:
+        files: of the case.
+        dataset: the dataset's folder.
+        ending: of all files.
+        numbers: None if the label file is copied, too; else it is written anew, with these values changed.
+
+    Returns:
+        The copy of each file that is the same; others are those whose header is corrected.
+    """
+    folder = dataset / (UNLABELED_IMAGES if files.label is None else IMAGES)
+    copies = {path: folder / f"{files.case}_{channel:04d}{ending}" for channel, path in enumerate(files.images)}
     if files.label is not None:
-        labels = dataset / LABELS
-        labels.mkdir(exist_ok=True)
-        shutil.copyfile(files.label, labels / f"{files.case}{ending}")
-        copies.append((files.label, labels))
-    for source, folder in copies:
-        spacing = source.with_name(files.case + SPACING_FILE)
+        label = dataset / LABELS / f"{files.case}{ending}"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        if numbers is None:
+            copies[files.label] = label
+        else:
+            write_label(files.label, files.images[0], label, numbers)
+    folder.mkdir(parents=True, exist_ok=True)
+    same = {}
+    for source, copy in copies.items():
+        if copy_scan(source, copy):
+            same[source] = copy
+        spacing = source.with_name(files.case + SPACING_ENDING)
         if spacing.is_file():
-            shutil.copyfile(spacing, folder / spacing.name)
+            shutil.copyfile(spacing, copy.with_name(spacing.name))
+    return same

@@ -6,10 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.annotations import check_annotated_values, check_any_annotated, partly_annotated
+from synfoc3d.files.annotations import check_annotated_values, partly_annotated
 from synfoc3d.files.layout import ANNOTATIONS_FILE
 from synfoc3d.files.splits import Split
 from synfoc3d.preprocessing.case_checks import read_label_values
+from synfoc3d.preprocessing.checked_files import CheckedFiles
+from synfoc3d.preprocessing.dataset_json import check_values
 from synfoc3d.preprocessing.split_cases import SplitCases
 
 log = logging.getLogger(__name__)
@@ -19,7 +21,8 @@ def add_incomplete(cases: SplitCases, splits: Sequence[Split], also_unlabeled: b
     """Check what was annotated in the cases of splits, and call the incomplete labeled ones unlabeled, too.
 
     Incomplete is a case in which not every class was annotated, by the dataset's annotated.csv, and one whose label
-    file holds the ignore label. Label files are read only if the dataset has one or the other.
+    file holds the ignore label. Label files that were checked before are not read again. A class of which no labeled
+    case of a fold has a voxel is named.
 
     Args:
         cases: the dataset's cases.
@@ -29,14 +32,17 @@ def add_incomplete(cases: SplitCases, splits: Sequence[Split], also_unlabeled: b
 
     Raises:
         UserError: a fold without a labeled case that was annotated for some class, a label file of which nothing was
-            annotated or that holds a class not named in annotated.csv, or a complete case that is labeled and
-            unlabeled.
+            annotated, or that holds a value that is not declared or a class not named in annotated.csv, or a complete
+            case that is labeled and unlabeled.
     """
     for fold, split in enumerate(splits):
         _check_classes(cases, split, fold)
         _tell_unknown(cases, split, fold)
-    incomplete = partly_annotated(cases.annotated, cases.labels) | _check_label_files(cases, splits)
+    values = _check_label_files(cases, splits)
+    incomplete = partly_annotated(cases.annotated, cases.labels)
+    incomplete |= {case for case, found in values.items() if cases.labels.ignore in found}
     for fold, split in enumerate(splits):
+        _tell_missing(cases, split, fold, values)
         for case in split.both:
             if case not in incomplete:
                 raise UserError(
@@ -71,18 +77,35 @@ def _tell_unknown(cases: SplitCases, split: Split, fold: int) -> None:
         log.warning("Fold %d: no validation case was annotated for %s.", fold, ", ".join(sorted(missing)))
 
 
-def _check_label_files(cases: SplitCases, splits: Sequence[Split]) -> set[str]:
-    """Check the values in the label files that matter here, and return the cases that hold the ignore label."""
+def _tell_missing(cases: SplitCases, split: Split, fold: int, found: Mapping[str, Collection[int]]) -> None:
+    """Warn of classes of which no labeled case of a fold has a voxel."""
+    held = {value for case in split.labeled for value in found[case]}
+    for name, values in cases.labels.classes.items():
+        if not held & {*values}:
+            log.warning(
+                "Fold %d: none of its %d labeled cases holds a voxel of %s, so nothing is learned of it; label more "
+                "patients (--num-labeled), draw others (--seed) or list them (--labeled-ids).",
+                fold,
+                len(split.labeled),
+                name,
+            )
+
+
+def _check_label_files(cases: SplitCases, splits: Sequence[Split]) -> dict[str, tuple[int, ...]]:
+    """Check the values in the label files that matter here, and return those of each case."""
     wanted = {case for case in cases.annotated if case in cases.label_files}
+    wanted.update(case for split in splits for case in split.labeled)
     if cases.labels.ignore is not None:
-        wanted.update(case for split in splits for case in (*split.labeled, *split.val))
-    values = read_label_values({case: cases.label_files[case] for case in sorted(wanted)})
+        wanted.update(case for split in splits for case in split.val)
+    checked = CheckedFiles(cases.folder)
+    values = read_label_values({case: cases.label_files[case] for case in sorted(wanted)}, checked)
+    checked.save()
     for case, found in values.items():
         file = cases.label_files[case]
-        check_any_annotated(cases.labels, found, file)
+        check_values(cases.labels, file, found)
         if case in cases.annotated:
             check_annotated_values(cases.annotated[case], cases.labels, found, file, cases.folder / ANNOTATIONS_FILE)
-    return {case for case, found in values.items() if cases.labels.ignore in found}
+    return values
 
 
 # --- draws in which every class was annotated ------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import DESCRIPTION_FILE, IMAGES, REFERENCES
 from synfoc3d.files.splits import Split
-from synfoc3d.files.volumes import list_labels
+from synfoc3d.files.volumes import ImageFiles, list_labels
+from synfoc3d.preprocessing.checked_files import CheckedFiles
 from synfoc3d.preprocessing.datasets import (
     dataset_annotations,
     dataset_domains,
@@ -21,6 +22,7 @@ from synfoc3d.preprocessing.datasets import (
     raw_unlabeled_images,
 )
 from synfoc3d.preprocessing.patients import find_patients
+from synfoc3d.preprocessing.suspicions import same_scans
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,11 @@ def read_split_cases(dataset: int | str, patient_pattern: str | None = None) -> 
         folder=folder,
         train=tuple(sorted(train)),
         extra=tuple(sorted(extra)),
-        patient_of=find_patients(sorted(train), sorted(extra), patient_pattern, dataset_same_scans(folder)),
+        patient_of=find_patients(sorted(train), sorted(extra), patient_pattern, _same_scans(folder, train, extra)),
         domains=dataset_domains(folder, set(cases)),
         label_files=label_files,
         labels=labels,
-        annotated=dataset_annotations(folder, labels, train),
+        annotated=dataset_annotations(folder, labels, set(train)),
     )
 
 
@@ -131,13 +133,22 @@ def source_folder(name: str) -> tuple[Path, bool]:
     return nnunet_folder("nnUNet_preprocessed") / name, False
 
 
-def _raw_cases(raw: Path) -> tuple[set[str], set[str], dict[str, Path]]:
-    """Return the cases of imagesTr, those of imagesUn, and the label files."""
-    return set(raw_labeled_images(raw)), set(raw_unlabeled_images(raw)), raw_label_files(raw)
+def _same_scans(folder: Path, *images: Mapping[str, ImageFiles]) -> list[list[str]]:
+    """Return groups of cases that hold the same scan: those that the import noted, and those of files checked since."""
+    checked = CheckedFiles(folder)
+    all_images = {case: files for some in images for case, files in some.items()}
+    hashes = {path: checked.fingerprint(path) for files in all_images.values() for path in files}
+    return dataset_same_scans(folder) + same_scans(all_images, hashes)
 
 
-def _preprocessed_cases(folder: Path) -> tuple[set[str], set[str], dict[str, Path]]:
-    """Return the labeled and the unlabeled cases of a preprocessed dataset, and the label files of all the former."""
+def _raw_cases(raw: Path) -> tuple[dict[str, ImageFiles], dict[str, ImageFiles], dict[str, Path]]:
+    """Return the images of the labeled and of the unlabeled cases, and the label files."""
+    return raw_labeled_images(raw), raw_unlabeled_images(raw), raw_label_files(raw)
+
+
+def _preprocessed_cases(folder: Path) -> tuple[dict[str, ImageFiles], dict[str, ImageFiles], dict[str, Path]]:
+    """Return the labeled and the unlabeled cases of a preprocessed dataset, without images, and the label files."""
     label_files = list_labels(folder / REFERENCES)
     # The properties are written last: a case without them is not complete.
-    return set(label_files), {path.stem for path in folder.glob("*_unlabeled/*.pkl")}, label_files
+    unlabeled = {path.stem for path in folder.glob("*_unlabeled/*.pkl")}
+    return dict.fromkeys(label_files, ()), dict.fromkeys(unlabeled, ()), label_files

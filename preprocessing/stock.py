@@ -3,18 +3,20 @@
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
-from synfoc3d.files.atomic import naming, whole_folder
-from synfoc3d.files.layout import CASE_ENDINGS
-from synfoc3d.nnunet.plans_and_dataset import PLANS_ADVICE, read_plans
+from synfoc3d.files.atomic import atomic_write_text, naming, whole_folder
+from synfoc3d.files.layout import CASE_ENDINGS, DESCRIPTION_FILE
+from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
 from synfoc3d.nnunet.training import refuse_stage
 from synfoc3d.preprocessing.datasets import load_json_object
 
@@ -131,16 +133,53 @@ def check_configurations(plans: PlansManager, configurations: Sequence[str], pat
         refuse_stage(plans, configuration)
 
 
+def renew_description(raw: Path, preprocessed: Path, plans: PlansManager) -> None:
+    """Let the copy of dataset.json that trainings read be that of the raw dataset.
+
+    Args:
+        raw: the dataset's folder in nnUNet_raw.
+        preprocessed: its folder in nnUNet_preprocessed.
+        plans: its plans.
+
+    Raises:
+        UserError: the file asks for what only new plans can give: other normalizations, or another reader; or the copy
+            is damaged.
+    """
+    source, copy = raw / DESCRIPTION_FILE, preprocessed / DESCRIPTION_FILE
+    now = load_json_object(source)
+    before = read_description(copy, DESCRIPTION_ADVICE) if copy.is_file() else now
+    reader = plans.plans["image_reader_writer"]
+    asked = now.get("overwrite_image_reader_writer", "None")  # nnU-Net's word for its own choice
+    what = "channel_names that are normalized otherwise" if _normalizations(now) != _normalizations(before) else ""
+    if asked not in ("None", reader) and asked != before.get("overwrite_image_reader_writer"):
+        what = f"the reader {asked}"
+    if what:
+        raise UserError(
+            f"{source} now asks for {what}, but {preprocessed} was planned without; delete that folder and preprocess "
+            f"again, or undo the change."
+        )
+    if now != before or not copy.is_file():
+        changed = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
+        log.info("%s has changed (%s): its copy in %s is renewed.", source, ", ".join(changed), preprocessed)
+        atomic_write_text(copy, source.read_text(encoding="utf-8"))
+
+
+def _normalizations(description: Mapping[str, Any]) -> list[str]:
+    """Return what nnU-Net's planner would do with each channel."""
+    names = description.get("channel_names") or description["modality"]  # of which nnU-Net takes the first, too
+    return [get_normalization_scheme(name).__name__ for name in names.values()]
+
+
 def preprocess_if_needed(
     preprocessed: Path,
     plans: PlansManager,
     plans_name: str,
+    configuration: str,
     *,
-    configurations: Sequence[str],
     cases: Collection[str],
     num_processes: int,
-) -> None:
-    """Run nnU-Net's preprocessing for every configuration in which a labeled case is not complete.
+) -> bool:
+    """Run nnU-Net's preprocessing of a configuration in which a labeled case is not complete; return whether it ran.
 
     nnU-Net preprocesses all cases of a configuration anew, or none.
 
@@ -148,18 +187,18 @@ def preprocess_if_needed(
         preprocessed: the dataset's folder in nnUNet_preprocessed.
         plans: its plans.
         plans_name: their name, that of the file.
-        configurations: names of configurations that the plans have.
+        configuration: one that the plans have.
         cases: the labeled cases.
         num_processes: number of worker processes.
     """
-    for configuration in configurations:
-        folder = preprocessed / plans.get_configuration(configuration).data_identifier
-        missing = [case for case in cases if not is_complete(folder, case)]
-        if missing:
-            log.info("nnU-Net preprocesses %s: %d of %d labeled cases are missing.", folder, len(missing), len(cases))
-            dataset_id = convert_dataset_name_to_id(preprocessed.name)
-            with _undone_on_failure(preprocessed, folder):
-                preprocess([dataset_id], plans_name, [configuration], [num_processes])
+    folder = preprocessed / plans.get_configuration(configuration).data_identifier
+    missing = [case for case in cases if not is_complete(folder, case)]
+    if missing:
+        log.info("nnU-Net preprocesses %s: %d of %d labeled cases are missing.", folder, len(missing), len(cases))
+        dataset_id = convert_dataset_name_to_id(preprocessed.name)
+        with _undone_on_failure(preprocessed, folder):
+            preprocess([dataset_id], plans_name, [configuration], [num_processes])
+    return bool(missing)
 
 
 def is_complete(folder: Path, case: str) -> bool:

@@ -1,7 +1,5 @@
-"""Preprocess a dataset: nnU-Net's own part, then the unlabeled cases through the same plans."""
+"""Preprocess a dataset: nnU-Net's own part, then what has changed since, and the unlabeled cases."""
 
-import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -10,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,34 +25,42 @@ from synfoc3d.files.layout import (
     CASE_ENDINGS,
     DESCRIPTION_FILE,
     DOMAINS_FILE,
-    REORIENTING_READER,
+    IMAGES,
+    REFERENCES,
     SPLITS_FILE,
+    UNLABELED_IMAGES,
     unlabeled_folder,
 )
-from synfoc3d.files.volumes import NIFTI_ENDINGS, ImageFiles, check_checksum, read_orientation
-from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
-from synfoc3d.preprocessing.datasets import (
-    dataset_annotations,
-    dataset_domains,
-    dataset_labels,
-    load_json_object,
-    raw_labeled_images,
-    raw_unlabeled_images,
-    read_dataset_json,
+from synfoc3d.files.origins import (
+    Origin,
+    changed_files,
+    differences,
+    hash_of,
+    labels_hash,
+    path_in,
+    read_origins,
+    shortened,
+    write_origins,
 )
+from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, read_description
+from synfoc3d.preprocessing.case_checks import CaseFiles
+from synfoc3d.preprocessing.checked_files import CheckedFiles
+from synfoc3d.preprocessing.raw_checks import check_raw
 from synfoc3d.preprocessing.stock import (
     DEFAULT_PLANS,
     check_configurations,
     is_complete,
     plan_if_needed,
     preprocess_if_needed,
+    renew_description,
 )
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres")
 # Parts of a configuration that do not touch the preprocessed voxels or their storage.
-NOT_PREPROCESSING = {"architecture", "batch_size", "batch_dice"}
+NOT_PREPROCESSING = {"architecture", "batch_size", "batch_dice", "inherits_from", "previous_stage", "next_stage"}
+STORAGE = {"patch_size"}  # on which blocks of a file depend; nnU-Net does not mind other ones
 
 
 def preprocess_dataset(
@@ -62,12 +69,12 @@ def preprocess_dataset(
     plans: str = DEFAULT_PLANS,
     num_processes: int = default_num_processes,
 ) -> None:
-    """Plan and preprocess a dataset of nnUNet_raw where that is not done yet, then preprocess its imagesUn.
+    """Check, plan and preprocess a dataset of nnUNet_raw where that is not done yet, then preprocess its imagesUn.
 
     What the stock command ``nnUNetv2_plan_and_preprocess`` has done is used as it is. Plans, fingerprint and the
     labeled cases depend on imagesTr and labelsTr alone. The unlabeled cases go to ``<data identifier>_unlabeled``
-    beside the labeled ones; finished ones are skipped unless their images or the plans have changed. Label files of
-    unlabeled cases are never looked at.
+    beside the labeled ones. Finished cases are skipped unless their files, the plans or, of labeled ones, the declared
+    labels have changed; those are done again and named. Label files of unlabeled cases are never looked at.
 
     Args:
         dataset_id_or_name: ``501`` or ``Dataset501_Name``.
@@ -76,164 +83,274 @@ def preprocess_dataset(
         num_processes: number of worker processes; with 1 the unlabeled cases are done in this process.
 
     Raises:
-        UserError: an unknown dataset or configuration, labels that nnU-Net refuses, an annotated.csv or domains.csv
-            that does not fit, scans of mixed orientation that the plans do not reorient, or unlabeled cases that failed
-            (after all others are done).
+        UserError: an unknown dataset or configuration, a dataset that does not pass the check (see `check_raw`), a
+            dataset.json that has changed in what only new plans can give, or unlabeled cases that failed (after all
+            others are done).
     """
     if num_processes < 1:
         raise UserError(f"The number of processes must be at least 1, but is {num_processes}.")
     name = find_dataset(dataset_id_or_name)
     raw, preprocessed = nnunet_folder("nnUNet_raw") / name, nnunet_folder("nnUNet_preprocessed") / name
-    labeled, unlabeled = raw_labeled_images(raw), raw_unlabeled_images(raw)
-    num_processes = min(num_processes, max(len(labeled), len(unlabeled)))  # nnU-Net starts as many as it is told
-    _check_images(raw, labeled, unlabeled)
-    dataset_domains(raw, {*labeled, *unlabeled})
-    dataset_annotations(raw, dataset_labels(raw), set(labeled))
-    _check_orientations(raw, preprocessed / f"{plans}.json", {**labeled, **unlabeled})
+    found = check_raw(raw, preprocessed / f"{plans}.json")
+    labeled = {files.case: files for files in found.labeled}
+    for suspicion in found.suspicions:
+        log.warning("%s", suspicion)
+    usable = {files.case: files for files in found.unlabeled if files.case not in found.problems}
+    num_processes = min(num_processes, max(len(labeled), len(usable)))  # nnU-Net starts as many as it is told
 
     manager = plan_if_needed(raw, preprocessed, plans, cases=labeled, num_processes=num_processes)
     if configurations is None:
         configurations = [name for name in DEFAULT_CONFIGURATIONS if name in manager.available_configurations]
     check_configurations(manager, configurations, preprocessed / f"{plans}.json")
-    preprocess_if_needed(
-        preprocessed, manager, plans, configurations=configurations, cases=labeled, num_processes=num_processes
-    )
+    for configuration in manager.available_configurations:
+        _adopt(_Job(raw, preprocessed, manager, configuration, found.checked, num_processes), labeled)
+    renew_description(raw, preprocessed, manager)
     if (raw / DOMAINS_FILE).is_file():
         atomic_write_text(preprocessed / DOMAINS_FILE, (raw / DOMAINS_FILE).read_text(encoding="utf-8-sig"))
     if not (preprocessed / SPLITS_FILE).is_file():  # beside a split lies the file that it was made for
         copy_annotations(raw, preprocessed)
 
     failures: dict[str, str] = {}
+    failed_unlabeled = dict(found.problems)
     for configuration in configurations:
-        failures |= _preprocess_unlabeled(
-            preprocessed, manager, configuration, cases=unlabeled, num_processes=num_processes
-        )
+        job = _Job(raw, preprocessed, manager, configuration, found.checked, num_processes)
+        failures |= _preprocess_labeled(job, labeled, plans)
+        failed_unlabeled |= _preprocess_unlabeled(job, usable)
+    _refuse_failures(raw / IMAGES, failures, len(labeled))
+    _refuse_failures(raw / UNLABELED_IMAGES, failed_unlabeled, len(found.unlabeled))
+
+
+def _refuse_failures(folder: Path, failures: Mapping[str, str], total: int) -> None:
+    """Raise what was wrong with cases in a folder, if anything was."""
     if failures:
-        listed = "; ".join(f"{case}: {reason}" for case, reason in failures.items())
+        listed = "; ".join(f"{case}: {reason.rstrip('.')}" for case, reason in failures.items())
         raise UserError(
-            f"{len(failures)} of {len(unlabeled)} cases in {raw / 'imagesUn'} could not be preprocessed ({listed}); "
-            f"the others are done: replace or remove these and run again."
+            f"{len(failures)} of {total} cases in {folder} could not be preprocessed ({listed}); the others are done: "
+            f"replace or remove these and run again."
         )
 
 
-def _check_images(raw: Path, labeled: Mapping[str, ImageFiles], unlabeled: Mapping[str, ImageFiles]) -> None:
-    """Check that no case is both labeled and unlabeled and that all have the same number of files."""
-    usual = len(next(iter(labeled.values())))
-    for case, files in unlabeled.items():
-        if case in labeled:
-            raise UserError(f"Case {case!r} is in both imagesTr and imagesUn of {raw}; remove one of them.")
-        if len(files) != usual:
-            raise UserError(f"Case {case!r} has {len(files)} files ({files[-1]}), but the labeled cases have {usual}.")
+@dataclass(frozen=True)
+class _Job:
+    """The preprocessing of one configuration.
+
+    Attributes:
+        raw: the dataset's folder in nnUNet_raw.
+        preprocessed: its folder in nnUNet_preprocessed.
+        plans: its plans.
+        configuration: name of one of them.
+        checked: what is known of the raw files.
+        num_processes: number of worker processes.
+    """
+
+    raw: Path
+    preprocessed: Path
+    plans: PlansManager
+    configuration: str
+    checked: CheckedFiles
+    num_processes: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the labeled cases go."""
+        return self.preprocessed / self.plans.get_configuration(self.configuration).data_identifier
 
 
-def _check_orientations(raw: Path, plans: Path, cases: Mapping[str, ImageFiles]) -> None:
-    """Check that scans stored in different orientations are read in one."""
-    found: dict[str, Path] = {}
-    for files in tqdm(cases.values(), desc="Reading orientations", unit="case"):
-        found.setdefault(read_orientation(files[0]), files[0])
-    dataset_json = read_dataset_json(raw)
-    if plans.is_file():
-        reader = read_plans(plans, None, PLANS_ADVICE).plans["image_reader_writer"]
-    else:
-        reader = dataset_json.get("overwrite_image_reader_writer")
-    if len(found) < 2 or reader == REORIENTING_READER:
+def _description(job: _Job) -> dict[str, Any]:
+    """Return nnU-Net's copy of the dataset.json."""
+    return read_description(job.preprocessed / DESCRIPTION_FILE, DESCRIPTION_ADVICE)
+
+
+def _adopt(job: _Job, cases: Mapping[str, CaseFiles]) -> None:
+    """Note for what nnU-Net's own command has made that it was made of the raw files, as far as these are not newer."""
+    done = read_origins(job.folder)
+    unknown = {case: files for case, files in cases.items() if case not in done and is_complete(job.folder, case)}
+    if not unknown:
         return
-    examples = " and ".join(f"{path} ({orientation})" for orientation, path in list(found.items())[:2])
-    if dataset_json["file_ending"] in NIFTI_ENDINGS:
-        advice = (
-            f'add "overwrite_image_reader_writer": "{REORIENTING_READER}" to {raw / DESCRIPTION_FILE}, delete '
-            f"{plans.parent} and preprocess again"
+    newer = changed_files(job.folder, job.raw)
+    made = {case: files for case, files in unknown.items() if case not in newer}
+    labels = labels_hash(job.preprocessed)
+    done |= {case: origin | {"labels": labels} for case, origin in _origins(job, made).items()}
+    write_origins(job.folder, done)
+
+
+def _preprocess_labeled(job: _Job, cases: Mapping[str, CaseFiles], plans_name: str) -> dict[str, str]:
+    """Preprocess the labeled cases that are not done, or have changed; return the reason for each that failed."""
+    wanted = _origins(job, cases)
+    if preprocess_if_needed(
+        job.preprocessed, job.plans, plans_name, job.configuration, cases=cases, num_processes=job.num_processes
+    ):
+        _copy_references(job, cases, anew=cases)
+        write_origins(job.folder, wanted)
+        return {}
+    done = read_origins(job.folder)
+    _remove_vanished(job.folder, done, cases)
+    newer = changed_files(job.folder, job.raw)
+    changed = {
+        case: differences(done[case], origin) if case in done else newer.get(case, ["files"])
+        for case, origin in wanted.items()
+        if case not in done or differences(done[case], origin)
+    }
+    for case, what in changed.items():
+        log.info("%s is preprocessed anew (%s), because these changed: %s.", case, job.configuration, shortened(what))
+    if changed:
+        log.warning(
+            "The plans of %s stay as they are; if spacings or intensities have changed, plan again with "
+            "nnUNetv2_plan_and_preprocess -d %s --clean. Models trained before have seen the earlier files.",
+            job.raw.name,
+            job.raw.name.removeprefix("Dataset")[:3],
         )
-    else:
-        advice = "nnU-Net reorients NIfTI files only: convert the scans to .nii.gz"
-    raise UserError(f"The scans differ in orientation, for example {examples}; {advice}.")
+    _copy_references(job, cases, anew=changed)
+    same = {case: origin for case, origin in wanted.items() if case not in changed}
+    return _preprocess(job, {case: cases[case] for case in changed}, job.folder, same, wanted)
 
 
-def _preprocess_unlabeled(
-    preprocessed: Path, plans: PlansManager, configuration: str, *, cases: Mapping[str, ImageFiles], num_processes: int
+def _copy_references(job: _Job, cases: Mapping[str, CaseFiles], *, anew: Collection[str]) -> None:
+    """Let nnU-Net's copies of the label files, by which trainings are validated, be the present ones.
+
+    nnU-Net itself copies only those whose time is later than its copy's, and leaves those of cases that are gone.
+    """
+    references = job.preprocessed / REFERENCES
+    references.mkdir(exist_ok=True)
+    ending = _description(job)["file_ending"]
+    for case, files in cases.items():
+        copy = references / f"{case}{ending}"
+        if files.label is not None and (case in anew or not copy.is_file()):
+            shutil.copyfile(files.label, copy)
+    for copy in references.glob(f"*{ending}"):
+        if copy.name.removesuffix(ending) not in cases:
+            copy.unlink()
+
+
+def _preprocess_unlabeled(job: _Job, cases: Mapping[str, CaseFiles]) -> dict[str, str]:
+    """Preprocess the unlabeled cases; return the reason for each case that failed."""
+    folder = unlabeled_folder(job.folder)
+    if not cases and not folder.is_dir():
+        return {}
+    folder.mkdir(exist_ok=True)
+    done, wanted = read_origins(folder), _origins(job, cases)
+    _remove_vanished(folder, done, cases)
+    finished = {
+        case: origin
+        for case, origin in wanted.items()
+        if case in done and not differences(done[case], origin) and is_complete(folder, case)
+    }
+    changed = [case for case in cases if case in done and case not in finished and is_complete(folder, case)]
+    if changed:
+        log.info(
+            "Preprocessed anew (%s), as their files or the plans changed: %s.", job.configuration, shortened(changed)
+        )
+    return _preprocess(job, {case: cases[case] for case in cases if case not in finished}, folder, finished, wanted)
+
+
+def _preprocess(
+    job: _Job, cases: Mapping[str, CaseFiles], folder: Path, done: dict[str, Origin], wanted: Mapping[str, Origin]
 ) -> dict[str, str]:
-    """Preprocess the unlabeled cases for one configuration; return the reason for each case that failed."""
+    """Preprocess cases into a folder; return the reason for each case that failed.
+
+    Args:
+        job: the configuration.
+        cases: those to preprocess.
+        folder: where they go.
+        done: the origin of every other case in the folder; receives that of each case that is done.
+        wanted: the origins of the cases.
+    """
+    if read_origins(folder) != done:
+        write_origins(folder, done)
     if not cases:
         return {}
-    identifier = plans.get_configuration(configuration).data_identifier
-    folder = unlabeled_folder(preprocessed / identifier)
-    folder.mkdir(exist_ok=True)
-    # Beside the folder, not in it: nnU-Net tells the storage format of a folder by the endings of its files.
-    record = preprocessed / f"{identifier}_unlabeled.json"
-    done = _clear_vanished(record, folder, cases)
-    wanted = _signatures(plans, configuration, cases)
-    todo = [case for case in cases if done.get(case) != wanted[case] or not is_complete(folder, case)]
-    if not todo:
-        return {}
-    dataset_json = read_description(preprocessed / DESCRIPTION_FILE, DESCRIPTION_ADVICE)
     failures: dict[str, str] = {}
-    with _temporary_folder(folder) as temporary, _executor(min(num_processes, len(todo))) as executor:
+    with _temporary_folder(folder) as temporary, _executor(min(job.num_processes, len(cases))) as executor:
         preprocess = partial(
             _preprocess_case,
+            folder=folder,
             temporary=temporary,
-            plans=plans,
-            configuration=configuration,
-            dataset_json=dataset_json,
+            plans=job.plans,
+            configuration=job.configuration,
+            dataset_json=_description(job),
         )
         futures = {}
-        for case in todo:
+        for case, files in cases.items():
             _remove_case(folder, case)
-            files = [str(path) for path in cases[case]]
-            futures[executor.submit(preprocess, case, files, folder)] = case
-        bar = tqdm(as_completed(futures), total=len(futures), desc=f"Preprocessing unlabeled cases ({configuration})")
+            futures[executor.submit(preprocess, case, files)] = case
+        kind = "changed" if folder == job.folder else "unlabeled"
+        bar = tqdm(as_completed(futures), total=len(futures), desc=f"Preprocessing {kind} cases ({job.configuration})")
         for future in bar:
             case, error = futures[future], future.exception()
             if error is not None:
                 failures[case] = _reason(error)
                 continue
             done[case] = wanted[case]
-            atomic_write_text(record, json.dumps(done, indent=1))
+            write_origins(folder, done)
     return failures
 
 
-def _clear_vanished(record: Path, folder: Path, cases: Collection[str]) -> dict[str, Any]:
-    """Remove the cases that have left imagesUn from the folder and its record; return what the record then says."""
-    done: dict[str, Any] = load_json_object(record) if record.is_file() else {}
-    for case in set(done) - set(cases):
+def _remove_vanished(folder: Path, done: dict[str, Origin], cases: Collection[str]) -> None:
+    """Remove the cases that are no longer in nnUNet_raw from a folder and its record."""
+    vanished = sorted({*done, *(file.stem for file in folder.glob("*.pkl"))} - {*cases})
+    for case in vanished:
         _remove_case(folder, case)
-        del done[case]
-    atomic_write_text(record, json.dumps(done, indent=1))
-    return done
+        done.pop(case, None)
+    if vanished:
+        log.info("Removed from %s, as nnUNet_raw does not hold them whole any more: %s.", folder, shortened(vanished))
 
 
 def _preprocess_case(
     case: str,
-    files: list[str],
-    folder: Path,
+    files: CaseFiles,
     *,
+    folder: Path,
     temporary: Path,
     plans: PlansManager,
     configuration: str,
     dataset_json: dict[str, Any],
 ) -> None:
     """Preprocess one case into the temporary folder, then move its files to the final one."""
-    for file in files:
-        check_checksum(Path(file))
     manager = plans.get_configuration(configuration)
     preprocessor = manager.preprocessor_class(verbose=False)
-    preprocessor.run_case_save(str(temporary / case), files, None, plans, manager, dataset_json)
+    images, label = [str(path) for path in files.images], str(files.label) if files.label is not None else None
+    preprocessor.run_case_save(str(temporary / case), images, label, plans, manager, dataset_json)
     for ending in CASE_ENDINGS:
         os.replace(temporary / f"{case}{ending}", folder / f"{case}{ending}")
 
 
-def _signatures(plans: PlansManager, configuration: str, cases: Mapping[str, ImageFiles]) -> dict[str, Any]:
-    """Return what each preprocessed case depends on: the size and time of its files, and the plans' hash."""
-    settings = plans.get_configuration(configuration).configuration
-    relevant = {
-        "configuration": {key: value for key, value in settings.items() if key not in NOT_PREPROCESSING},
-        "transpose_forward": plans.transpose_forward,
-        "reader": plans.plans["image_reader_writer"],
-        "intensities": plans.foreground_intensity_properties_per_channel,
-    }
-    plans_hash = hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
+def _origins(job: _Job, cases: Mapping[str, CaseFiles]) -> dict[str, Origin]:
+    """Return what each preprocessed case depends on: its files, the plans, and of labeled ones the declared labels."""
+    labels = labels_hash(job.raw)
     return {
-        case: {"plans": plans_hash, "files": [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in files]}
+        case: {
+            "plans": _plans_hash(job, NOT_PREPROCESSING if files.label is None else NOT_PREPROCESSING | STORAGE),
+            "labels": None if files.label is None else labels,
+            "files": _files_of(job, files),
+        }
         for case, files in cases.items()
+    }
+
+
+def _plans_hash(job: _Job, left_out: Collection[str]) -> str:
+    """Return a hash of what preprocessed voxels depend on in the plans, but for some settings of the configuration."""
+    settings = job.plans.get_configuration(job.configuration).configuration
+    relevant = {
+        "configuration": {key: value for key, value in settings.items() if key not in left_out},
+        "transpose_forward": job.plans.transpose_forward,
+        "reader": job.plans.plans["image_reader_writer"],
+        "intensities": job.plans.foreground_intensity_properties_per_channel,
+    }
+    return hash_of(relevant)
+
+
+def _files_of(job: _Job, files: CaseFiles) -> dict[str, Any]:
+    """Return stamp and digest of each raw file of a case."""
+    digests = {path: job.checked.image(path).digest for path in files.images}
+    if files.label is not None:
+        digests[files.label] = job.checked.label(files.label).digest
+    return {
+        path_in(job.raw, path): {
+            "stamp": job.checked.stamp(path),
+            "digest": digest,
+            "is_label": path == files.label,
+        }
+        for path, digest in digests.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""The metrics of one segmented structure, and the two conventions under which they are reported.
+"""The metrics of one segmented structure, and the conventions under which they are reported.
 
 `METRICS` is the only place that knows which metrics there are: files, tables, statistics and the report read it. A new
 one is one entry there and its function.
@@ -6,7 +6,7 @@ one is one entry there and its function.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,7 +30,7 @@ class MaskPair:
     Attributes:
         prediction: bool mask (D, H, W) without its axes of length 1, cut out around both structures.
         reference: bool mask of the same shape.
-        spacing: distance of neighboring voxels in mm (pixels per slice), one per axis of the masks.
+        spacing: distance of neighboring voxels in mm (or pixels), one per axis of the masks.
 
     """
 
@@ -155,7 +155,7 @@ class CaseMetrics:
 
     Attributes:
         values: by key of `METRICS`; NaN where the structure is rightly absent. Shares in [0, 1], distances in mm
-            (pixels per slice).
+            (or pixels).
         reference_voxels: number of voxels of the structure in the reference.
         predicted_voxels: number of voxels of the structure in the prediction.
         common_voxels: number of voxels of the structure in both.
@@ -292,6 +292,7 @@ PER_VOLUME = Convention(
     largest_distance="the diagonal of the volume in mm",
     measure=_measure_volume,
 )
+PER_VOLUME_IN_PIXELS = replace(PER_VOLUME, unit="px", largest_distance="the diagonal of the volume in pixels")
 PER_SLICE = Convention(
     name="per slice",
     unit="px",

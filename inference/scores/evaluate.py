@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.domains import read_domains
-from synfoc3d.files.volumes import check_same_grid, label_values, list_labels, read_scan
+from synfoc3d.files.label_maps import label_values
+from synfoc3d.files.volumes import along_axes_of, check_same_grid, length_unit, list_labels, read_scan
 from synfoc3d.inference.prompt_record import read_prompt
 from synfoc3d.inference.scores.evaluations import CaseResult, Evaluation, write_evaluation
 from synfoc3d.inference.scores.label_meaning import (
@@ -28,7 +29,7 @@ from synfoc3d.inference.scores.label_meaning import (
     read_annotated_classes,
     values_as_classes,
 )
-from synfoc3d.metrics import PER_SLICE, PER_VOLUME, Convention
+from synfoc3d.metrics import PER_SLICE, PER_VOLUME, PER_VOLUME_IN_PIXELS, Convention
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -59,9 +60,10 @@ def evaluate_folder(
     """Compare predicted label volumes with their references by all of `synfoc3d.metrics.METRICS`, per volume and in mm.
 
     Files belong together by case name (file name without ending), whatever their formats. Spacing is taken from the
-    reference. Voxels that carry nnU-Net's ignore label in the reference are in neither mask, and slices of nothing else
-    have no figures. A class that was not annotated in a case has no figures there. What empty masks count is said by
-    the `Evaluation.convention`, what is averaged by `Evaluation.summaries`.
+    reference; pictures, and TIFF files without a spacing file, have none, so that distances are in pixels. Voxels that
+    carry nnU-Net's ignore label in the reference are in neither mask, and slices of nothing else have no figures. A
+    class that was not annotated in a case has no figures there. What empty masks count is said by the
+    `Evaluation.convention`, what is averaged by `Evaluation.summaries`.
 
     A case that cannot be evaluated does not stop the others; it is named in `Evaluation.failures`: a file that cannot
     be read or is no label map, a prediction on another grid than its reference, values that dataset.json does not
@@ -86,8 +88,8 @@ def evaluate_folder(
             (CVPR 2025) and related work do; see `synfoc3d.metrics.slice_metrics`.
 
     Raises:
-        UserError: folders missing, no case that can be evaluated, a file of domains, annotations or classes that cannot
-            be used, an output not ending in .json.
+        UserError: folders missing, no case that can be evaluated, references with and without a spacing, a file of
+            domains, annotations or classes that cannot be used, an output not ending in .json.
 
     """
     if output is not None and output.suffix != ".json":
@@ -104,7 +106,7 @@ def evaluate_folder(
         pairs = [pair for pair in pairs if pair.case in values]
         meaning = values_as_classes(set().union(*values.values()), labels, predictions)
     meaning = _add_annotations(meaning, labels, annotated, some_classes=asked is not None)
-    convention = PER_SLICE if per_slice else PER_VOLUME
+    convention = PER_SLICE if per_slice else _convention_of_volumes(pairs)
     compare = partial(_compare, meaning=meaning, convention=convention)
     results = _map_pairs(compare, pairs, failures, workers=workers, title="evaluate")
     evaluation = Evaluation(
@@ -235,6 +237,19 @@ def _attempt(function: Callable[[_Pair], Result], pair: _Pair) -> Result | UserE
         return error
 
 
+def _convention_of_volumes(pairs: Sequence[_Pair]) -> Convention:
+    """Return the convention whose unit is that of the references.
+
+    Raises:
+        UserError: some have a spacing in mm and some none.
+
+    """
+    units = {length_unit(pair.reference): pair.reference for pair in pairs}
+    if len(units) > 1:
+        raise UserError(f"Distances are in mm for {units['mm']}, in pixels for {units['px']}; evaluate them apart.")
+    return PER_VOLUME if "mm" in units else PER_VOLUME_IN_PIXELS
+
+
 def _values_in(pair: _Pair) -> set[int]:
     """Return the label values of both files."""
     reference, prediction = (read_scan(path, as_label=True) for path in (pair.reference, pair.prediction))
@@ -246,6 +261,7 @@ def _compare(pair: _Pair, meaning: LabelMeaning, convention: Convention) -> tupl
     reference, prediction = (read_scan(path, as_label=True) for path in (pair.reference, pair.prediction))
     meaning.check_reference(pair.case, pair.reference, label_values(reference))
     meaning.check_prediction(pair.prediction, label_values(prediction))
+    prediction = along_axes_of(prediction, reference)
     check_same_grid(reference, prediction)
     truth, predicted = reference.values[0], prediction.values[0]
     valid = np.ones(truth.shape, bool) if meaning.labels.ignore is None else truth != meaning.labels.ignore

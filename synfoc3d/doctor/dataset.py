@@ -1,14 +1,14 @@
-"""Checks of one dataset's raw files: which cases there are, and what names and headers say; no voxel is read."""
+"""Checks of one dataset's raw files: which cases there are, and what names and headers say."""
 
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.doctor.preprocessed import check_annotations_copy, check_labels_copy, check_preprocessed, load_plans
+from synfoc3d.doctor.raw_files import Files, RawCases, check_files, check_origins, check_trainings
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_annotations, partly_annotated, read_annotations
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
@@ -24,31 +24,7 @@ from synfoc3d.files.layout import (
     UNLABELED_IMAGES,
 )
 
-REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
-Files = Mapping[str, tuple[Path, ...]]
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RawCases:
-    """What a dataset's folder in nnUNet_raw holds.
-
-    Attributes:
-        description: content of dataset.json, as far as it is one.
-        images: channel files of each case of imagesTr.
-        labels: label file of each case of labelsTr.
-        unlabeled: channel files of each case of imagesUn.
-    """
-
-    description: Mapping[str, Any] = field(default_factory=dict)
-    images: Files = field(default_factory=dict)
-    labels: Mapping[str, Path] = field(default_factory=dict)
-    unlabeled: Files = field(default_factory=dict)
-
-    @property
-    def all_images(self) -> Files:
-        """Channel files of all cases."""
-        return {**self.images, **self.unlabeled}
 
 
 def check_dataset(dataset: str) -> list[Finding]:
@@ -68,6 +44,7 @@ def check_dataset(dataset: str) -> list[Finding]:
         cases, found = read_cases(raw)
         findings += [*found, *check_pairs(cases), *check_names(cases)]
         findings += [*check_labels(raw, cases), *check_domains_file(raw, cases), *check_orientations(raw, cases, plans)]
+        findings += check_files(raw, cases, readers_of(cases, plans), known={finding.name for finding in findings})
     else:
         mend = "Set nnUNet_raw to the folder that holds it; training and prediction do without."
         findings.append(Finding("raw data", "warning", "there is no folder in nnUNet_raw", mend))
@@ -75,6 +52,7 @@ def check_dataset(dataset: str) -> list[Finding]:
         if raw:
             findings += check_labels_copy(cases.description, preprocessed)
             findings += check_annotations_copy(raw, preprocessed, number)
+            findings += [*check_origins(raw, preprocessed, plans), *check_trainings(name, preprocessed, plans)]
         return findings + check_preprocessed(
             preprocessed, number, plans, labeled=set(cases.images), unlabeled=set(cases.unlabeled)
         )
@@ -121,17 +99,17 @@ def read_description(file: Path) -> dict[str, Any]:
     """Read a dataset.json.
 
     Raises:
-        UserError: no such file, no JSON object, or an entry that nnU-Net needs is missing.
+        UserError: no such file, no JSON object, or an entry that nnU-Net needs is missing or of another form.
     """
+    from synfoc3d.files.descriptions import check_entries
+
     try:
         content = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from None
     except ValueError as error:
         raise UserError(f"{file} is no valid JSON ({error}).") from None
-    missing = [key for key in REQUIRED_KEYS if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UserError(f"{file} lacks {', '.join(missing)}, which nnU-Net needs.")
+    check_entries(content if isinstance(content, dict) else {}, str(file))
     return content
 
 
@@ -179,7 +157,8 @@ def check_names(cases: RawCases) -> list[Finding]:
         return []
     findings = []
     channels, ending = len(cases.description["channel_names"]), cases.description["file_ending"]
-    wrong = [case for case, files in cases.all_images.items() if len(files) != channels]
+    # the channels of a color picture lie in one file: those are counted with the voxels
+    wrong = [case for case, files in cases.all_images.items() if len(files) not in (channels, _in_one_file(files))]
     if wrong:
         text = f"{some(wrong)} with another number of channels than the {channels} of dataset.json"
         mend = "Add the missing channel files, or correct channel_names."
@@ -190,6 +169,13 @@ def check_names(cases: RawCases) -> list[Finding]:
         text = f"{some(set(foreign))} in other files than {ending}, which nnU-Net overlooks"
         findings.append(Finding("file ending", "error", text, "Convert them, or correct file_ending in dataset.json."))
     return findings
+
+
+def _in_one_file(files: tuple[Path, ...]) -> int:
+    """Return 1 if a case is a picture, in one file or one channel of it; 0 for other formats."""
+    from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+
+    return int(files[0].name.lower().endswith(tuple(NaturalImage2DIO.supported_file_endings)))
 
 
 def check_labels(raw: Path, cases: RawCases) -> list[Finding]:
@@ -250,30 +236,38 @@ def check_domains_file(raw: Path, cases: RawCases) -> list[Finding]:
 
 
 def check_orientations(raw: Path, cases: RawCases, plans: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Read every image's header: damaged ones, and orientations that differ without being evened out.
+    """Read every image's header: damaged or misleading ones, and orientations that differ without being evened out.
 
     Args:
         raw: the dataset's folder.
         cases: its cases.
         plans: content of the plans by name; their reader counts, before planning that of dataset.json.
     """
+    from synfoc3d.files.nifti import check_spacings
     from synfoc3d.files.volumes import read_orientation
 
+    readers = readers_of(cases, plans)
     found: Counter[str] = Counter()
     findings = []
     for case, files in cases.all_images.items():
         try:
             found[read_orientation(files[0])] += 1
+            for reader in readers:
+                check_spacings(files, reader)
         except UserError as error:
             findings.append(Finding(case, "error", str(error), "Replace the file, or remove the case."))
-    readers = {str(content.get("image_reader_writer")) for content in plans.values()}
-    readers = readers or {str(cases.description.get("overwrite_image_reader_writer"))}
     if len(found) < 2 or readers == {REORIENTING_READER}:
         return [*findings, Finding("orientation", "ok", _counts(found), details=dict(found))] if found else findings
     text = f"mixed ({_counts(found)}), and the reader ({', '.join(sorted(readers))}) does not even them out"
     mend = f'Write "overwrite_image_reader_writer": "{REORIENTING_READER}" into {raw / DESCRIPTION_FILE}'
     mend += ", delete the dataset's folder in nnUNet_preprocessed and preprocess again." if plans else "."
     return [*findings, Finding("orientation", "error", text, mend, dict(found))]
+
+
+def readers_of(cases: RawCases, plans: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Return the names of nnU-Net's readers that the plans, or before planning dataset.json, ask for."""
+    readers = {str(content.get("image_reader_writer")) for content in plans.values()}
+    return readers or {str(cases.description.get("overwrite_image_reader_writer"))}
 
 
 def _counts(counted: Mapping[str, int]) -> str:

@@ -105,7 +105,7 @@ def check_labels_copy(description: Mapping[str, Any], folder: Path) -> list[Find
     if not content or all(content.get(key) == description.get(key) for key in keys):
         return []
     text = f"{copy} declares other labels than the raw dataset.json, and trainings read {copy.name} there"
-    mend = f"Copy the raw one there, or delete {folder} and preprocess again; train anew after either."
+    mend = f"Run: synfoc3d preprocess -d {folder.name.removeprefix('Dataset')[:3]}; then train anew."
     return [Finding("copy of dataset.json", "warning", text, mend)]
 
 

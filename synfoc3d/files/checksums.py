@@ -142,7 +142,9 @@ def _voxel_bytes(path: Path) -> int:
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    pixel = SimpleITK.Image([1] * reader.GetDimension(), reader.GetPixelID(), reader.GetNumberOfComponents())
+    kind = reader.GetPixelID()
+    is_complex = "complex" in SimpleITK.GetPixelIDValueAsString(kind)  # of which two numbers are one component
+    pixel = SimpleITK.Image([1] * reader.GetDimension(), kind, 0 if is_complex else reader.GetNumberOfComponents())
     return int(np.prod(reader.GetSize())) * pixel.GetSizeOfPixelComponent() * pixel.GetNumberOfComponentsPerPixel()
 
 

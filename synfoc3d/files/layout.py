@@ -12,6 +12,7 @@ IMAGES, LABELS = "imagesTr", "labelsTr"  # nnU-Net's
 UNLABELED_IMAGES = "imagesUn"
 DOMAINS_FILE = "domains.csv"
 ANNOTATIONS_FILE = "annotated.csv"
+CHECKED_FILE = "synfoc3d_checked.json"
 REORIENTING_READER = "NibabelIOWithReorient"  # nnU-Net's name of the reader for mixed orientations
 
 # nnUNet_preprocessed/Dataset501_Name
@@ -19,6 +20,8 @@ SPLITS_FILE = "splits_semi.json"
 STOCK_SPLITS_FILE = "splits_final.json"  # nnU-Net's
 REFERENCES = "gt_segmentations"  # nnU-Net's
 CASE_ENDINGS = IMAGE_ENDING, LABEL_ENDING, _ = (".b2nd", "_seg.b2nd", ".pkl")  # nnU-Net's, in the order it writes them
+
+UNLABELED = "_unlabeled"  # behind the name of a configuration's folder
 
 # nnUNet_results/Dataset501_Name/Trainer__Plans__configuration, and fold_X in it
 PLANS_FILE = "plans.json"  # nnU-Net's, beside predictions too
@@ -31,6 +34,7 @@ SETTINGS_FILE = "synfoc3d.yaml"
 LOG_FILE = "synfoc3d_log.csv"
 CURVES_FILE = "synfoc3d_progress.png"
 VALIDATION_FILE = "synfoc3d_validation.json"
+CASES_FILE = "synfoc3d_cases.json"
 
 # a folder of masks
 PREDICTION_FILE = "synfoc3d_predict.json"
@@ -39,7 +43,16 @@ SUMMARY_FILE = "summary.json"  # nnU-Net's
 
 def unlabeled_folder(preprocessed: Path) -> Path:
     """Return where the unlabeled cases of a configuration are preprocessed, beside its labeled ones."""
-    return preprocessed.with_name(f"{preprocessed.name}_unlabeled")
+    return preprocessed.with_name(preprocessed.name + UNLABELED)
+
+
+def origins_file(cases: Path) -> Path:
+    """Return where it is kept of which raw files the cases in a folder of preprocessed ones were made.
+
+    Beside the folder, not in it: nnU-Net tells the storage format of a folder by the endings of its files.
+    """
+    name = cases.name if cases.name.endswith(UNLABELED) else f"{cases.name}_labeled"
+    return cases.with_name(f"{name}.json")
 
 
 def intensity_cache(preprocessed: Path) -> Path:

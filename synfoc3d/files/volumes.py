@@ -6,8 +6,9 @@ a suffix is the only channel of its case.
 
 import gzip
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,24 @@ import numpy as np
 import SimpleITK
 from nibabel.affines import voxel_sizes
 from nibabel.funcs import squeeze_image
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from synfoc3d.errors import UserError
+from synfoc3d.files import nifti
 from synfoc3d.files.checksums import compare_checksum, compare_length, read_to_end
+from synfoc3d.files.dicom import dicom_advice
 from synfoc3d.files.entries import find_scans
+from synfoc3d.files.rounding import without_rounding_noise
+from synfoc3d.files.spacing_files import read_spacing_file
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
-NIFTI_ENDINGS = (".nii", ".nii.gz")
+NIFTI_ENDINGS = nifti.ENDINGS
 CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 # Rounding in headers moves voxels by far less, a real mismatch (flip, crop, other spacing) by more. In voxels.
 LARGEST_MISPLACEMENT = 0.25
-SMALLEST_VOXEL, LARGEST_VOXEL = 1e-7, 1e3  # mm, of electron microscopes and of nnU-Net's 2D pictures
-FLATTEST = 1e-6  # volume of the box that three directions of length 1 span; 1 where they are at right angles
+SPATIAL_ENDINGS = (*NIFTI_ENDINGS, *SimpleITKIO.supported_file_endings)  # of formats that say where voxels lie
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # SimpleITK counts mm to the left and back, NIfTI to the right and front
 
 ImageFiles = tuple[Path, ...]  # the files of one case in the order of its channels
@@ -43,8 +48,8 @@ class Scan:
         path: the file.
         values: (C, D, H, W) in the file's data type; D, H, W are the file's axes z, y, x. C > 1 only for formats that
             keep several channels in one file.
-        affine: (4, 4) float, from voxel indices (x, y, z) to mm (right, anterior, superior); spacing alone for formats
-            without a position in space.
+        affine: (4, 4) float, from voxel indices (x, y, z) to mm (right, anterior, superior), also where the file uses
+            another unit; spacing alone for formats without a position in space.
     """
 
     path: Path
@@ -70,7 +75,9 @@ def name_and_ending(path: Path) -> tuple[str, str]:
     """
     matching = [ending for ending in ENDINGS if path.name.lower().endswith(ending)]
     if not matching:
-        raise UserError(f"{path} has an ending that nnU-Net does not read; it reads {', '.join(ENDINGS)}.")
+        raise UserError(
+            dicom_advice(path) or f"{path} has an ending that nnU-Net does not read; it reads {', '.join(ENDINGS)}."
+        )
     ending = max(matching, key=len)
     return path.name[: -len(ending)], ending
 
@@ -85,7 +92,8 @@ def list_volumes(folder: Path) -> list[Path]:
         raise UserError(f"The folder {folder} does not exist; give the folder that holds the scans.")
     files = find_scans(folder, ENDINGS)
     if not files:
-        raise UserError(f"The folder {folder} holds no scan; nnU-Net reads {', '.join(ENDINGS)}.")
+        advice = f"The folder {folder} holds no scan; nnU-Net reads {', '.join(ENDINGS)}."
+        raise UserError(dicom_advice(folder) or advice)
     return files
 
 
@@ -115,8 +123,15 @@ def list_images(folder: Path, whole_names: Collection[str] = (), suffixed: bool 
     Raises:
         UserError: no such folder, an empty one, a case with two files for one channel, or one that misses a channel.
     """
+    return group_channels(list_volumes(folder), whole_names, suffixed)
+
+
+def group_channels(
+    paths: Iterable[Path], whole_names: Collection[str] = (), suffixed: bool = True
+) -> dict[str, ImageFiles]:
+    """Return the image files of each case among some; see :func:`list_images`."""
     found: dict[str, dict[int, Path]] = {}
-    for path in list_volumes(folder):
+    for path in paths:
         name, _ = name_and_ending(path)
         match = CHANNEL.fullmatch(name) if suffixed and name not in whole_names else None
         case, channel = (match["case"], int(match["channel"])) if match else (name, 0)
@@ -147,26 +162,33 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
     Args:
         path: the file.
         as_label: the file is a label map to compare. More is accepted than nnU-Net can be trained on: NIfTI files of 2
-            dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colors.
+            dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colors;
+            whole numbers with rounding noise become whole.
 
     Raises:
         UserError: a file that cannot be read or holds no voxels, a wrong checksum or length, a NIfTI file that is not
             3D or has colors, a useless affine, or voxels of an impossible size.
     """
     _, ending = name_and_ending(path)
-    try:
+    with _explained(path):
         scan = _read_nifti(path, as_label) if ending in NIFTI_ENDINGS else _read_other(path, ending, as_label)
+    if scan.values.dtype.kind not in "biuf":
+        raise UserError(f"{path} stores colors or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
+    if not scan.values.size:
+        raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
+    return replace(scan, values=without_rounding_noise(scan.values)) if as_label else scan
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what readers raise on a file into a sentence."""
+    try:
+        yield
     except Exception as error:  # third-party readers raise whatever they meet in a damaged file
         check_checksum(path)  # if it is not, that says more than what a reader stumbled over in the header
         if isinstance(error, UserError):
             raise
         raise _unreadable(path, error) from error
-    if scan.values.dtype.kind not in "biuf":
-        raise UserError(f"{path} stores colors or complex numbers ({scan.values.dtype}); convert it to plain numbers.")
-    if not scan.values.size:
-        raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
-    _check_affine(path, scan.affine)
-    return scan
 
 
 def check_checksum(path: Path) -> None:
@@ -189,63 +211,46 @@ def read_orientation(path: Path) -> str:
     Formats without a position in space count as ``RAS``.
 
     Raises:
-        UserError: a file that cannot be read.
+        UserError: a file that cannot be read, or without a placement in space.
     """
     _, ending = name_and_ending(path)
-    try:
-        if ending in NIFTI_ENDINGS:
-            affine = _load_nifti(path).affine
-        elif ending in SimpleITKIO.supported_file_endings:
-            _, affine = _read_header(path)
-        else:
-            affine = np.eye(4)
-        return "".join(nibabel.aff2axcodes(affine))
-    except Exception as error:  # as in read_scan; an affine without three directions fails in the join
-        raise _unreadable(path, error) from error
+    affine = read_grid(path).affine if ending in SPATIAL_ENDINGS else np.eye(4)
+    return "".join(nibabel.aff2axcodes(affine))
 
 
 def check_channels(files: Sequence[Path]) -> None:
-    """Check by their headers alone that the channels of a case have the same voxels at the same places.
+    """Check by their headers alone that the channels of a case are scans, with the same voxels at the same places.
 
     Formats without a position in space are left to their readers.
 
     Raises:
-        UserError: see :func:`check_same_grid`; or a file that cannot be read.
+        UserError: see :func:`check_same_grid`; or what :func:`read_scan` refuses for its header.
     """
-    if len(files) > 1 and name_and_ending(files[0])[1] in (*NIFTI_ENDINGS, *SimpleITKIO.supported_file_endings):
-        first, *others = (_read_grid(file) for file in files)
+    if all(name_and_ending(file)[1] in SPATIAL_ENDINGS for file in files):
+        first, *others = (read_grid(file) for file in files)
         for other in others:
             check_same_grid(first, other)
 
 
-def _read_grid(path: Path) -> Scan:
-    """Return a scan whose voxels are not read: all are 0, in no memory."""
-    try:
-        if name_and_ending(path)[1] in NIFTI_ENDINGS:
-            image = _load_nifti(path)
-            shape, affine = image.shape, image.affine
-        else:
-            shape, affine = _read_header(path)
-    except Exception as error:  # as in read_scan
-        raise _unreadable(path, error) from error
-    affine = np.asarray(affine, dtype=np.float64)
-    _check_affine(path, affine)
-    return Scan(path, np.broadcast_to(np.uint8(0), (1, *shape[::-1])), affine)
+def read_grid(path: Path) -> Scan:
+    """Return a scan whose voxels are not read: all are 0, in no memory.
 
-
-def label_values(scan: Scan) -> list[int]:
-    """Return the values that occur in a label file, sorted.
+    Args:
+        path: a file of a format that says where voxels lie.
 
     Raises:
-        UserError: several channels, or values that are not whole numbers of at least 0.
+        UserError: what :func:`read_scan` refuses for its header.
     """
-    if len(scan.values) != 1:
-        raise UserError(f"The label file {scan.path} has {len(scan.values)} channels, but must have one.")
-    values = np.unique(scan.values)
-    for value in values:
-        if not np.isfinite(value) or value != np.rint(value) or value < 0:
-            raise UserError(f"The label file {scan.path} holds the value {value}; labels must be whole numbers from 0.")
-    return [int(value) for value in values]
+    with _explained(path):
+        if name_and_ending(path)[1] in NIFTI_ENDINGS:
+            image = nifti.load_nifti(path)
+            nifti.check_dimensions(path, image.shape)
+            shape, affine = image.shape, nifti.affine_in_mm(image)
+        else:
+            header = read_header(path)
+            shape, affine = header.GetSize(), _affine(header.GetSpacing(), header.GetOrigin(), header.GetDirection())
+            nifti.check_affine(path, affine)
+    return Scan(path, np.broadcast_to(np.uint8(0), (1, *shape[::-1])), affine)
 
 
 def misplacement(first: Scan, second: Scan) -> float:
@@ -259,22 +264,48 @@ def misplacement(first: Scan, second: Scan) -> float:
     return float(np.abs(moved - corners).max())
 
 
+def along_axes_of(scan: Scan, other: Scan) -> Scan:
+    """Return a scan with its axes in the order and the directions of another one's, as far as the affines tell.
+
+    No voxel moves in space: only the axes along which they are stored change.
+    """
+    turn = ornt_transform(io_orientation(scan.affine), io_orientation(other.affine))
+    return Scan(scan.path, apply_orientation(scan.values.T, turn).T, scan.affine @ inv_ornt_aff(turn, scan.shape))
+
+
+def lie_on_one_grid(first: Scan, second: Scan) -> bool:
+    """Return whether two scans have the same voxels at the same places, up to `LARGEST_MISPLACEMENT`."""
+    return first.shape == second.shape and misplacement(first, second) <= LARGEST_MISPLACEMENT
+
+
 def check_same_grid(first: Scan, second: Scan) -> None:
     """Check that two files have the same voxels at the same places.
 
     Raises:
-        UserError: they differ in shape, or a voxel lies more than `LARGEST_MISPLACEMENT` off.
+        UserError: they differ in shape or in the order of their axes, or a voxel lies more than `LARGEST_MISPLACEMENT`
+            off.
     """
+    if lie_on_one_grid(first, second):
+        return
+    if lie_on_one_grid(first, along_axes_of(second, first)):
+        raise UserError(
+            f"{second.path} is stored along other axes ({_axes(second)}) than {first.path} ({_axes(first)}), though "
+            f"both headers are right; store both along the same ones."
+        )
     if first.shape != second.shape:
         raise UserError(
             f"{second.path} has the shape {second.shape}, but {first.path} has {first.shape}; resample one of them."
         )
-    distance = misplacement(first, second)
-    if distance > LARGEST_MISPLACEMENT:
-        raise UserError(
-            f"The affine of {second.path} places voxels up to {distance:.3g} voxels away from where {first.path} has "
-            f"them (more than {LARGEST_MISPLACEMENT} is no rounding of headers); correct the header that is wrong."
-        )
+    raise UserError(
+        f"The affine of {second.path} places voxels up to {misplacement(first, second):.3g} voxels away from where "
+        f"{first.path} has them (more than {LARGEST_MISPLACEMENT} is no rounding of headers); correct the header that "
+        f"is wrong."
+    )
+
+
+def _axes(scan: Scan) -> str:
+    """Return where the axes x, y, z of a scan point, such as ``RAS``."""
+    return "".join(nibabel.aff2axcodes(scan.affine))
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -283,14 +314,9 @@ def _unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} cannot be read, it is damaged or of another format ({lines[-1]}); replace or remove it.")
 
 
-def _load_nifti(path: Path) -> Any:  # noqa: ANN401 - nibabel's return type lacks what every NIfTI image has
-    """Return nibabel's image of a file; voxels are read when asked for."""
-    return nibabel.load(path)
-
-
 def _read_nifti(path: Path, as_label: bool) -> Scan:
     """Read a 3D NIfTI file; see `read_scan` for the others."""
-    image = _load_nifti(path)
+    image = nifti.load_nifti(path)
     if not path.name.lower().endswith(".gz"):
         compare_checksum(path)
         return _nifti_scan(path, image, as_label)
@@ -300,37 +326,22 @@ def _read_nifti(path: Path, as_label: bool) -> Scan:
     return scan
 
 
-def _nifti_scan(path: Path, image: Any, as_label: bool) -> Scan:  # noqa: ANN401 - as _load_nifti gives it
+def _nifti_scan(path: Path, image: nifti.Image, as_label: bool) -> Scan:
     """Read the voxels of nibabel's image, with its axes reversed as nnU-Net does."""
     if as_label:
         image = squeeze_image(image)
-    if image.ndim != 3 and not (as_label and image.ndim == 2):
-        raise UserError(
-            f"{path} has {image.ndim} dimensions {image.shape}, but nnU-Net reads NIfTI files with 3: "
-            f"write one 3D file per channel or time point."
-        )
-    affine = np.asarray(image.affine, dtype=np.float64)
+    if not (as_label and image.ndim == 2):
+        nifti.check_dimensions(path, image.shape)
+    affine = nifti.affine_in_mm(image)
     values = np.asanyarray(image.dataobj).T
     return Scan(path, values.reshape(1, *(1,) * (3 - values.ndim), *values.shape), affine)
-
-
-def _check_affine(path: Path, affine: np.ndarray) -> None:
-    """Refuse an affine (4, 4) that is no placement in space, or voxels of a size that nothing is measured with."""
-    sizes = voxel_sizes(affine)
-    if np.isfinite(affine).all() and not all(SMALLEST_VOXEL <= size <= LARGEST_VOXEL for size in sizes):
-        raise UserError(
-            f"{path} has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm (x, y, z), but no side can be below "
-            f"{SMALLEST_VOXEL:g} or above {LARGEST_VOXEL:g} mm; correct the spacing in its header."
-        )
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3] / sizes)) < FLATTEST:
-        raise UserError(
-            f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header."
-        )
 
 
 def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
     """Read through the first of nnU-Net's readers that can: two of them share the ending .tif, for 2D and 3D."""
     compare_checksum(path)
+    if ending in SimpleITKIO.supported_file_endings:
+        read_header(path)
     failures: list[Exception] = []
     several: list[Scan] = []
     for reader in LIST_OF_IO_CLASSES:
@@ -341,7 +352,8 @@ def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
         except Exception as error:  # the next reader may do
             failures.append(error)
             continue
-        scan = Scan(path, values, _affine_of(properties))
+        scan = Scan(path, values, _affine_of(path, properties))
+        nifti.check_affine(path, scan.affine)
         if len(values) == 1 or not as_label:
             return scan
         several.append(scan)  # the next reader may see slices where this one sees channels
@@ -350,10 +362,18 @@ def _read_other(path: Path, ending: str, as_label: bool) -> Scan:
     raise failures[-1]
 
 
-def _affine_of(properties: Mapping[str, Any]) -> np.ndarray:
+def _affine_of(path: Path, properties: Mapping[str, Any]) -> np.ndarray:
     """Return the affine (4, 4) that one of nnU-Net's readers found; spacing alone where the format has no more."""
     geometry = properties.get("sitk_stuff")
-    return np.diag([*map(float, properties["spacing"][::-1]), 1.0]) if geometry is None else sitk_affine(geometry)
+    if geometry is not None:
+        return sitk_affine(geometry)
+    spacing = read_spacing_file(path) or properties["spacing"]  # nnU-Net looks for that of an image alone
+    return np.diag([*map(float, spacing[::-1]), 1.0])
+
+
+def length_unit(path: Path) -> str:
+    """Return the unit of a file's spacing: ``mm``, or ``px`` where the file has none."""
+    return "mm" if name_and_ending(path)[1] in SPATIAL_ENDINGS or read_spacing_file(path) else "px"
 
 
 def sitk_affine(geometry: Mapping[str, Any]) -> np.ndarray:
@@ -365,12 +385,20 @@ def sitk_affine(geometry: Mapping[str, Any]) -> np.ndarray:
     return _affine(geometry["spacing"], geometry["origin"], geometry["direction"])
 
 
-def _read_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Return shape (x, y, z) and affine (4, 4) of a file that SimpleITK reads, without its voxels."""
+def read_header(path: Path) -> SimpleITK.ImageFileReader:
+    """Return SimpleITK's reader of a file after it has read the header alone.
+
+    Raises:
+        UserError: colors, vectors or complex numbers, which nnU-Net's reader takes for something else.
+        RuntimeError: SimpleITK cannot read the file.
+    """
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return reader.GetSize(), _affine(reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+    kind = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
+    if reader.GetNumberOfComponents() > 1 or "complex" in kind:
+        raise UserError(f"{path} stores colors, vectors or complex numbers ({kind}); convert it to plain numbers.")
+    return reader
 
 
 def _affine(spacing: tuple[float, ...], origin: tuple[float, ...], direction: tuple[float, ...]) -> np.ndarray:

@@ -3,8 +3,6 @@
 Both functions are run in worker processes: arguments and results can be pickled.
 """
 
-import contextlib
-import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,11 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import nibabel
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -24,8 +20,9 @@ from torch import Tensor
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import PLANS_FILE
-from synfoc3d.files.volumes import NIFTI_ENDINGS, check_channels, check_checksum
+from synfoc3d.files.volumes import check_channels
 from synfoc3d.networks.prompts import Points
+from synfoc3d.nnunet.readers import read_files, write_read_mask
 
 
 @dataclass(frozen=True)
@@ -57,13 +54,15 @@ class PreparedCase:
     Attributes:
         image: (C, D, H, W) float32, cropped, normalized and resampled by nnU-Net.
         properties: what nnU-Net needs to put a prediction back on the scan's own grid.
-        reader: nnU-Net's class that read the files, and writes the mask.
+        reader: nnU-Net's class that read the files.
+        scan: file over which the mask is to lie; None where it is not known.
         points: where a promptable network is asked for each structure; None where it is not told.
     """
 
     image: np.ndarray
     properties: dict[str, Any]
     reader: type[BaseReaderWriter]
+    scan: Path | None = None
     points: Points | None = None
 
 
@@ -115,63 +114,8 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
     data, _, properties = preprocessor.run_case_npy(
         image, None, properties, info.plans, configuration, info.dataset_json
     )
-    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader)
+    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0])
     return prepared if prompt is None else replace(prepared, points=prompt.place(files, image, prepared, info))
-
-
-def read_files(
-    files: Sequence[Path], reader: type[BaseReaderWriter]
-) -> tuple[np.ndarray, dict[str, Any], type[BaseReaderWriter]]:
-    """Read through the reader of the training; a NIfTI file that SimpleITK refuses, through nnU-Net's nibabel reader.
-
-    SimpleITK reads no file whose axes are not orthonormal; voxel order and spacing are the same in both readers.
-
-    Args:
-        files: one per channel.
-        reader: that of the training.
-
-    Returns:
-        (C, z, y, x) voxels, nnU-Net's properties of the case, and the reader that gave them.
-
-    Raises:
-        UserError: a file that cannot be read or has a wrong checksum.
-    """
-    for file in files:
-        _check_file(file)
-    names = [str(file) for file in files]
-    problem: Exception | None = None
-    readers = [reader, NibabelIO] if names[0].endswith(NIFTI_ENDINGS) else [reader]
-    for candidate in readers:
-        said = io.StringIO()  # nnU-Net's readers print what is wrong and raise an error without text
-        try:
-            with contextlib.redirect_stdout(said):
-                image, properties = candidate().read_images(names)
-        except Exception as error:  # readers raise whatever they meet in a damaged file
-            reason = said.getvalue().strip().split("\n")[0] or str(error).strip().split("\n")[-1]
-            problem = problem or UserError(
-                f"{', '.join(names)} cannot be read ({reason or type(error).__name__}); replace or remove."
-            )
-        else:
-            return image, properties, candidate
-    assert problem is not None
-    raise problem
-
-
-def _check_file(file: Path) -> None:
-    """Check what the readers do not: the checksum of a compressed file, and that a NIfTI file is 3D."""
-    check_checksum(file)
-    if file.name.endswith(NIFTI_ENDINGS):
-        shape = _nifti_shape(str(file))
-        if len(shape) > 3:
-            raise UserError(f"{file} has {len(shape)} dimensions {shape}; write one 3D file per channel or time point.")
-
-
-def _nifti_shape(name: str) -> tuple[int, ...]:
-    try:
-        return tuple(nibabel.Nifti1Image.from_filename(name).shape)
-    except Exception as error:  # as above
-        reason = str(error).strip().split("\n")[-1] or type(error).__name__
-        raise UserError(f"{name} cannot be read, it is damaged or no NIfTI file ({reason}); replace it.") from None
 
 
 def write_case(
@@ -183,6 +127,7 @@ def write_case(
     are_probabilities: bool,
     save_probabilities: bool = False,
     threads: int = 1,
+    ending: str | None = None,
 ) -> None:
     """Write a prediction on the scan's own grid, whole or not at all.
 
@@ -196,6 +141,10 @@ def write_case(
         are_probabilities: which of the two ``values`` holds.
         save_probabilities: write target.npz and target.pkl as well, as nnU-Net does.
         threads: of torch's softmax.
+        ending: of the mask's file; None is that of the training.
+
+    Raises:
+        UserError: a format that cannot say where the scan lies.
     """
     nonlinearity = {"inference_nonlin": _identity} if are_probabilities else {}
     result = convert_predicted_logits_to_segmentation_with_correct_shape(
@@ -215,8 +164,8 @@ def write_case(
         if probabilities is not None:
             np.savez_compressed(hidden / f"{target.name}.npz", probabilities=probabilities)
             save_pickle(case.properties, str(hidden / f"{target.name}.pkl"))
-        name = f"{target.name}{info.file_ending}"
-        case.reader().write_seg(mask, str(hidden / name), case.properties)
+        name = f"{target.name}{ending or info.file_ending}"
+        write_read_mask(hidden / name, mask, case.properties, reader=case.reader, scan=case.scan)
         for file in sorted(hidden.iterdir(), key=lambda file: file.name == name):
             os.replace(file, target.parent / file.name)
     finally:

@@ -12,11 +12,14 @@ from scipy.ndimage import distance_transform_edt
 from synfoc3d.errors import UserError
 from synfoc3d.files.boxes import BoxPosition
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
+from synfoc3d.files.label_maps import label_values
 from synfoc3d.files.points import Position
-from synfoc3d.files.volumes import Scan, check_channels, label_values
+from synfoc3d.files.rounding import without_rounding_noise
+from synfoc3d.files.volumes import Scan, check_channels
 from synfoc3d.networks.prompts import Box, Point, Points, start_among
-from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, read_files
+from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase
 from synfoc3d.nnunet.positions import box_to_prepared, to_prepared
+from synfoc3d.nnunet.readers import read_files
 
 
 def model_labels(info: ModelInfo) -> DeclaredLabels:
@@ -99,7 +102,7 @@ def _read_mask(file: Path, scan: Path, shape: Sequence[int], reader: type[BaseRe
             f"The reference {file} has the shape {mask.shape[:0:-1]}, but its scan {scan} has {tuple(shape[::-1])}; "
             "give a mask on the scan's grid."
         )
-    return mask
+    return without_rounding_noise(mask)
 
 
 def _check_values(file: Path, mask: np.ndarray, labels: DeclaredLabels) -> None:

@@ -110,14 +110,16 @@ def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
 
     Raises:
         UserError: dataset, plans or configuration do not exist, the plans are damaged, or the configuration was only
-            planned.
+            planned or is a stage of a cascade.
     """
     name = find_dataset(dataset)
     folder = nnunet_folder("nnUNet_preprocessed") / name
     file = folder / f"{plans}.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist: run synfoc3d preprocess -d {dataset}.")
-    cases = folder / read_plans(file, configuration, PLANS_ADVICE).get_configuration(configuration).data_identifier
+    manager = read_plans(file, configuration, PLANS_ADVICE)
+    refuse_stage(manager, configuration)
+    cases = folder / manager.get_configuration(configuration).data_identifier
     if not any(cases.glob("*.pkl")):  # every case has one, whatever the format of its image
         option = "" if plans == "nnUNetPlans" else f" -p {plans}"
         raise UserError(

@@ -11,6 +11,7 @@ from functools import partial
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
@@ -143,6 +144,47 @@ def test_mask_has_its_scans_grid(run, scan, tmp_path, model):
 def test_models_work_in_3d(run, scan, trained_3d, tmp_path, model):
     assert run(scan, choice(model, "3d_fullres")) == 1
     assert voxels(tmp_path / "masks" / "Btrain002.nii.gz").shape == voxels(scan).shape
+
+
+def test_scans_of_all_formats_in_a_folder_are_segmented(run, scans, tmp_path):
+    first, second = sorted(scans.glob("*.nii.gz"))[:2]
+    nibabel.save(nibabel.load(second), scans / second.name.removesuffix(".gz"))
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(first)), str(scans / "other_0000.mha"))
+    second.unlink()
+    assert run(scans, choice()) == 3
+    first_mask, second_mask = (tmp_path / "masks" / file.name.replace("_0000", "") for file in (first, second))
+    assert first_mask.is_file() and second_mask.is_file()
+    np.testing.assert_array_equal(voxels(tmp_path / "masks" / "other.nii.gz"), voxels(first_mask))
+
+
+def test_mask_takes_the_format_that_is_asked_for(run, scan, tmp_path):
+    run(scan, choice())
+    run(scan, choice(), tmp_path / "asked" / "mask.mha")
+    assert sorted(file.name for file in (tmp_path / "asked").iterdir()) == [
+        "dataset.json", "mask.mha", "plans.json", "synfoc3d_predict.json",
+    ]  # fmt: skip
+    mask = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "asked" / "mask.mha")))
+    np.testing.assert_array_equal(mask, voxels(tmp_path / "masks" / "Btrain002.nii.gz").transpose(2, 1, 0))
+
+
+def test_scans_are_not_mixed_with_masks(refusal, scans):
+    before = sorted(scans.rglob("*"))
+    assert refusal(scans, choice(), scans).endswith(f"scans in {scans}: give another folder with -o.")
+    assert sorted(scans.rglob("*")) == before
+
+
+def test_raw_dataset_keeps_its_description(refusal, scan, trained):
+    before = (trained.raw / "dataset.json").read_bytes()
+    assert f"{trained.raw} belongs to nnU-Net's folder" in refusal(scan, choice(), trained.raw)
+    assert (trained.raw / "dataset.json").read_bytes() == before
+
+
+def test_labels_are_not_replaced(refusal, scan, tmp_path):
+    label = tmp_path / "labels" / "Btrain002.nii.gz"
+    label.parent.mkdir()
+    label.write_bytes(b"the work of days")
+    assert refusal(scan, choice(), label.parent).startswith(f"{label} is there already, and no prediction wrote it")
+    assert label.read_bytes() == b"the work of days"
 
 
 def test_ensemble_is_the_mean_of_both_probabilities(segment):

@@ -68,6 +68,7 @@ class TestResult:
             "imagesUn/u_0000.nii.gz",
             "labelsTr/a.nii.gz",
             "labelsTr/b.nii.gz",
+            "synfoc3d_checked.json",
         ]
 
     def test_files_are_copied_unchanged(self, source):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from synfoc3d.errors import UserError
 from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.splits import Split, load_splits
-from synfoc3d.preprocessing import incomplete
+from synfoc3d.preprocessing import checked_files, incomplete
 from synfoc3d.preprocessing.incomplete import add_incomplete
 from synfoc3d.preprocessing.patients import patient_of
 from synfoc3d.preprocessing.split_cases import SplitCases, read_split_cases
@@ -185,10 +185,19 @@ class TestTwice:
         for split in add_incomplete(cases, split_by_count(cases, 2, folds=4)):
             assert split.both == (("c",) if "c" in split.labeled else ())
 
-    def test_label_files_of_plain_datasets_are_not_read(self, raw, monkeypatch):
-        describe(raw, {"x": 1, "y": 2})
-        monkeypatch.setattr(incomplete, "read_label_values", lambda files: dict.fromkeys(files, pytest.fail))
-        assert self.split(["a"]).both == ()
+    def test_label_files_are_read_once(self, raw, monkeypatch):
+        first = self.split(["a", "c"])
+        monkeypatch.setattr(checked_files, "read_scan", lambda path: pytest.fail(f"{path} is read again"))
+        assert self.split(["a", "c"]) == first
+
+    def test_class_in_no_labeled_case_is_named_with_its_fold(self, raw, write_label, caplog):
+        write_label(raw / "labelsTr" / "a.nii.gz", (0, 2))
+        for case in "cd":
+            write_label(raw / "labelsTr" / f"{case}.nii.gz", (0, 1, 2))
+        cases = read_split_cases(501)
+        add_incomplete(cases, [Split(("c", "d"), ("u",), ()), Split(("a",), ("u",), ("d",))])
+        (message,) = caplog.messages
+        assert message.startswith("Fold 1: none of its 1 labeled cases holds a voxel of x, so nothing is learned of it")
 
     def test_hidden_label_files_are_not_read(self, raw):
         for case in "bd":

@@ -421,7 +421,7 @@ class TestFiles:
 
     def test_dataset_json_without_an_entry_is_refused(self, raw):
         (raw / "dataset.json").write_text("{}")
-        with pytest.raises(UserError, match="dataset.json lacks the entry 'channel_names'"):
+        with pytest.raises(UserError, match="dataset.json lacks channel_names"):
             read_split_cases(501)
 
     def test_splits_go_to_the_preprocessed_dataset(self, raw):
@@ -451,13 +451,13 @@ def test_description_counts_cases_and_patients():
         (["2d", "3d_fullres"], "synfoc3d train 501 3d_fullres 0"),
     ],
 )
-def test_next_command_fits_what_is_prepared(nnunet_folders, capsys, prepared, shown):
+def test_next_command_fits_what_is_prepared(nnunet_folders, capsys, write_image, write_label, prepared, shown):
     from synfoc3d.cli import main
 
     raw, folder = (nnunet_folders / f"nnUNet_{kind}" / "Dataset501_Test" for kind in ("raw", "preprocessed"))
-    for name in ("imagesTr/a_0000", "labelsTr/a", "imagesTr/b_0000", "labelsTr/b"):
-        (raw / name).parent.mkdir(parents=True, exist_ok=True)
-        (raw / f"{name}.nii.gz").touch()
+    for case in "ab":
+        write_image(raw / "imagesTr" / f"{case}_0000.nii.gz")
+        write_label(raw / "labelsTr" / f"{case}.nii.gz", (0, 1))
     (raw / "dataset.json").write_text(json.dumps(DESCRIPTION))
     if prepared:
         planned = {name: {"data_identifier": f"Plans_{name}"} for name in ("2d", "3d_fullres")}

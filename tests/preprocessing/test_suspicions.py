@@ -161,9 +161,22 @@ class TestOddScans:
             nibabel.save(nibabel.load(file), file.with_name(file.name.removesuffix(".gz")))
             file.unlink()
         (source / "unlabeled" / "u.nii.gz").unlink()
-        said = warnings(caplog, source)[1]
+        target, said = warnings(caplog, source)
         taken = "1" if size == 0 else "1e+06"  # nibabel, and so nnU-Net, make 1 of 0
         assert f"{path} gives the size of voxels as {taken} x 1.5 x 4 (pixdim), but its affine as 0.5 x 1.5 x 4" in said
+        assert "the second counts" in said
+        copy = nibabel.load(target / "imagesUn" / "u_0000.nii")
+        assert copy.header["pixdim"][1:4].tolist() == [0.5, 1.5, 4]
+
+    def test_smaller_difference_is_left_to_nnunet(self, source, caplog, write_image):
+        path = write_image(source / "unlabeled" / "u.nii.gz", 9, affine=np.diag([0.5, 1.5, 4, 1]))
+        image = nibabel.load(path)
+        image.header["pixdim"][3] = 3.6  # a tilted gantry
+        nibabel.save(nibabel.Nifti1Image(np.asanyarray(image.dataobj), None, image.header), path)
+        assert (
+            "0.5 x 1.5 x 3.6 (pixdim), but its affine as 0.5 x 1.5 x 4: nnU-Net takes the first"
+            in warnings(caplog, source)[1]
+        )
 
 
 class TestClasses:

@@ -6,11 +6,13 @@ import pickle
 import shutil
 
 import blosc2
+import nibabel
 import numpy as np
 import pytest
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.origins import changed_files, read_origins
 from synfoc3d.preprocessing import stock, unlabeled
 from synfoc3d.preprocessing.unlabeled import preprocess_dataset
 
@@ -265,6 +267,158 @@ class TestResume:
         assert jobs == []
 
 
+@pytest.fixture
+def stock_runs(monkeypatch):
+    """Nothing may be left to nnU-Net, which preprocesses all cases or none."""
+    monkeypatch.setattr(stock, "preprocess", lambda *_: pytest.fail("nnU-Net preprocesses everything"))
+
+
+@pytest.mark.usefixtures("stock_runs")
+class TestChanged:
+    """Files of labeled cases that were corrected after they had been preprocessed."""
+
+    @staticmethod
+    def correct(raw, write_nifti, case="l1"):
+        """Make the ball of a label larger; return its file."""
+        label = blob(int(case[1:]))[1]
+        label[8:, 8:, 8:] = 1
+        return write_nifti(raw / "labelsTr" / f"{case}.nii.gz", label, AFFINE)
+
+    @staticmethod
+    def by_nnunet(raw, preprocessed, root):
+        """What nnU-Net's own command makes of the raw data as they are now, by these plans."""
+        for source, name in ((raw, "nnUNet_raw"), (preprocessed, "nnUNet_preprocessed")):
+            shutil.copytree(source, root / name / OURS)
+        with pytest.MonkeyPatch.context() as patch:
+            set_folders(patch, root)
+            start_no_pools(patch)
+            shutil.rmtree(root / "nnUNet_preprocessed" / OURS / "nnUNetPlans_2d")
+            preprocess([502], configurations=["2d"], num_processes=[1])
+        return root / "nnUNet_preprocessed" / OURS / "nnUNetPlans_2d"
+
+    def test_label(self, dataset, jobs, write_nifti, tmp_path, caplog):
+        raw, preprocessed = dataset
+        caplog.set_level("INFO")
+        file = self.correct(raw, write_nifti)
+        run()
+        assert jobs == ["l1"]
+        assert "l1 is preprocessed anew (2d), because these changed: labelsTr/l1.nii.gz." in caplog.text
+        assert (preprocessed / "gt_segmentations" / "l1.nii.gz").read_bytes() == file.read_bytes()
+        expected = self.by_nnunet(raw, preprocessed, tmp_path / "nnunet")
+        for case in ("l0", "l1", "l2"):
+            for now, then in zip(load(preprocessed / "nnUNetPlans_2d", case), load(expected, case), strict=True):
+                np.testing.assert_equal(now, then)
+        jobs.clear()
+        run()
+        assert jobs == []
+
+    def test_image(self, dataset, jobs, write_nifti):
+        raw, preprocessed = dataset
+        write_nifti(raw / "imagesTr" / "l2_0000.nii.gz", blob(8)[0], AFFINE)
+        run()
+        assert jobs == ["l2"]
+        image, voxels = load(preprocessed / "nnUNetPlans_2d", "l2")[0], blob(8)[0].transpose(2, 1, 0)[None]
+        np.testing.assert_allclose(image, (voxels - voxels.mean()) / voxels.std(), atol=1e-4)
+
+    def test_declared_labels(self, dataset, jobs, caplog):
+        raw, preprocessed = dataset
+        caplog.set_level("INFO")
+        description = DATASET_JSON | {"labels": {"background": 0, "blob": 1, "ignore": 2}}
+        (raw / "dataset.json").write_text(json.dumps(description))
+        run()
+        assert sorted(jobs) == ["l0", "l1", "l2"]
+        assert "dataset.json has changed (labels): its copy" in caplog.text
+        assert json.loads((preprocessed / "dataset.json").read_text()) == description
+        assert (-1, 0, 1) in load(preprocessed / "nnUNetPlans_2d", "l0")[2]["class_locations"]  # what is not ignored
+
+    def test_touched_file_is_the_same(self, dataset, jobs):
+        raw, preprocessed = dataset
+        before = contents(preprocessed / "nnUNetPlans_2d")
+        os.utime(raw / "labelsTr" / "l1.nii.gz", ns=(10**9, 10**9))
+        run()
+        assert jobs == [] and contents(preprocessed / "nnUNetPlans_2d") == before
+        assert not changed_files(preprocessed / "nnUNetPlans_2d", raw)
+
+    @pytest.mark.parametrize("seconds", [-(10**6), 10**6])
+    def test_label_of_what_the_stock_command_made(self, dataset, jobs, write_nifti, seconds):
+        raw, preprocessed = dataset
+        (preprocessed / "nnUNetPlans_2d_labeled.json").unlink()
+        file = self.correct(raw, write_nifti)
+        time = file.stat().st_mtime_ns + seconds * 10**9
+        os.utime(file, ns=(time, time))  # copied with its time, which may be earlier
+        run()
+        assert jobs == ["l1"]
+
+    def test_declared_labels_of_what_the_stock_command_made(self, dataset, jobs):
+        raw, preprocessed = dataset
+        (preprocessed / "nnUNetPlans_2d_labeled.json").unlink()
+        (raw / "dataset.json").write_text(
+            json.dumps(DATASET_JSON | {"labels": {"background": 0, "blob": 1, "ignore": 2}})
+        )
+        run()
+        assert sorted(jobs) == ["l0", "l1", "l2"]
+
+    def test_case_that_is_gone(self, dataset, jobs, caplog):
+        raw, preprocessed = dataset
+        caplog.set_level("INFO")
+        for file in ("imagesTr/l1_0000.nii.gz", "labelsTr/l1.nii.gz", "domains.csv"):
+            (raw / file).unlink()
+        run()
+        assert not [name for name in contents(preprocessed) if "l1" in name]
+        assert "nnUNetPlans_2d, as nnUNet_raw does not hold them whole any more: l1." in caplog.text
+
+    @pytest.mark.parametrize(("key", "value", "redone"), [("spacing", [1.2, 1.2], True), ("batch_size", 1, False)])
+    def test_plans(self, dataset, jobs, key, value, redone):
+        plans = json.loads((dataset[1] / "nnUNetPlans.json").read_text())
+        plans["configurations"]["2d"][key] = value
+        (dataset[1] / "nnUNetPlans.json").write_text(json.dumps(plans))
+        run()
+        assert sorted(jobs) == (["l0", "l1", "l2", "u0", "u1"] if redone else [])
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"channel_names": {"0": "CT"}},
+                "channel_names that are normalized otherwise, but .* was planned",
+            ),
+            (
+                {"overwrite_image_reader_writer": "SimpleITKIO"},
+                "the reader SimpleITKIO, but .* was planned without; delete",
+            ),
+        ],
+    )
+    def test_what_only_new_plans_can_give_is_refused(self, dataset, change, message):
+        raw, preprocessed = dataset
+        before = contents(preprocessed)
+        (raw / "dataset.json").write_text(json.dumps(DATASET_JSON | change))
+        with pytest.raises(UserError, match=message):
+            run()
+        assert contents(preprocessed) == before
+
+    def test_case_that_fails_is_not_taken_for_done(self, dataset, monkeypatch, write_nifti):
+        raw, preprocessed = dataset
+        self.correct(raw, write_nifti)
+        with monkeypatch.context() as patch:
+            patch.setattr(unlabeled, "_preprocess_case", lambda *_, **__: 1 / 0)
+            with pytest.raises(UserError, match=r"1 of 3 cases in .*imagesTr could not be preprocessed \(l1: division"):
+                run()
+        assert list(changed_files(preprocessed / "nnUNetPlans_2d", raw)) == []
+        assert "l1" not in read_origins(preprocessed / "nnUNetPlans_2d")
+
+
+def test_nnunet_keeps_no_older_reference(dataset, write_nifti):
+    """Its copy of a label file whose time is earlier than that of the copy stays the former one."""
+    raw, preprocessed = dataset
+    file = TestChanged.correct(raw, write_nifti)
+    os.utime(file, ns=(10**9, 10**9))
+    shutil.rmtree(preprocessed / "nnUNetPlans_2d")
+    with pytest.MonkeyPatch.context() as patch:
+        start_no_pools(patch)
+        run()
+    assert (preprocessed / "gt_segmentations" / "l1.nii.gz").read_bytes() == file.read_bytes()
+
+
 class TestRefused:
     def test_failed_cases_are_listed_after_the_others_are_done(self, dataset):
         raw, preprocessed = dataset
@@ -370,6 +524,17 @@ class TestOrientation:
         image, _, _ = load(preprocessed / "nnUNetPlans_2d_unlabeled", "u1")
         voxels = blob(7)[0][::-1].transpose(2, 1, 0)[None]  # z, y, x with x to the right
         np.testing.assert_allclose(image, (voxels - voxels.mean()) / voxels.std(), atol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["imagesTr/l0_0000.nii.gz", "imagesUn/u1_0000.nii.gz"])
+def test_scan_in_micrometers_is_refused(dataset, place):
+    file = dataset[0] / place
+    for one in {file, dataset[0] / "labelsTr" / "l0.nii.gz"} if place.startswith("imagesTr") else {file}:
+        image = nibabel.load(one)
+        image.header.set_xyzt_units("micron")
+        nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), one)
+    with pytest.raises(UserError, match=rf"The header of {file} has lengths in micron, but nnU-Net would take its"):
+        run()
 
 
 def test_planner_is_not_told_to_use_no_process(monkeypatch, tmp_path):

@@ -26,8 +26,21 @@ from synfoc3d.nnunet.pools import Task, worker_pool
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.prediction_modes import PredictionMode, possible_modes
 from synfoc3d.preferred_mode import foreground_dice, preferred_mode, write_validation_dice
+from synfoc3d.trainers.life_cycle.validation_masks import lay_over_scans
 
 Trainer = Any  # the base trainer, whose module imports this one
+
+
+def validate_rest(trainer: Trainer) -> None:
+    """Do what is left of the final validation after nnU-Net has validated its own network.
+
+    Args:
+        trainer: a trained one, its students in evaluation mode.
+    """
+    validate_modes(trainer)
+    leave_out_unknown(trainer)
+    keep_preference(trainer)
+    lay_over_scans(trainer)
 
 
 def validate_modes(trainer: Trainer) -> None:

@@ -39,10 +39,11 @@ from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
 from synfoc3d.trainers.life_cycle.dependencies import refuse_other_training, tell_other_machine
 from synfoc3d.trainers.life_cycle.duration import DurationLog
-from synfoc3d.trainers.life_cycle.final_validation import keep_preference, leave_out_unknown, validate_modes
+from synfoc3d.trainers.life_cycle.final_validation import validate_rest
 from synfoc3d.trainers.life_cycle.health import Health
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
 from synfoc3d.trainers.life_cycle.plain_log import AVERAGE, PlainLog
+from synfoc3d.trainers.life_cycle.raw_changes import note_origins, warn_of_changes
 from synfoc3d.trainers.life_cycle.records import make_curves, write_settings
 from synfoc3d.trainers.life_cycle.run_folder import only_training, refuse_other_folds, remove_scores
 from synfoc3d.trainers.life_cycle.running import run
@@ -239,6 +240,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """Start as nnU-Net does, with the resolved settings written beside the results."""
         refuse_other_folds(self)
         super().on_train_start()
+        note_origins(self)
         write_settings(self)
         self.curves = make_curves(self)
         if self.continued is not None:
@@ -382,13 +384,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         Raises:
             UserError: another process is at work in the folder.
         """
+        warn_of_changes(self)
         self.method.eval()
         with only_training(Path(self.output_folder)):
             if any(student is self.network for student in self.students.values()):
                 super().perform_actual_validation(save_probabilities)
-            validate_modes(self)
-            leave_out_unknown(self)
-            keep_preference(self)
+            validate_rest(self)
 
 
 class _NoSchedule:

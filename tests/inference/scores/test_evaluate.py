@@ -12,6 +12,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 
 from synfoc3d.errors import UserError
 from synfoc3d.inference.scores.evaluate import evaluate_folder
+from synfoc3d.inference.scores.evaluation_tables import format_table
 
 SHAPE = (6, 7, 8)
 # Voxel size along the x, y, z of the files; arrays below are written in that order too.
@@ -105,6 +106,75 @@ def test_formats_may_differ(folders):
     image.SetDirection([-1, 0, 0, 0, -1, 0, 0, 0, 1])
     sitk.WriteImage(image, str(folders[1] / "a.nrrd"))
     assert dice(evaluate(folders).cases[0]) == 1
+
+
+def test_masks_along_other_axes_are_compared_where_they_lie(folders):
+    expected = evaluate(folders)
+    image = nibabel.load(folders[1] / "a.nii.gz")
+    nibabel.save(image.as_reoriented(np.array([[2, 1], [0, -1], [1, 1]])), folders[1] / "a.nii.gz")
+    for now, then in zip(evaluate(folders).cases, expected.cases, strict=True):
+        assert now.metrics["1"].values == pytest.approx(then.metrics["1"].values)
+
+
+def test_rounding_noise_in_a_reference_is_rounded(folders):
+    expected = evaluate(folders)
+    write(folders[0], a=cube(1, 1, 1).astype(np.float64) * (1 - 1e-4) + 1e-6)
+    assert [dice(case) for case in evaluate(folders).cases] == [dice(case) for case in expected.cases]
+
+
+def stacks(folder, ending, spacing=None, **volumes):
+    """Write TIFF stacks or single pictures of the volumes, as nnU-Net stores them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for case, volume in volumes.items():
+        values = volume.transpose(2, 1, 0)
+        sitk.WriteImage(sitk.GetImageFromArray(values if ending == "tif" else values[1]), folder / f"{case}.{ending}")
+        if spacing:
+            (folder / f"{case}.json").write_text(json.dumps({"spacing": spacing}))
+    return folder
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tif"])
+def test_files_without_spacing_have_distances_in_pixels(tmp_path, ending):
+    labels = stacks(tmp_path / "labels", ending, a=cube(1, 1, 1))
+    result = evaluate((labels, stacks(tmp_path / "predicted", ending, a=cube(2, 1, 1))), output=tmp_path / "r.json")
+    assert result.cases[0].metrics["1"].values["hd95"] == pytest.approx(1)
+    assert (result.unit, json.loads((tmp_path / "r.json").read_text())["convention"]["unit"]) == ("px", "px")
+    assert "95HD px" in format_table(result) and "mm" not in format_table(result)
+
+
+@pytest.mark.parametrize("case", ["a", "case_0001", "a_long_name"])
+def test_spacing_file_of_a_stack_counts(tmp_path, case):
+    labels = stacks(tmp_path / "labels", "tif", (3.0, 0.8, 0.5), **{case: cube(1, 1, 1)})
+    predicted = stacks(tmp_path / "predicted", "tif", (3.0, 0.8, 0.5), **{case: cube(1, 1, 2)})
+    result = evaluate((labels, predicted))
+    assert result.cases[0].metrics["1"].values["hd95"] == pytest.approx(3)
+    assert "95HD mm" in format_table(result)
+
+
+def test_malformed_spacing_file_is_named(tmp_path):
+    labels = stacks(tmp_path / "labels", "tif", (3.0, 0.8), a=cube(1, 1, 1))
+    with pytest.raises(UserError, match=rf'{labels / "a.json"} must hold "spacing" with three positive numbers'):
+        evaluate((labels, stacks(tmp_path / "predicted", "tif", a=cube(1, 1, 1))))
+
+
+def test_references_with_and_without_spacing_are_refused(tmp_path):
+    labels = write(tmp_path / "labels", a=cube(1, 1, 1))
+    stacks(labels, "png", b=cube(1, 1, 1))
+    predicted = stacks(write(tmp_path / "predicted", a=cube(1, 1, 1)), "png", b=cube(1, 1, 1))
+    with pytest.raises(UserError, match=r"in mm for .*a\.nii\.gz, in pixels for .*b\.png; evaluate them apart"):
+        evaluate((labels, predicted))
+    assert len(evaluate((labels, predicted), per_slice=True).failures) == 0
+
+
+def test_lengths_in_micrometers_are_converted(tmp_path):
+    folders = []
+    for name, start in (("labels", 1), ("predicted", 2)):
+        image = nibabel.Nifti1Image(cube(1, 1, start), AFFINE)
+        image.header.set_xyzt_units("micron")
+        (tmp_path / name).mkdir()
+        nibabel.save(image, tmp_path / name / "a.nii.gz")
+        folders.append(tmp_path / name)
+    assert evaluate(folders).cases[0].metrics["1"].values["hd95"] == pytest.approx(0.003)
 
 
 def shifted_affine(by):

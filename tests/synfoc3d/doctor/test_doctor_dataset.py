@@ -1,8 +1,10 @@
 """A healthy dataset, and every problem planted in it on its own."""
 
 import json
+import os
 import re
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -26,11 +28,11 @@ class Healthy:
     def __init__(self, root, write_image, write_label):
         self.raw, self.preprocessed = root / "raw" / NAME, root / "pre" / NAME
         self.write_image, self.write_label = write_image, write_label
-        for case in ("a", "b", "c"):
-            write_image(self.raw / "imagesTr" / f"{case}_0000.nii.gz", affine=RAS)
-            write_label(self.raw / "labelsTr" / f"{case}.nii.gz", (0, 1), affine=RAS)
-        for case in ("u", "v"):
-            write_image(self.raw / "imagesUn" / f"{case}_0000.nii.gz", affine=RAS)
+        for seed, case in enumerate("abc"):
+            write_image(self.raw / "imagesTr" / f"{case}_0000.nii.gz", seed, affine=RAS)
+            write_label(self.raw / "labelsTr" / f"{case}.nii.gz", (0, 1, *[0] * seed), affine=RAS)
+        for seed, case in enumerate("uv", start=3):
+            write_image(self.raw / "imagesUn" / f"{case}_0000.nii.gz", seed, affine=RAS)
         self.describe()
         for folder, cases in (("P_2d", "abc"), ("P_2d_unlabeled", "uv")):
             (self.preprocessed / folder).mkdir(parents=True)
@@ -127,7 +129,7 @@ def test_missing_folder_of_labels_is_named(data):
 
 
 def test_wrong_number_of_channels_is_named(data):
-    data.write_image(data.raw / "imagesUn" / "u_0001.nii.gz", affine=RAS)
+    data.write_image(data.raw / "imagesUn" / "u_0001.nii.gz", 9, affine=RAS)
     assert data.text("channels").startswith("1 case (u) with another number of channels than the 1 of dataset.json")
 
 
@@ -168,6 +170,8 @@ def test_labels_that_nnunet_refuses_are_named(data):
 def annotate(data, text):
     """Two classes; write annotated.csv, and its copy beside the splits."""
     data.describe(labels={"background": 0, "A": 1, "B": 2})
+    label = data.write_label(data.raw / "labelsTr" / "c.nii.gz", (0, 1, 2), affine=RAS)
+    os.utime(label, ns=(10**9, 10**9))  # older than what was made of it
     for folder in (data.raw, data.preprocessed):
         (folder / "annotated.csv").write_text(text)
 
@@ -241,6 +245,17 @@ def test_before_planning_the_reader_of_the_description_counts(data):
     assert "orientation" in data.problems()
     data.describe(overwrite_image_reader_writer="NibabelIOWithReorient")
     assert "orientation" not in data.problems()
+
+
+def test_unit_that_the_reader_overlooks_is_named(data):
+    file = data.raw / "imagesUn" / "u_0000.nii.gz"
+    image = nibabel.load(file)
+    image.header.set_xyzt_units("meter")
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header), file)
+    assert "u" not in data.problems()  # ITK looks at the unit
+    plans = {**PLANS, "image_reader_writer": "NibabelIO"}
+    (data.preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
+    assert f"The header of {file} has lengths in meter" in data.text("u")
 
 
 def test_damaged_image_is_named(data):
@@ -329,3 +344,22 @@ def test_labels_of_the_preprocessed_copy_that_differ_are_named(data):
     content["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
     (data.preprocessed / "dataset.json").write_text(json.dumps(content | {"regions_class_order": [1, 2]}))
     assert "declares other labels than the raw dataset.json" in data.text("copy of dataset.json", "warning")
+
+
+@pytest.mark.parametrize(("plan", "option"), [("nnUNetPlans", ""), ("MyPlans", " -p MyPlans")])
+def test_raw_file_that_is_newer_than_its_case_is_named(data, plan, option):
+    cascade = {"inherits_from": "2d", "previous_stage": "low"}  # has the same data, and is not to be preprocessed
+    content = PLANS | {"configurations": PLANS["configurations"] | {"cascade": cascade}}
+    (data.preprocessed / "nnUNetPlans.json").unlink()
+    (data.preprocessed / f"{plan}.json").write_text(json.dumps(content))
+    later = (data.preprocessed / "P_2d" / "b.pkl").stat().st_mtime_ns + 10**9
+    os.utime(data.raw / "labelsTr" / "b.nii.gz", ns=(later, later))
+    text = data.text("raw files, 2d", "warning")
+    assert text.startswith("changed since they were preprocessed: labelsTr/b.nii.gz -> Run")
+    assert text.endswith(f"synfoc3d preprocess -d 501 -c 2d{option}")
+
+
+def test_scan_that_is_there_twice_is_named(data):
+    data.write_image(data.raw / "imagesUn" / "u_0000.nii.gz", 1, affine=RAS)  # the very voxels of b
+    text = data.text("suspicious", "warning")
+    assert f"same scan is there twice, {data.raw / 'imagesTr' / 'b_0000.nii.gz'} and" in text

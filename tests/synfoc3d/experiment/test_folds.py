@@ -19,17 +19,17 @@ FOLDS = [Split(("a1",), ("u1",), ("b1", "b2")), Split(("b1",), ("a1",), ())]
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A dataset of empty files in nnUNet_raw, with two test cases, and its folder in nnUNet_preprocessed."""
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_label: Any) -> tuple[Path, Path]:
+    """A dataset without images in nnUNet_raw, with two test cases, and its folder in nnUNet_preprocessed."""
     raw, preprocessed = tmp_path / "raw" / DATASET, tmp_path / "pre" / DATASET
     for variable, place in (("raw", "raw"), ("preprocessed", "pre"), ("results", "results")):
         monkeypatch.setenv(f"nnUNet_{variable}", str(tmp_path / place))
     preprocessed.mkdir(parents=True)
     for folder, cases in (("Tr", [case for case in DOMAINS if case != "u1"]), ("Ts", ["t1", "t2"])):
-        for kind, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
-            (raw / (kind + folder)).mkdir(parents=True)
-            for case in cases:
-                (raw / (kind + folder) / (case + ending)).write_text(kind)
+        (raw / f"images{folder}").mkdir(parents=True)
+        for case in cases:
+            (raw / f"images{folder}" / f"{case}_0000.nii.gz").touch()
+            write_label(raw / f"labels{folder}" / f"{case}.nii.gz", (0, 1))
     (raw / "imagesUn").mkdir()
     (raw / "imagesUn" / "u1_0000.nii.gz").touch()
     description = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "x": 1}, "numTraining": 5}
@@ -171,7 +171,7 @@ def test_validation_cases_are_collected(folders: Any, tmp_path: Path) -> None:
     test = data.test["fold0"]
     assert test.images == tmp_path / "out" / "test" / "fold0" / "images"
     assert sorted(file.name for file in test.images.iterdir()) == ["b1_0000.nii.gz", "b2_0000.nii.gz"]
-    assert (test.labels / "b1.nii.gz").read_text() == "labels"
+    assert (test.labels / "b1.nii.gz").read_bytes() == (folders[0] / "labelsTr" / "b1.nii.gz").read_bytes()
     assert (test.labels.parent / "dataset.json").is_file() and test.domains == folders[1] / "domains.csv"
 
 

@@ -77,11 +77,11 @@ class TestLeftOut:
         list_volumes(folder)
         assert not caplog.messages
 
-    def test_scans_of_another_ending_are_named_by_predict(self, folder, caplog):
-        for name in ("b_0000.NII.GZ", "c_0000.mha"):
+    def test_scans_of_another_ending_are_taken_by_predict(self, folder, caplog):
+        for name in ("b_0000.NII.GZ", "c_0000.mha", "d_0000.dcm"):
             (folder / name).touch()
-        assert [job.case for job in READERS["find_jobs"](folder)] == ["a"]
-        assert caplog.messages == [f"Left out of {folder}: b_0000.NII.GZ, c_0000.mha."]
+        assert [job.case for job in READERS["find_jobs"](folder)] == ["a", "b", "c"]
+        assert caplog.messages == [f"Left out of {folder}: d_0000.dcm."]
 
     def test_results_of_no_mask_are_named(self, folder, caplog):
         (folder / "b.npz").touch()

@@ -1,13 +1,15 @@
 import gzip
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.label_maps import label_values
 from synfoc3d.files.volumes import (
+    along_axes_of,
     check_same_grid,
-    label_values,
     list_images,
     list_labels,
     misplacement,
@@ -61,8 +63,8 @@ class TestListing:
         assert name_and_ending(tmp_path / "a.b.NII.GZ") == ("a.b", ".nii.gz")
 
     def test_foreign_ending_is_refused(self, tmp_path):
-        with pytest.raises(UserError, match="a.dcm has an ending that nnU-Net does not read"):
-            name_and_ending(tmp_path / "a.dcm")
+        with pytest.raises(UserError, match="a.xyz has an ending that nnU-Net does not read"):
+            name_and_ending(tmp_path / "a.xyz")
 
     @pytest.mark.parametrize("second", ["a_0000.nii.gz", "a.mha"])
     def test_case_that_is_there_twice_is_refused(self, tmp_path, second):
@@ -239,7 +241,11 @@ class TestLabelValues:
         scan = read_scan(write_label(tmp_path / "a.nii.gz", (3, 0, 1), dtype=dtype))
         assert label_values(scan) == [0, 1, 3]
 
-    @pytest.mark.parametrize("value", [0.5, np.nan, -1.0])
+    def test_rounding_noise_is_left_out(self, tmp_path, write_label):
+        scan = read_scan(write_label(tmp_path / "a.nii.gz", (-1e-7, 0.99999998, 2.0009), dtype=np.float64))
+        assert label_values(scan) == [0, 1, 2]
+
+    @pytest.mark.parametrize("value", [0.5, 1.25, np.nan, np.inf, -1.0])
     def test_other_values_are_refused(self, tmp_path, write_label, value):
         scan = read_scan(write_label(tmp_path / "a.nii.gz", (0, value), dtype=np.float32))
         with pytest.raises(UserError, match=f"a.nii.gz holds the value {value}"):
@@ -250,6 +256,42 @@ class TestLabelValues:
         SimpleITK.WriteImage(image, str(tmp_path / "a.png"))
         with pytest.raises(UserError, match="has 3 channels"):
             label_values(read_scan(tmp_path / "a.png", as_label=True))
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPI", "PSR", "ILA"])
+def test_turned_scan_keeps_every_voxel_in_its_place(tmp_path, write_nifti, axes):
+    values = np.arange(210, dtype=np.int16).reshape(7, 6, 5)
+    first = read_scan(write_nifti(tmp_path / "a.nii.gz", values))
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.io_orientation(first.affine), nibabel.orientations.axcodes2ornt(axes)
+    )
+    nibabel.save(nibabel.load(tmp_path / "a.nii.gz").as_reoriented(turn), tmp_path / "b.nii.gz")
+    back = along_axes_of(read_scan(tmp_path / "b.nii.gz"), first)
+    np.testing.assert_array_equal(back.values, first.values)
+    np.testing.assert_allclose(back.affine, first.affine)
+
+
+def test_axes_of_oblique_scans_are_the_nearest(tmp_path, write_nifti):
+    angle = np.deg2rad(20)
+    rotation = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = rotation @ np.diag([1, 2, 3])
+    first = read_scan(write_nifti(tmp_path / "a.nii.gz", np.arange(24).reshape(4, 3, 2).astype(np.int16), affine))
+    flipped = np.diag([-1.0, 1, 1, 1])
+    flipped[0, 3] = 3  # the first voxel is where the last one was
+    second = read_scan(write_nifti(tmp_path / "b.nii.gz", first.values[0].T[::-1], affine @ flipped))
+    assert misplacement(first, second) == pytest.approx(3)
+    back = along_axes_of(second, first)
+    np.testing.assert_array_equal(back.values, first.values)
+    assert misplacement(first, back) == pytest.approx(0, abs=1e-6)
+
+
+def test_other_axes_are_no_wrong_header(tmp_path, write_nifti):
+    first = read_scan(write_nifti(tmp_path / "a.nii.gz", np.zeros((7, 6, 5), np.uint8)))
+    turned = nibabel.load(first.path).as_reoriented(np.array([[2, 1], [0, -1], [1, 1]]))
+    nibabel.save(turned, tmp_path / "b.nii.gz")
+    with pytest.raises(UserError, match=r"b.nii.gz is stored along other axes \(PSR\) than .*a.nii.gz \(RAS\), though"):
+        check_same_grid(first, read_scan(tmp_path / "b.nii.gz"))
 
 
 @pytest.mark.parametrize(("shift_mm", "voxels"), [((0, 0, 0), 0.0), ((0.5, 0, 0), 0.5), ((0, 0, 2.0), 0.5)])

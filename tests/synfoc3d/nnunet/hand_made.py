@@ -32,10 +32,13 @@ def hand_made_info(
         "resampling_fn_data_kwargs": kwargs | {"is_seg": False},
         "resampling_fn_seg": RESAMPLING,
         "resampling_fn_seg_kwargs": kwargs | {"is_seg": True},
+        "resampling_fn_probabilities": RESAMPLING,
+        "resampling_fn_probabilities_kwargs": kwargs | {"is_seg": False},
     }
     plans = {
         "image_reader_writer": reader,
         "transpose_forward": list(transpose),
+        "transpose_backward": [transpose.index(axis) for axis in range(3)],
         "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(channels)},
         "configurations": {name: configuration},
         "label_manager": "LabelManager",

@@ -12,6 +12,8 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.volumes import read_scan
+from synfoc3d.nnunet import readers
 from synfoc3d.nnunet.case_files import ModelInfo, prepare_case, write_case
 
 SKEWED = np.array([[1.0, 0.2, 0, -5], [0, 1.5, 0, 7], [0, 0, 4, 2], [0, 0, 0, 1]])
@@ -120,6 +122,26 @@ def test_file_cut_short_is_refused_whatever_reads_it(info, scan):
 def test_file_that_is_no_image_is_refused(refusal, scan):
     scan.write_bytes(gzip.compress(b"not an image"))
     assert f"{scan} cannot be read, it is damaged or of another format" in refusal(scan)
+
+
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIO"])
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (np.ones((4, 3, 2), np.complex64), "stores colors or complex numbers (complex64)"),
+        (np.ones((4, 3, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")]), "stores colors or complex numbers"),
+        (np.ones((4, 3), np.int16), "has 2 dimensions (4, 3), but nnU-Net reads NIfTI files with 3"),
+    ],
+)
+def test_what_the_import_refuses_is_refused_in_its_words(info, tmp_path, write_nifti, values, words, reader):
+    model = info()
+    plans = PlansManager(model.plans.plans | {"image_reader_writer": reader})
+    scan = write_nifti(tmp_path / "case_0000.nii.gz", values)
+    with pytest.raises(UserError) as caught:
+        prepare_case([scan], replace(model, plans=plans))
+    with pytest.raises(UserError) as of_import:
+        read_scan(scan)
+    assert str(caught.value).startswith(f"{scan} {words}") and str(caught.value) == str(of_import.value)
 
 
 def test_time_series_is_refused(refusal, scan):
@@ -233,7 +255,7 @@ def test_probabilities_are_written_as_they_are(scan, info, tmp_path):
 
 def test_mask_that_cannot_be_written_leaves_nothing(scan, info, tmp_path, monkeypatch):
     case = prepare_case([scan], info())
-    monkeypatch.setattr(case.reader, "write_seg", lambda *_: 1 / 0)
+    monkeypatch.setattr(readers, "write_mask", lambda *_: 1 / 0)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ZeroDivisionError):
         write_case(tmp_path / "mask", logits(case), case, info(), are_probabilities=False, save_probabilities=True)

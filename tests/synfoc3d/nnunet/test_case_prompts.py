@@ -125,6 +125,14 @@ def test_reference_gives_a_box_per_class(scan, reference):
     assert points == (Box(3, top=2, left=1, bottom=4, right=5), Box(1, top=6, left=8, bottom=8, right=10))
 
 
+def test_rounding_noise_of_a_reference_is_rounded(scan, reference):
+    file = reference((1, block((1, 6), (2, 5), (1, 6))), (2, block((8, 11), (6, 9), (0, 2))))
+    expected = prepare_case([scan], info(), ReferencePrompt(file, interior_point)).points
+    image = nibabel.load(file)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) - 1e-4, image.affine), file)
+    assert prepare_case([scan], info(), ReferencePrompt(file, interior_point)).points == expected
+
+
 def test_absent_class_is_not_asked_for(scan, reference):
     file = reference((2, block((3, 6), (3, 6), (3, 4))))
     points = prepare_case([scan], info(), ReferencePrompt(file, interior_point)).points

@@ -58,6 +58,24 @@ def test_configuration_that_inherits_its_data_needs_those(only_2d):
     assert "3d_small of Dataset501_Tiny is planned, but" in refusal(only_2d, "3d_small")
 
 
+def test_stage_of_a_cascade_is_not_told_to_be_preprocessed(only_2d):
+    file = only_2d.preprocessed / "nnUNetPlans.json"
+    content = json.loads(file.read_text())
+    low = content["configurations"]["3d_fullres"] | {"data_identifier": "low", "next_stage": "3d_cascade_fullres"}
+    cascade = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    content["configurations"] |= {"3d_lowres": low, "3d_cascade_fullres": cascade}
+    file.write_text(json.dumps(content))
+    assert "is a stage of a cascade, which the trainers do not support: use 2d or 3d_f" in refusal(only_2d, "3d_lowres")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"configurations": []}'])
+def test_damaged_plans_are_refused(only_2d, content):
+    (only_2d.preprocessed / "nnUNetPlans.json").write_text(content)
+    said = refusal(only_2d, "2d")
+    assert said.startswith(f"{only_2d.preprocessed / 'nnUNetPlans.json'} ")
+    assert said.endswith(": restore it, or delete it and run synfoc3d preprocess.")
+
+
 def test_facts_are_those_of_the_dataset(project, two_channels):
     facts = []
     for one in (project, two_channels):
