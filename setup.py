@@ -70,6 +70,7 @@ setup(
         "batchgeneratorsv2>=0.3",
         "SimpleITK>=2.2",
         "nibabel>=5",
+        "tifffile",
         "numpy>=1.24",
         "scipy>=1.13",
         "medpy>=0.5",

@@ -17,8 +17,9 @@ from nnunetv2.utilities.file_path_utilities import convert_trainer_plans_config_
 from synfoc3d import __version__
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
-from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
-from synfoc3d.inference.models import ModelChoice, build_conventional, read_info
+from synfoc3d.files.atomic import naming
+from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
+from synfoc3d.inference.models import ModelChoice, build_conventional, check_files, read_info
 from synfoc3d.nnunet.case_files import ModelInfo
 
 STOCK_TRAINER = nnUNetTrainer.__name__
@@ -45,8 +46,9 @@ def export_model(choice: ModelChoice, output: Path) -> list[str]:
     """Write a model folder, or a zip of one, that nnU-Net's own commands predict with.
 
     The checkpoints name nnU-Net's own trainer and hold what its predictor reads: weights, configuration and mirroring
-    axes. Local paths (of foundation weights, of the training's files) are left out. The output appears whole or not at
-    all.
+    axes. Beside checkpoint_final.pth lies checkpoint_best.pth, for which converters of nnU-Net's models ask: the best
+    epoch, or the same network where the training kept none. Local paths (of foundation weights, of the training's
+    files) are left out. The output appears whole or not at all.
 
     Args:
         choice: dataset, configuration, folds, trainer, plans and checkpoint; its ``model`` does not matter.
@@ -68,13 +70,16 @@ def export_model(choice: ModelChoice, output: Path) -> list[str]:
     found = {fold: checkpoints.load(file) for fold, file in files.items()}
     expected = _stock_shapes(info)
     for fold, checkpoint in found.items():
-        _check_weights(checkpoint, expected, files[fold])
+        check_files(files[fold], checkpoint, info)
+        with checkpoints.as_written(files[fold]):
+            _check_weights(checkpoint, expected, files[fold])
 
-    facts = _facts(choice, dataset, found)
+    with checkpoints.as_written(source):
+        best, facts = _best_of(files, found, expected), _facts(choice, dataset, found)
     as_zip = output.suffix.lower() == ".zip"
     with _appearing_whole(output) as temporary:
         model = temporary / dataset / _identifier(choice)
-        _write_model(source, model, found, info.dataset_json)
+        _write_model(source, model, found, best, info.dataset_json)
         (model / FACTS_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (model / README_FILE).write_text(_readme(choice, dataset), encoding="utf-8")
         os.rename(_zipped(model.parent) if as_zip else model, output)
@@ -147,6 +152,9 @@ def _check_weights(checkpoint: Mapping[str, Any], expected: Mapping[str, torch.S
             f"{file} fits no network that {STOCK_TRAINER} builds ({len(differing)} entries differ, for example "
             f"{differing[0]}), so nnU-Net alone cannot use it: predict with synfoc3d."
         )
+    broken = [name for name, value in checkpoint["network_weights"].items() if not torch.isfinite(value).all()]
+    if broken:
+        raise UserError(f"{file} holds weights that are no finite numbers, for example {broken[0]}: train it anew.")
 
 
 def _facts(choice: ModelChoice, dataset: str, found: Found) -> dict[str, Any]:
@@ -184,8 +192,29 @@ def _training_facts(name: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _write_model(source: Path, folder: Path, found: Found, dataset_json: Mapping[str, Any]) -> None:
-    """Write what nnU-Net's predictor reads."""
+def _best_of(files: Mapping[int | str, Path], found: Found, expected: Mapping[str, torch.Size]) -> Found:
+    """Return the best epoch of each fold; where its training kept none beside the checkpoint, that itself.
+
+    Args:
+        files: the checkpoints.
+        found: their contents.
+        expected: see :func:`_check_weights`.
+
+    Raises:
+        UserError: a best epoch that is of another training, or damaged.
+    """
+    best = dict(found)
+    for fold, file in files.items():
+        own = file.with_name(CHECKPOINT_BEST)
+        if file.name != CHECKPOINT_BEST and own.is_file():
+            best[fold] = checkpoints.load(own)
+            checkpoints.check_same_training(own, best[fold], beside=found[fold])
+            _check_weights(best[fold], expected, own)
+    return best
+
+
+def _write_model(source: Path, folder: Path, found: Found, best: Found, dataset_json: Mapping[str, Any]) -> None:
+    """Write what nnU-Net's predictor reads, and the best epochs, which other tools for nnU-Net's models ask for."""
     folder.mkdir(parents=True)
     for name in (PLANS_FILE, "dataset_fingerprint.json"):
         if (source / name).is_file():
@@ -195,12 +224,13 @@ def _write_model(source: Path, folder: Path, found: Found, dataset_json: Mapping
     for fold, checkpoint in found.items():
         fold_folder(folder, fold).mkdir()
         stock = {
-            "network_weights": checkpoint["network_weights"],
             "trainer_name": STOCK_TRAINER,
             "init_args": {"configuration": checkpoint["init_args"]["configuration"]},
             "inference_allowed_mirroring_axes": checkpoint["inference_allowed_mirroring_axes"],
         }
-        torch.save(stock, fold_folder(folder, fold) / CHECKPOINT_FINAL)
+        for name, weights in ((CHECKPOINT_FINAL, checkpoint), (CHECKPOINT_BEST, best[fold])):
+            content = stock | {"network_weights": weights["network_weights"]}
+            checkpoints.save_atomic(content, fold_folder(folder, fold) / name)
 
 
 def _zipped(folder: Path) -> Path:
@@ -217,8 +247,9 @@ def _appearing_whole(output: Path) -> Iterator[Path]:
     """Make an empty folder beside the output, on the same disk, that is removed afterwards."""
     temporary = output.absolute().with_name(f".{output.name}.partial")  # a kill's remains are overwritten
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(output, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -11,8 +11,9 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
+from synfoc3d.errors import UserError
 from synfoc3d.files.layout import fold_folder
-from synfoc3d.inference.models import ModelChoice, build_conventional, check_labels
+from synfoc3d.inference.models import ModelChoice, check_files, conventional_with
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.confidence import Structures
 from synfoc3d.networks.arrangement import Arrangement
@@ -24,6 +25,7 @@ from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import label_space
 from synfoc3d.nnunet.sliding_window import SLICES_AT_ONCE
 
+JUDGES = ("conventional", "conventional_teacher", "foundation_teacher")
 Place = tuple[slice, ...]
 Judge = Literal["student", "teacher", "foundation", "foundation_low"]
 
@@ -129,6 +131,19 @@ def _slices(labels: Tensor) -> Tensor:
     return labels.flatten(0, -3).to("cpu", torch.int32)
 
 
+def _check_judges(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a training that lacks one of the networks whose opinions are compared."""
+    section = checkpoints.section_of(checkpoint)
+    kept = {*section["students"], *(name.partition(".")[0] for name in section["method"])}
+    missing = [name for name in JUDGES if name not in kept]
+    if missing:
+        raise UserError(
+            f"rank compares a conventional network with its teacher and with a foundation network's teacher, but "
+            f"{checkpoint['trainer_name']} trains no {' and no '.join(missing)}: give a training of "
+            "nnUNetTrainerSynFoC with -tr."
+        )
+
+
 def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, Any], device: torch.device) -> Judges:
     """Load the networks of a training; LoRA is merged.
 
@@ -141,14 +156,14 @@ def load_judges(choice: ModelChoice, info: ModelInfo, checkpoint: Mapping[str, A
     Raises:
         UserError: the training kept no such networks, or learned other labels than its dataset.json declares.
     """
-    check_labels(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint, checkpoint, info)
+    _check_judges(checkpoint)
+    check_files(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint, checkpoint, info)
     labels = label_space(info.plans.get_label_manager(info.dataset_json))
     heads = labels.num_channels
 
     def conventional(name: str) -> nn.Module:
-        network = build_conventional(choice.trainer, info, heads)
-        network.load_state_dict(checkpoints.network_state(checkpoint, name))
-        return network.to(device).eval()
+        state = checkpoints.network_state(checkpoint, name)
+        return conventional_with(state, choice.trainer, info, checkpoint).to(device).eval()
 
     foundation_teacher = checkpoints.rebuild_foundation(checkpoint, heads, "foundation_teacher")
     merge(foundation_teacher)

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor, nn
 
 from synfoc3d import checkpoint as checkpoints
@@ -26,9 +24,11 @@ from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo
 from synfoc3d.nnunet.labels import meaning
+from synfoc3d.nnunet.plan_differences import differing_plans
+from synfoc3d.nnunet.plans_and_dataset import MODEL_ADVICE, check_channels, read_description, read_plans
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.sliding_window import OnProgress, no_progress
-from synfoc3d.nnunet.training import register_trainers
+from synfoc3d.nnunet.training import no_such_trainer, register_trainers
 from synfoc3d.prediction_modes import PredictionMode, default_mode, find_mode
 from synfoc3d.preferred_mode import Preference, preferred_mode, read_validation_dice
 
@@ -188,11 +188,13 @@ def read_info(choice: ModelChoice) -> ModelInfo:
     """Read plans and description of the dataset as they were at training.
 
     Raises:
-        UserError: there is no such training.
+        UserError: there is no such training, or one of the two files is damaged.
     """
     folder = choice.folder()
-    plans = PlansManager(load_json(str(folder / PLANS_FILE)))
-    return ModelInfo(plans, choice.configuration, load_json(str(folder / DESCRIPTION_FILE)))
+    plans = read_plans(folder / PLANS_FILE, choice.configuration)
+    description = read_description(folder / DESCRIPTION_FILE)
+    check_channels(plans, choice.configuration, description, folder / PLANS_FILE)
+    return ModelInfo(plans, choice.configuration, description, folder / PLANS_FILE)
 
 
 def load_model(choice: ModelChoice) -> TrainedModel:
@@ -207,17 +209,18 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     folder, info = choice.folder(), read_info(choice)
     files = [fold_folder(folder, fold) / choice.checkpoint for fold in choice.folds]
     found = [checkpoints.load(file) for file in files]
-    trained = [checkpoints.students_of(checkpoint) for checkpoint in found]
+    trained = [_students(file, checkpoint) for file, checkpoint in zip(files, found, strict=True)]
     if len(set(trained)) > 1:
         raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
     preference = _preference(trained[0], files, found) if choice.model is None else None
     mode = preference.mode if preference else _resolve_mode(choice, trained[0])
     folds, settings = [], []
     for file, checkpoint in zip(files, found, strict=True):
-        check_labels(file, checkpoint, info)
+        check_files(file, checkpoint, info)
         folds.append(_fold_networks(choice.trainer, mode, info, file=file, checkpoint=checkpoint))
         if checkpoints.SECTION in checkpoint:
-            settings.append(checkpoint[checkpoints.SECTION]["settings"])
+            with checkpoints.as_written(file):
+                settings.append(checkpoint[checkpoints.SECTION]["settings"])
     return TrainedModel(
         info,
         mode,
@@ -228,8 +231,13 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     )
 
 
-def check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
-    """Check that a network's channels mean what the dataset.json of its model says.
+def _students(file: Path, checkpoint: Mapping[str, Any]) -> frozenset[str]:
+    with checkpoints.as_written(file):
+        return checkpoints.students_of(checkpoint)
+
+
+def check_files(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that the plans and the dataset.json of a model are those that one of its folds was trained with.
 
     Args:
         file: the checkpoint, in the folder of a fold of the model.
@@ -237,8 +245,27 @@ def check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> 
         info: plans and description of the model.
 
     Raises:
-        UserError: they mean something else.
+        UserError: it was trained in another configuration, labels mean something else, or scans are prepared otherwise.
     """
+    with checkpoints.as_written(file):
+        _check_configuration(file, checkpoint, info)
+        _check_labels(file, checkpoint, info)
+        _check_plans(file, checkpoint, info)
+
+
+def _check_configuration(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a network is of the model's configuration."""
+    begun = checkpoint.get("init_args")
+    configuration = begun.get("configuration") if isinstance(begun, Mapping) else None
+    if configuration not in (None, info.configuration):
+        raise UserError(
+            f"{file} was trained in {configuration}, not in {info.configuration}: give -c {configuration}, or put a "
+            f"checkpoint of {info.configuration} in its place."
+        )
+
+
+def _check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a network's channels mean what the dataset.json of its model says."""
     folder = file.parent.parent
     trained = checkpoint.get(checkpoints.SECTION, {}).get("labels")  # checkpoints of 0.1 have none
     if trained is None:
@@ -248,6 +275,18 @@ def check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> 
         raise UserError(
             f"{file} was trained for other labels than {folder / DESCRIPTION_FILE} declares, which a later training "
             f"may have written: train this fold anew, or restore the file."
+        )
+
+
+def _check_plans(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
+    """Check that a model's plans prepare scans as those of a fold's training."""
+    if "depends_on" not in checkpoint.get(checkpoints.SECTION, {}):  # of 0.1, or of nnU-Net's own trainers
+        return
+    changed = differing_plans(checkpoint["init_args"], info.plans.plans, info.dataset_json, only_prediction=True)
+    if changed:
+        raise UserError(
+            f"{file} was trained with another {' and another '.join(changed)} than lies in {file.parent.parent}, where "
+            "a later training may have written it: train this fold anew, or restore the files."
         )
 
 
@@ -282,24 +321,57 @@ def _fold_networks(
         if own != file:
             content = checkpoints.load(own)
             checkpoints.check_same_training(own, content, beside=checkpoint)
-        students[student] = _network(trainer, student, info, content)
+        with checkpoints.as_written(own):
+            students[student] = _network(trainer, student, info, content)
         files[student] = own
     return FoldNetworks(students, files)
 
 
 def _network(trainer: str, student: str, info: ModelInfo, checkpoint: dict[str, Any]) -> nn.Module:
     """Load one student with its weights; LoRA is merged."""
-    heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
     if student == "foundation":
+        heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
         foundation = checkpoints.rebuild_foundation(checkpoint, heads)
         merge(foundation)
         return foundation
+    # where nnU-Net's own trainers have it too
+    own = student == "conventional"
+    state = checkpoint["network_weights"] if own else checkpoints.network_state(checkpoint, student)
+    return conventional_with(state, trainer, info, checkpoint)
+
+
+def conventional_with(
+    state: Mapping[str, Tensor], trainer: str, info: ModelInfo, checkpoint: Mapping[str, Any]
+) -> nn.Module:
+    """Build a conventional network with the weights that a checkpoint holds.
+
+    Args:
+        state: the weights.
+        trainer: class name.
+        info: the model.
+        checkpoint: that holds them.
+
+    Raises:
+        UserError: they are of another network than the model's plans and dataset.json describe.
+    """
+    heads = info.plans.get_label_manager(info.dataset_json).num_segmentation_heads
     network = build_conventional(trainer, info, heads)
-    if student == "conventional":
-        network.load_state_dict(checkpoint["network_weights"])  # where nnU-Net's own trainers have it too
-    else:
-        network.load_state_dict(checkpoints.network_state(checkpoint, student))
+    own = network.state_dict()
+    differing = [name for name in {**own, **state} if name not in own or own[name].shape != _shape(state.get(name))]
+    if differing:
+        writer = checkpoint.get("trainer_name")
+        by = f", written by {writer} and not by {trainer}," if writer != trainer else ""
+        raise UserError(
+            f"The checkpoint{by} holds weights of another network than {info.plans_file} and the {DESCRIPTION_FILE} "
+            f"beside it describe ({len(differing)} of {len(own)} entries differ): restore the files of that training, "
+            "or train anew."
+        )
+    network.load_state_dict(state)
     return network
+
+
+def _shape(value: Tensor | None) -> torch.Size | None:
+    return None if value is None else value.shape
 
 
 def build_conventional(trainer: str, info: ModelInfo, heads: int) -> nn.Module:
@@ -309,6 +381,9 @@ def build_conventional(trainer: str, info: ModelInfo, heads: int) -> nn.Module:
         trainer: class name.
         info: the model.
         heads: K, number of output channels.
+
+    Raises:
+        UserError: there is no such trainer, or the plans describe no network that can be built.
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
@@ -316,5 +391,14 @@ def build_conventional(trainer: str, info: ModelInfo, heads: int) -> nn.Module:
     configuration = info.plans.get_configuration(info.configuration)
     channels = determine_num_input_channels(info.plans, configuration, info.dataset_json)
     with contextlib.redirect_stdout(io.StringIO()):  # the search narrates every module it looks into
-        trainer_class = recursive_find_trainer_class_by_name(trainer)
-    return trainer_class.build_network_architecture(info.plans, configuration, channels, heads, False)
+        try:
+            trainer_class = recursive_find_trainer_class_by_name(trainer)
+        except RuntimeError:
+            raise UserError(no_such_trainer(trainer)) from None
+        try:
+            return trainer_class.build_network_architecture(info.plans, configuration, channels, heads, False)
+        except Exception as error:  # as many types as there are architectures and mistakes
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{info.plans_file} describes no network that {trainer} can build ({reason}): {MODEL_ADVICE}."
+            ) from error

@@ -1,21 +1,18 @@
 """Many cases at once: while one is in the network, the next are being prepared and the last ones written."""
 
 import logging
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from synfoc3d.errors import UserError
+from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.inference.inputs import Job
 from synfoc3d.nnunet.case_files import CasePrompt, ModelInfo, PreparedCase, prepare_case, write_case
+from synfoc3d.nnunet.pools import RestartingPool, Task, worker_pool
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +33,9 @@ class Outcome:
         """Note why a case was not written; its traceback goes to the debug log."""
         if isinstance(error, UserError):
             reason = str(error)
-        elif isinstance(error, BrokenProcessPool):
-            reason = "a worker process died, most likely out of memory; run again with -npp 1 -nps 1 or 0"
         else:
             one_line = " ".join(str(error).split())
-            reason = f"{type(error).__name__}: {one_line} (more with --verbose)"
+            reason = system_sentence(error) or f"{type(error).__name__}: {one_line} (more with --verbose)"
         log.debug("Case %s failed.", job.case, exc_info=error)
         self.failures[job.case] = reason
 
@@ -79,7 +74,7 @@ def run_pipeline(
     outcome = Outcome()
     write = partial(write_case, info=info, are_probabilities=are_probabilities, save_probabilities=save_probabilities)
     with _pool(workers.write, len(jobs)) as writing:
-        pending: deque[tuple[Job, Future[None]]] = deque()
+        pending: deque[tuple[Job, Task]] = deque()
         for job, prepared in prepare_ahead(jobs, info, workers.prepare, prompts):
             try:
                 case = prepared.result()
@@ -90,7 +85,8 @@ def run_pipeline(
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 # the image is not needed any more: it must not travel to the worker
                 emptied = PreparedCase(np.empty(0), case.properties, case.reader, case.scan)
-                pending.append((job, _submit(writing, write, job.target, values, case=emptied, ending=job.ending)))
+                named = {"case": emptied, "ending": job.ending}
+                pending.append((job, Task(writing, write, (job.target, values), named)))
                 if len(pending) > workers.write:
                     _collect(*pending.popleft(), outcome)
             on_finished()
@@ -101,7 +97,7 @@ def run_pipeline(
 
 def prepare_ahead(
     jobs: Sequence[Job], info: ModelInfo, processes: int, prompts: Mapping[str, CasePrompt] | None = None
-) -> Iterator[tuple[Job, "Future[PreparedCase]"]]:
+) -> Iterator[tuple[Job, Task]]:
     """Yield the cases in order, while workers prepare the next ones.
 
     Args:
@@ -111,46 +107,24 @@ def prepare_ahead(
         prompts: what says where the structures are, by case.
     """
     prompt_of = prompts or {}
-    waiting: deque[tuple[Job, Future[PreparedCase]]] = deque()
+    waiting: deque[tuple[Job, Task]] = deque()
     with _pool(processes, len(jobs)) as pool:
         for job in jobs:
-            waiting.append((job, _submit(pool, prepare_case, job.files, info, prompt_of.get(job.case))))
+            waiting.append((job, Task(pool, prepare_case, (job.files, info, prompt_of.get(job.case)), {})))
             if len(waiting) > processes:
                 yield waiting.popleft()
         yield from waiting
 
 
-def _collect(job: Job, written: "Future[None]", outcome: Outcome) -> None:
-    error = written.exception()
-    if error is None:
-        outcome.done += 1
-    else:
+def _collect(job: Job, written: Task, outcome: Outcome) -> None:
+    try:
+        written.result()
+    except Exception as error:  # noqa: BLE001 - as above
         outcome.fail(job, error)
+    else:
+        outcome.done += 1
 
 
-def _submit(pool: Executor | None, function: Callable[..., Any], *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401
-    """Run a function in a pool, or here and now without one."""
-    result: Future[Any] = Future()
-    try:
-        if pool is not None:
-            return pool.submit(function, *arguments, **named)
-        result.set_result(function(*arguments, **named))
-    except Exception as error:  # noqa: BLE001 - a future keeps any error; a broken pool refuses its work with one
-        result.set_exception(error)
-    return result
-
-
-@contextmanager
-def _pool(processes: int, jobs: int) -> Iterator[Executor | None]:
+def _pool(processes: int, jobs: int) -> AbstractContextManager[RestartingPool | None]:
     """Start worker processes; none for a single case, which would only wait for them to start."""
-    if processes == 0 or jobs < 2:
-        yield None
-        return
-    # spawned as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang
-    pool = ProcessPoolExecutor(min(processes, jobs), mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool
-    except BaseException:  # an interrupted run must not wait for what is still queued
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+    return nullcontext() if processes == 0 or jobs < 2 else worker_pool(min(processes, jobs))

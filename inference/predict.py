@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +17,9 @@ from tqdm import tqdm
 from synfoc3d import __version__
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError, cases_failed
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_texts, whole_folder
 from synfoc3d.files.folders import find_dataset
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
 from synfoc3d.inference.inputs import Job, check_output, find_jobs, is_finished, remove_results, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
@@ -33,6 +34,8 @@ from synfoc3d.nnunet.case_prompts import model_labels
 log = logging.getLogger(__name__)
 # entries of the record in which a continued prediction must not differ
 SAME_NETWORKS = ("model", "checkpoints", "untrained", "image_size")
+# and in which its networks must be used alike, or some masks would be better than others
+SAME_WAY = ("step_size", "mirroring", "precision")
 FAST_STEP_SIZE = 0.75
 
 
@@ -89,7 +92,8 @@ def predict(
     """Segment a folder of scans, or one scan.
 
     Masks appear whole or not at all, on each scan's own grid. Beside them lie dataset.json and plans.json, as from
-    nnU-Net, and from the start synfoc3d_predict.json, which says how they are made.
+    nnU-Net, and from the start synfoc3d_predict.json, which says how they are made. A new folder that gets no mask
+    goes again.
 
     Workers are spawned: call this from a script only under ``if __name__ == "__main__"``.
 
@@ -135,13 +139,14 @@ def predict(
         if not jobs:
             return 0
     else:  # before the record changes: after an interruption they would be taken for this run's
+        _refuse_other_masks(found, record)
         remove_results(jobs)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
-    outcome = _segment_all(model, jobs, prompts, torch.device(device), options)
-    _write_records(folder, model, record | {"seconds": round(time.time() - started, 1)})
-    if outcome.failures:
-        raise cases_failed(outcome.failures, len(jobs), "segmented")
+    with whole_folder(folder, unless=lambda: any(is_finished(job, False) for job in jobs)):
+        _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
+        outcome = _segment_all(model, jobs, prompts, torch.device(device), options)
+        _write_records(folder, model, record | {"seconds": round(time.time() - started, 1)})
+        if outcome.failures:
+            raise cases_failed(outcome.failures, len(jobs), "segmented")
     return outcome.done
 
 
@@ -259,29 +264,61 @@ def _files(networks: FoldNetworks) -> dict[str, dict[str, str]]:
 
 
 def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
-    """Refuse to continue a folder whose record says that other networks, or another prompt, made the masks.
+    """Refuse to continue a folder whose record says that the masks were made otherwise.
 
     A folder without a record, or with one from before checkpoints were recorded, is taken as it is.
 
     Raises:
-        UserError: other networks, another prompt, or a damaged record.
+        UserError: other networks, another prompt, another way to use them, or a damaged record.
     """
     if not file.is_file():
         return
     advice = "give another folder with -o, or leave out --continue_prediction to segment all scans anew."
     try:
-        before = dict(json.loads(file.read_text(encoding="utf-8")))
+        before = dict(parse_json(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise UserError(f"{file} is damaged, so it is unknown which networks made the masks: {advice}") from None
+    if difference := _difference(before, record):
+        raise UserError(f"{file} says that the masks there are {difference}: {advice}")
+
+
+def _refuse_other_masks(jobs: Sequence[Job], record: Mapping[str, Any]) -> None:
+    """Refuse a folder with masks of other scans whose record, which would be replaced, says that they differ.
+
+    Raises:
+        UserError: what differs.
+    """
+    folder = jobs[0].target.parent
+    file, own = folder / PREDICTION_FILE, {job.mask.name for job in jobs}
+    if not file.is_file():
+        return
+    endings = tuple({job.ending for job in jobs})
+    others = [mask for mask in sorted(folder.iterdir()) if mask.name.endswith(endings) and mask.name not in own]
+    if not others:
+        return
+    try:
+        difference = _difference(dict(parse_json(file.read_text(encoding="utf-8"))), record)
+    except (ValueError, TypeError):
+        return  # nobody knows how they were made, and it stays so
+    if difference:
+        raise UserError(
+            f"{folder} holds masks of other scans, such as {others[0].name}, which by {file.name} are {difference}: "
+            "give another folder with -o, or take them out."
+        )
+
+
+def _difference(before: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Say how masks were made otherwise than a record says; "" where they were not, or nothing tells."""
     if any(before.get(key, record.get(key)) != record.get(key) for key in SAME_NETWORKS):
-        raise UserError(f"{file} says that the masks there are of another model or of other checkpoints: {advice}")
+        return "of another model or of other checkpoints"
     asked, asking = parse_prompt(before), parse_prompt(record)
     if asked and asking and asked.identity != asking.identity:
-        raise UserError(f"{file} says that the masks there are of another prompt, {asked}: {advice}")
+        return f"of another prompt, {asked}"
+    changed = [f"{key} {before[key]}" for key in SAME_WAY if key in before and before[key] != record[key]]
+    return f"made with {', '.join(changed)}" if changed else ""
 
 
 def _write_records(folder: Path, model: TrainedModel, record: Mapping[str, Any]) -> None:
     """Write what nnU-Net's tools expect beside masks, and how these are made."""
     files = {PLANS_FILE: model.info.plans.plans, DESCRIPTION_FILE: model.info.dataset_json, PREDICTION_FILE: record}
-    for name, content in files.items():
-        atomic_write_text(folder / name, json.dumps(content, indent=4) + "\n")
+    atomic_write_texts({folder / name: json.dumps(content, indent=4) + "\n" for name, content in files.items()})

@@ -1,11 +1,11 @@
 """What the record beside masks says of the prompt that a network was asked with: figures are only as good as that."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import PREDICTION_FILE
 from synfoc3d.networks.prompts import CENTER
 
@@ -58,7 +58,7 @@ def parse_prompt(said: Mapping[str, Any]) -> PromptRecord | None:
 def read_prompt(folder: Path) -> PromptRecord | None:
     """Return the prompt with which the masks of a folder were made; None where no readable record names one."""
     try:
-        return parse_prompt(json.loads((folder / PREDICTION_FILE).read_text(encoding="utf-8")))
+        return parse_prompt(parse_json((folder / PREDICTION_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):
         return None
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError, cases_failed
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_text, whole_folder
 from synfoc3d.files.declared_labels import declared_labels
 from synfoc3d.files.domains import read_domains
 from synfoc3d.files.figures import draw_contours, figure_file
@@ -105,9 +105,12 @@ def rank(
     Raises:
         UserError: no such input or model, a model without both networks; or, in the end, scans that could not be read.
     """
+    if pictures < 1:
+        raise UserError(f"--pictures must be at least 1, but is {pictures}.")
     info = read_info(choice)
-    checkpoint = _load_one_fold(choice)
-    judges = load_judges(choice, info, checkpoint, torch.device(device))
+    file, checkpoint = _load_one_fold(choice)
+    with checkpoints.as_written(file):
+        judges = load_judges(choice, info, checkpoint, torch.device(device))
     domain_of = read_domains(domains) if domains else {}
     jobs = find_jobs(source, output, info.file_ending)
     outcome, found = Outcome(), {}
@@ -124,19 +127,20 @@ def rank(
     ranked = sorted(found.values(), key=lambda entry: entry[0].alpha)
     confidences = [confidence for confidence, _ in ranked]
     if ranked:
-        output.mkdir(parents=True, exist_ok=True)
         names = _structure_names(info, judges)
-        atomic_write_text(output / TABLE_FILE, _table(confidences, names))
-        _draw(ranked[:pictures], output / PICTURE_FILE)
+        with whole_folder(output):
+            atomic_write_text(output / TABLE_FILE, _table(confidences, names))
+            _draw(ranked[:pictures], output / PICTURE_FILE)
     if outcome.failures:
         raise cases_failed(outcome.failures, len(jobs), "ranked")
     return confidences
 
 
-def _load_one_fold(choice: ModelChoice) -> dict[str, Any]:
+def _load_one_fold(choice: ModelChoice) -> tuple[Path, dict[str, Any]]:
     if len(choice.folds) != 1:
         raise UserError(f"Confidence is that of one training: give one fold with -f, not {choice.folds}.")
-    return checkpoints.load(fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint)
+    file = fold_folder(choice.folder(), choice.folds[0]) / choice.checkpoint
+    return file, checkpoints.load(file)
 
 
 def _confidence(case: str, domain: str, opinions: Opinions, judges: Judges) -> CaseConfidence:

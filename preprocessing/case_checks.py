@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.volumes import ImageFiles, Scan, check_same_grid, label_values, name_and_ending, read_scan
+from synfoc3d.preprocessing.doubts import doubts_about, fingerprint
+from synfoc3d.preprocessing.near_names import find_near
 
 MAX_THREADS = 8
 T = TypeVar("T")
@@ -41,10 +43,14 @@ class CaseFacts:
     Attributes:
         channels: number of channels.
         labels: label values that occur; empty for an unlabeled case.
+        fingerprints: hash of the voxels of each file.
+        doubts: sentences on what looks like a mistake in the images.
     """
 
     channels: int
     labels: tuple[int, ...]
+    fingerprints: Mapping[Path, str]
+    doubts: tuple[str, ...]
 
 
 def pair_labels(images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) -> list[CaseFiles]:
@@ -53,20 +59,39 @@ def pair_labels(images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) ->
     Raises:
         UserError: an image without label or a label without image.
     """
-    for case, files in images.items():
+    for case in images:
         if case not in labels:
-            raise UserError(f"The image {files[0]} has no label file; add it, or move the image to the unlabeled ones.")
+            raise _no_label(case, images, labels)
     for case, file in labels.items():
         if case not in images:
             raise UserError(f"The label file {file} has no image; add the image or remove the label file.")
     return [CaseFiles(case, images[case], labels[case]) for case in sorted(images)]
 
 
+def _no_label(case: str, images: Mapping[str, ImageFiles], labels: Mapping[str, Path]) -> UserError:
+    """Return the error for an image without label file; it names a file that may be meant."""
+    image = images[case][0]
+    near = find_near(case, labels.keys() - images.keys())
+    if near is not None:
+        wanted = f"{case}{name_and_ending(labels[near])[1]}"
+        advice = f"if {labels[near]} is meant, rename it to {wanted}, as nnU-Net names labels like their case"
+        return UserError(f"The image {image} has no label file; {advice}.")
+    near = find_near(case, images.keys() - labels.keys())
+    if near is not None:
+        masked, plain = (case, near) if len(case) > len(near) else (near, case)
+        file = images[masked][0]
+        wanted = f"{plain}{name_and_ending(file)[1]}"
+        advice = f"if {file} is the label of {images[plain][0]}, move it to the folder of labels as {wanted}"
+        return UserError(f"The image {image} has no label file; {advice}.")
+    return UserError(f"The image {image} has no label file; add it, or move the image to the unlabeled ones.")
+
+
 def check_names(cases: Collection[CaseFiles]) -> None:
     """Check what the file names alone tell: unique names, equal numbers of files, one file ending.
 
     Raises:
-        UserError: a case that is both labeled and unlabeled, or has more or fewer files or another ending than most.
+        UserError: a case that is both labeled and unlabeled, has more or fewer files or another ending than most, or a
+            name that cannot be printed, such as one with a line break.
     """
     seen: dict[str, CaseFiles] = {}
     ending = name_and_ending(next(iter(cases)).images[0])[1]
@@ -77,6 +102,10 @@ def check_names(cases: Collection[CaseFiles]) -> None:
                 f"Case {files.case!r} is both labeled and unlabeled ({other} and {files.images[0]}); remove one."
             )
         seen[files.case] = files
+        if not files.case.isprintable():
+            raise UserError(
+                f"The name of {str(files.images[0])!r} holds signs that cannot be printed; rename the file."
+            )
         for path in _all_files(files):
             if name_and_ending(path)[1] != ending:
                 raise UserError(
@@ -130,16 +159,21 @@ def check_case(files: CaseFiles) -> CaseFacts:
             placement, or label values that are no whole numbers.
     """
     first = _read_finite(files.images[0])
-    channels = len(first.values)
+    channels, fingerprints = len(first.values), {first.path: fingerprint(first)}
+    doubts = doubts_about(first, fingerprints[first.path])
     for path in files.images[1:]:
         channel = _read_finite(path)
         check_same_grid(first, channel)
         channels += len(channel.values)
-    if files.label is None:
-        return CaseFacts(channels, ())
-    label = read_scan(files.label)
-    check_same_grid(first, label)
-    return CaseFacts(channels, tuple(label_values(label)))
+        fingerprints[path] = fingerprint(channel)
+        doubts += doubts_about(channel, fingerprints[path])
+    found: tuple[int, ...] = ()
+    if files.label is not None:
+        label = read_scan(files.label)
+        check_same_grid(first, label)
+        found = tuple(label_values(label))
+        fingerprints[files.label] = fingerprint(label)
+    return CaseFacts(channels, found, fingerprints, tuple(doubts))
 
 
 def _all_files(files: CaseFiles) -> ImageFiles:

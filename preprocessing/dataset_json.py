@@ -7,13 +7,13 @@ from typing import Any
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_any_annotated
 from synfoc3d.files.declared_labels import BACKGROUND, DeclaredLabels
-from synfoc3d.files.layout import DESCRIPTION_FILE, REORIENTING_READER
+from synfoc3d.files.layout import DESCRIPTION_FILE, REORIENTING_READER, SAME_SCANS
 from synfoc3d.files.volumes import NIFTI_ENDINGS
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles
 from synfoc3d.preprocessing.datasets import load_json_object
 
 # Entries of the source's dataset.json that describe its files, not the scans, or belong to older formats.
-NOT_CARRIED_OVER = {"dataset", "training", "test", "numTest", "modality", "tensorImageSize"}
+NOT_CARRIED_OVER = {"dataset", "training", "test", "numTest", "modality", "tensorImageSize", SAME_SCANS}
 
 
 def find_description(folder: Path) -> dict[str, Any]:
@@ -29,7 +29,9 @@ def find_description(folder: Path) -> dict[str, Any]:
         return {}
     content = load_json_object(path)
     labels = content.get("labels")
-    if isinstance(labels, dict) and labels and all(str(key).isdigit() for key in labels):
+    if isinstance(labels, dict) and labels and all(map(str.isdigit, labels)):
+        if not all(isinstance(name, str) for name in labels.values()):
+            raise UserError(f'{path} has "labels" that are not names by value, such as "1": "liver"; correct it.')
         content["labels"] = {name: int(value) for value, name in labels.items()}
     if "modality" in content:
         content.setdefault("channel_names", content["modality"])

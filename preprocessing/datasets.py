@@ -1,6 +1,5 @@
 """Finding datasets and their cases in nnU-Net's folders."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,16 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_annotations, read_annotations
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains
-from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
+from synfoc3d.files.json_files import load_json_object
+from synfoc3d.files.layout import (
+    ANNOTATIONS_FILE,
+    DESCRIPTION_FILE,
+    DOMAINS_FILE,
+    IMAGES,
+    LABELS,
+    SAME_SCANS,
+    UNLABELED_IMAGES,
+)
 from synfoc3d.files.volumes import ImageFiles, list_images, list_labels
 
 
@@ -25,23 +33,6 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
     for key in ("channel_names", "labels", "numTraining", "file_ending"):
         if key not in content:
             raise UserError(f"{path} lacks the entry {key!r} that nnU-Net needs; add it.")
-    return content
-
-
-def load_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file.
-
-    Raises:
-        UserError: the file is missing or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); see that it is there.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no valid JSON ({error}); correct it.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, but holds a {type(content).__name__}; correct it.")
     return content
 
 
@@ -102,6 +93,20 @@ def dataset_labels(folder: Path) -> DeclaredLabels:
         UserError: the dataset.json is missing or damaged, or declares what nnU-Net refuses.
     """
     return declared_labels(read_dataset_json(folder), str(folder / DESCRIPTION_FILE))
+
+
+def dataset_same_scans(folder: Path) -> list[list[str]]:
+    """Return the groups of cases that hold the same scan, as the import found them; empty if it found none.
+
+    Raises:
+        UserError: the dataset.json is missing or damaged, or its entry is no list of lists of cases.
+    """
+    groups = read_dataset_json(folder).get(SAME_SCANS, [])
+    if not isinstance(groups, list) or not all(
+        isinstance(group, list) and all(isinstance(case, str) for case in group) for group in groups
+    ):
+        raise UserError(f"{folder / DESCRIPTION_FILE} must hold lists of cases as {SAME_SCANS!r}; correct it.")
+    return groups
 
 
 def dataset_annotations(folder: Path, labels: DeclaredLabels, labeled: set[str]) -> dict[str, tuple[str, ...]]:

@@ -20,13 +20,23 @@ from synfoc3d.files.annotations import (
     write_annotations,
 )
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
-from synfoc3d.files.domains import check_domains, read_domains, write_domains
+from synfoc3d.files.domains import domains_of_cases, read_domains, write_domains
+from synfoc3d.files.entries import tell_left_out, visible
 from synfoc3d.files.folders import check_dataset_id, find_candidates, nnunet_folder
-from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, IMAGES, LABELS, UNLABELED_IMAGES
+from synfoc3d.files.layout import (
+    ANNOTATIONS_FILE,
+    DESCRIPTION_FILE,
+    DOMAINS_FILE,
+    IMAGES,
+    LABELS,
+    SAME_SCANS,
+    UNLABELED_IMAGES,
+)
 from synfoc3d.files.nifti import copy_scan
 from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles, check_cases, check_names, pair_labels
 from synfoc3d.preprocessing.dataset_json import build_dataset_json, check_labels, find_description
+from synfoc3d.preprocessing.suspicions import tell_suspicions
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +61,15 @@ def import_dataset(
     Everything is checked before anything is written, and the dataset appears under its name only when it is complete.
     Files of one case must have the same shape and may lie at most a quarter of a voxel apart, which is more than
     rounding in headers makes and less than any real mismatch. Label files of the unlabeled folder are not looked at.
+    What looks like a mistake but need not be one is warned of: see `synfoc3d.preprocessing.suspicions`. Cases that hold
+    the same scan are noted in the dataset.json, so that a split takes them for one patient.
 
     Args:
         dataset_id: nnU-Net's id, 1 to 999.
         name: name behind the id, of letters, digits, ``_``, ``-`` and ``.``.
         labeled: folder with imagesTr and labelsTr, or images and labels; a dataset.json in it is used.
         unlabeled: folder with the images, directly or in imagesUn, images or imagesTr; None without unlabeled cases.
-        domains: CSV file with the header ``case,domain`` that names all cases.
+        domains: CSV file with the header ``case,domain`` that names all cases; lines of others are left out.
         annotated: CSV file with the classes annotated in each case in which not all were (see
             `synfoc3d.files.annotations`); None takes the annotated.csv in the labeled folder, if there is one.
         label_names: names of the label values 1, 2, ...; overrules the dataset.json.
@@ -73,9 +85,9 @@ def import_dataset(
     labeled_cases, unlabeled_cases = _collect(labeled, unlabeled)
     cases = [*labeled_cases, *unlabeled_cases]
     check_names(cases)
-    domain_of = read_domains(domains) if domains is not None else None
-    if domains is not None and domain_of is not None:
-        check_domains(domain_of, {files.case for files in cases}, domains)
+    domain_of = None
+    if domains is not None:
+        domain_of = domains_of_cases(read_domains(domains), {files.case for files in cases}, domains)
     if annotated is None and (labeled / ANNOTATIONS_FILE).is_file():
         annotated = labeled / ANNOTATIONS_FILE
     annotations = read_annotations(annotated) if annotated is not None else {}
@@ -94,6 +106,9 @@ def import_dataset(
     check_labels(labels, labeled_cases, facts)
     if annotated is not None:
         _check_annotations(annotations, labels, labeled_cases, facts=facts, source=annotated)
+    same_scans = tell_suspicions(cases, facts, labels)
+    if same_scans:
+        dataset_json[SAME_SCANS] = same_scans
     _write(target, cases, dataset_json, domain_of=domain_of, annotations=annotations)
     log.info("%s: %d labeled and %d unlabeled cases.", target, len(labeled_cases), len(unlabeled_cases))
     if annotations:
@@ -124,14 +139,18 @@ def _new_folder(dataset_id: int, name: str) -> Path:
 def _collect(labeled: Path, unlabeled: Path | None) -> tuple[list[CaseFiles], list[CaseFiles]]:
     """Return the labeled and the unlabeled cases, each sorted by name."""
     image_folder, label_folder = _labeled_folders(labeled)
+    tell_left_out(labeled, visible(sorted(labeled.iterdir()), but={image_folder, label_folder}))
     labels = list_labels(label_folder)
     images = list_images(image_folder, whole_names=labels)
     labeled_cases = pair_labels(images, labels)
     if unlabeled is None:
         return labeled_cases, []
     if not unlabeled.is_dir():
-        raise UserError(f"The unlabeled folder {unlabeled} does not exist; give the folder that holds the scans.")
+        problem = "is no folder" if unlabeled.exists() else "does not exist"
+        raise UserError(f"The unlabeled folder {unlabeled} {problem}; give the folder that holds the scans.")
     folder = next((unlabeled / sub for sub in UNLABELED_LAYOUTS if (unlabeled / sub).is_dir()), unlabeled)
+    if folder != unlabeled:
+        tell_left_out(unlabeled, visible(sorted(unlabeled.iterdir()), but={folder}))
     # Where a labeled case's name itself ends in four digits, the unlabeled ones are named alike.
     suffixed = not any(CHANNEL.fullmatch(case) for case in images)
     found = list_images(folder, suffixed=suffixed)

@@ -1,6 +1,5 @@
 """The cases of a dataset as a split sees them: where they come from, which patient and domain they belong to."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,12 @@ from synfoc3d.preprocessing.datasets import (
     dataset_annotations,
     dataset_domains,
     dataset_labels,
+    dataset_same_scans,
     raw_label_files,
     raw_labeled_images,
     raw_unlabeled_images,
 )
-
-# patient002, Pat_7, sub-001, subject-A12: the word must not be the end of another one ("hepat"), and the id behind it
-# must hold a digit, or names such as subset_... would all be one patient.
-PATIENT = re.compile(r"(?:.*?[^a-z])??(?:patient|subject|sub|pat)(?:\d+|[-_][a-z0-9]*\d[a-z0-9]*)", re.IGNORECASE)
+from synfoc3d.preprocessing.patients import find_patients
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def read_split_cases(dataset: int | str, patient_pattern: str | None = None) -> 
 
     Args:
         dataset: ``501`` or ``Dataset501_Name``.
-        patient_pattern: see `patient_of`.
+        patient_pattern: see `synfoc3d.preprocessing.patients.patient_of`.
 
     Raises:
         UserError: no such dataset, labels that nnU-Net refuses, a case in both imagesTr and imagesUn, a domains.csv or
@@ -111,7 +108,7 @@ def read_split_cases(dataset: int | str, patient_pattern: str | None = None) -> 
         folder=folder,
         train=tuple(sorted(train)),
         extra=tuple(sorted(extra)),
-        patient_of={case: patient_of(case, patient_pattern) for case in cases},
+        patient_of=find_patients(sorted(train), sorted(extra), patient_pattern, dataset_same_scans(folder)),
         domains=dataset_domains(folder, set(cases)),
         label_files=label_files,
         labels=labels,
@@ -132,33 +129,6 @@ def source_folder(name: str) -> tuple[Path, bool]:
     if (raw / IMAGES).is_dir() or (raw / DESCRIPTION_FILE).is_file():
         return raw, True
     return nnunet_folder("nnUNet_preprocessed") / name, False
-
-
-def patient_of(case: str, pattern: str | None = None) -> str:
-    """Return the patient that a case's name tells.
-
-    Args:
-        case: name of a case.
-        pattern: regular expression that is searched in the name; its one group is the patient. None looks for a leading
-            part that ends in patient, subject, sub or pat and an id: ``ACDC_patient002_frame01`` is a scan of
-            ``ACDC_patient002``, ``sub-001_ses-02`` one of ``sub-001``; any other name is a patient of its own.
-
-    Raises:
-        UserError: a pattern that is no regular expression, has not one group, or is not found in the name.
-    """
-    if pattern is None:
-        found = PATIENT.match(case)
-        return found[0] if found else case
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"The patient pattern {pattern!r} is no regular expression ({error}).") from error
-    if expression.groups != 1:
-        raise UserError(f"The patient pattern {pattern!r} has {expression.groups} groups, but must have one: (...).")
-    found = expression.search(case)
-    if not found or not found[1]:
-        raise UserError(f"The patient pattern {pattern!r} finds no patient in the name of case {case!r}; change it.")
-    return found[1]
 
 
 def _raw_cases(raw: Path) -> tuple[set[str], set[str], dict[str, Path]]:

@@ -1,6 +1,5 @@
 """Decide which cases are labeled, unlabeled and kept for validation; a patient's scans stay together."""
 
-import json
 import logging
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.folders import nnunet_folder
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.splits import Split, check_split, save_splits
 from synfoc3d.preprocessing.incomplete import draw_labeled, spare_needed
 from synfoc3d.preprocessing.split_cases import SplitCases
@@ -62,6 +62,13 @@ def split_by_count(
         free = [patient for patient in candidates if patient not in group]
         chosen = set(free if num_labeled is None else draw_labeled(cases, free, num_labeled, rng))
         splits.append(_assemble(cases, chosen, set(group)))
+    if not all(split.val for split in splits):
+        log.warning(
+            "No patient is left for validation, because the labeled cases take all %d of imagesTr: curves and figures "
+            "of the training will show the cases it is trained on. Label fewer (--num-labeled), or judge the model by "
+            "other scans (synfoc3d evaluate).",
+            len(patients),
+        )
     for split in splits:
         cases.check_labels(split)
     return splits
@@ -95,7 +102,10 @@ def split_by_ids(
     _check_straddling(cases, split)
     cases.check_labels(split)
     if not val:
-        log.warning("No case is left for validation.")
+        log.warning(
+            "No case is left for validation: curves and figures of the training will show the labeled cases. List some "
+            "(--val-ids), or judge the model by other scans (synfoc3d evaluate)."
+        )
     return [split]
 
 
@@ -169,7 +179,7 @@ def read_ids(source: str, known: Collection[str]) -> list[str]:
 def _names_from_json(text: str, path: Path, key: str | None) -> list[str]:
     """Return the list of names in a JSON text."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except ValueError as error:
         raise UserError(f"{path} is no valid JSON ({error}); correct it.") from error
     if isinstance(content, dict):
@@ -239,7 +249,6 @@ def _validation_groups(
             dealt += rng.sample(strata[domain], len(strata[domain]))
     groups = [dealt[group::count] for group in range(min(count, len(dealt)))][:folds]
     if not groups:
-        log.warning("No patient is left for validation.")
         return [[]]
     if len(groups) < folds:
         log.warning(

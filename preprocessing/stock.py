@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_t
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.atomic import naming, whole_folder
 from synfoc3d.files.layout import CASE_ENDINGS
+from synfoc3d.nnunet.plans_and_dataset import PLANS_ADVICE, read_plans
 from synfoc3d.nnunet.training import refuse_stage
 from synfoc3d.preprocessing.datasets import load_json_object
 
@@ -32,6 +35,27 @@ def _workers_for_the_planner() -> Iterator[None]:
     finally:
         if given is not None:
             os.environ[WORKERS_VARIABLE] = given
+
+
+@contextmanager
+def _undone_on_failure(preprocessed: Path, *places: Path) -> Iterator[None]:
+    """Take away what nnU-Net, which writes in place, has written when it fails: half a file would be taken for one.
+
+    Args:
+        preprocessed: the dataset's folder, which goes, too, where it is new.
+        places: the files and folders in it that nnU-Net is about to write.
+    """
+    before = [place for place in places if place.is_file()]
+    with whole_folder(preprocessed), naming(preprocessed):
+        try:
+            yield
+        except BaseException:
+            for place in places:
+                if place.is_dir():
+                    shutil.rmtree(place, ignore_errors=True)
+                elif place not in before:
+                    place.unlink(missing_ok=True)
+            raise
 
 
 def plan_if_needed(
@@ -58,12 +82,12 @@ def plan_if_needed(
                 f"There are no plans {path}; make them with nnUNetv2_plan_experiment -d {dataset_id} -pl ..."
             )
         # clean=False keeps a fingerprint that is there already.
-        with _workers_for_the_planner():
+        with _undone_on_failure(preprocessed, path, fingerprint), _workers_for_the_planner():
             extract_fingerprints([dataset_id], num_processes=num_processes, clean=False, verbose=False)
             plan_experiments([dataset_id])
-    content = load_json_object(path)
+    manager = read_plans(path, None, PLANS_ADVICE)
     if fingerprint.is_file():
-        planned = len(load_json_object(fingerprint).get("spacings", ()))
+        planned = _planned_cases(fingerprint)
         if planned != len(cases):
             log.warning(
                 "%s was planned with %d labeled cases and has %d now; plan again with nnUNetv2_plan_and_preprocess "
@@ -73,14 +97,29 @@ def plan_if_needed(
                 len(cases),
                 dataset_id,
             )
-    return PlansManager(content)
+    return manager
 
 
-def check_configurations(plans: PlansManager, configurations: Sequence[str]) -> None:
+def _planned_cases(fingerprint: Path) -> int:
+    """Return how many labeled cases a fingerprint was made of."""
+    spacings = load_json_object(fingerprint).get("spacings", [])
+    if not isinstance(spacings, list):
+        raise UserError(
+            f"{fingerprint} is no fingerprint of nnU-Net: delete it and the plans beside it, and run again."
+        )
+    return len(spacings)
+
+
+def check_configurations(plans: PlansManager, configurations: Sequence[str], path: Path) -> None:
     """Check that the plans have these configurations, and that the trainers support them.
 
+    Args:
+        plans: of the dataset.
+        configurations: names.
+        path: file of the plans.
+
     Raises:
-        UserError: a configuration they do not have, or a stage of a cascade.
+        UserError: a configuration they do not have or that is damaged, or a stage of a cascade.
     """
     for configuration in configurations:
         if configuration not in plans.available_configurations:
@@ -88,6 +127,7 @@ def check_configurations(plans: PlansManager, configurations: Sequence[str]) -> 
                 f"The plans {plans.plans_name} of {plans.dataset_name} have no configuration {configuration!r}."
                 f"{did_you_mean(configuration, plans.available_configurations)}"
             )
+        read_plans(path, configuration, PLANS_ADVICE)
         refuse_stage(plans, configuration)
 
 
@@ -118,9 +158,31 @@ def preprocess_if_needed(
         if missing:
             log.info("nnU-Net preprocesses %s: %d of %d labeled cases are missing.", folder, len(missing), len(cases))
             dataset_id = convert_dataset_name_to_id(preprocessed.name)
-            preprocess([dataset_id], plans_name, [configuration], [num_processes])
+            with _undone_on_failure(preprocessed, folder):
+                preprocess([dataset_id], plans_name, [configuration], [num_processes])
 
 
 def is_complete(folder: Path, case: str) -> bool:
     """Say whether all files of a preprocessed case are in place."""
     return all((folder / f"{case}{ending}").is_file() for ending in CASE_ENDINGS)
+
+
+def prepared_configuration(preprocessed: Path) -> str | None:
+    """Return the configuration that a person most likely means to train: 3d_fullres before 2d, where it is prepared.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+
+    Returns:
+        Its name; None if neither is prepared by the default plans.
+
+    Raises:
+        UserError: the plans file is damaged.
+    """
+    path = preprocessed / f"{DEFAULT_PLANS}.json"
+    configurations = load_json_object(path).get("configurations", {}) if path.is_file() else {}
+    for name in ("3d_fullres", "2d"):
+        identifier = configurations.get(name, {}).get("data_identifier")
+        if identifier is not None and (preprocessed / identifier).is_dir():
+            return name
+    return None

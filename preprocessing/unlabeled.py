@@ -18,7 +18,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
-from synfoc3d.errors import UserError
+from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import find_dataset, nnunet_folder
@@ -32,6 +32,7 @@ from synfoc3d.files.layout import (
 )
 from synfoc3d.files.nifti import check_spacings
 from synfoc3d.files.volumes import NIFTI_ENDINGS, ImageFiles, check_checksum, read_orientation
+from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
 from synfoc3d.preprocessing.datasets import (
     dataset_annotations,
     dataset_domains,
@@ -85,6 +86,7 @@ def preprocess_dataset(
     name = find_dataset(dataset_id_or_name)
     raw, preprocessed = nnunet_folder("nnUNet_raw") / name, nnunet_folder("nnUNet_preprocessed") / name
     labeled, unlabeled = raw_labeled_images(raw), raw_unlabeled_images(raw)
+    num_processes = min(num_processes, max(len(labeled), len(unlabeled)))  # nnU-Net starts as many as it is told
     _check_images(raw, labeled, unlabeled)
     dataset_domains(raw, {*labeled, *unlabeled})
     dataset_annotations(raw, dataset_labels(raw), set(labeled))
@@ -93,7 +95,7 @@ def preprocess_dataset(
     manager = plan_if_needed(raw, preprocessed, plans, cases=labeled, num_processes=num_processes)
     if configurations is None:
         configurations = [name for name in DEFAULT_CONFIGURATIONS if name in manager.available_configurations]
-    check_configurations(manager, configurations)
+    check_configurations(manager, configurations, preprocessed / f"{plans}.json")
     preprocess_if_needed(
         preprocessed, manager, plans, configurations=configurations, cases=labeled, num_processes=num_processes
     )
@@ -129,7 +131,7 @@ def _check_orientations(raw: Path, plans: Path, cases: Mapping[str, ImageFiles])
     """Check that scans stored in different orientations are read in one, and in mm."""
     dataset_json = read_dataset_json(raw)
     if plans.is_file():
-        reader = load_json_object(plans)["image_reader_writer"]
+        reader = read_plans(plans, None, PLANS_ADVICE).plans["image_reader_writer"]
     else:
         reader = dataset_json.get("overwrite_image_reader_writer")
     found: dict[str, Path] = {}
@@ -165,7 +167,7 @@ def _preprocess_unlabeled(
     todo = [case for case in cases if done.get(case) != wanted[case] or not is_complete(folder, case)]
     if not todo:
         return {}
-    dataset_json = load_json_object(preprocessed / DESCRIPTION_FILE)
+    dataset_json = read_description(preprocessed / DESCRIPTION_FILE, DESCRIPTION_ADVICE)
     failures: dict[str, str] = {}
     with _temporary_folder(folder) as temporary, _executor(min(num_processes, len(todo))) as executor:
         preprocess = partial(
@@ -273,5 +275,5 @@ def _reason(error: BaseException) -> str:
     """Return one line on why a case failed."""
     if isinstance(error, BrokenProcessPool):
         return "a worker process was killed, probably for lack of memory; use fewer processes"
-    lines = str(error).strip().splitlines()
+    lines = (system_sentence(error) or str(error)).strip().splitlines()
     return lines[-1].rstrip(".") if lines else f"{type(error).__name__}, see the output above"

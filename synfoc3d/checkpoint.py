@@ -1,9 +1,8 @@
 """Checkpoints: one file that nnU-Net can use, safe to load, written whole or not at all."""
 
-import os
 import random
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from synfoc3d.config import NO_ADAPTERS, RANDOM, FoundationSettings, MethodSettings, Settings, resolve
 from synfoc3d.errors import UserError
+from synfoc3d.files.atomic import replacing
+from synfoc3d.files.checksums import compare_torch_checksums
 from synfoc3d.files.layout import CHECKPOINT_BEST, best_checkpoint
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import build_foundation
@@ -34,17 +35,28 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any nesting of containers and nu
 
 
 def save_atomic(checkpoint: Mapping[str, Any], file: Path) -> None:
-    """Write through ``torch.save`` into a temporary file of the same folder, then rename."""
+    """Write through ``torch.save`` into a temporary file of the same folder, then rename.
+
+    Raises:
+        OSError: the file cannot be written; torch alone would not say why.
+    """
     temporary = file.with_name(f".{file.name}.tmp")  # always the same, so that one left by a kill is overwritten
-    try:
-        torch.save(dict(checkpoint), temporary)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file, temporary):
+        try:
+            with temporary.open("wb") as stream:
+                torch.save(dict(checkpoint), stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
-def load(file: Path) -> dict[str, Any]:
+def load(file: Path, *, compare_checksums: bool = True) -> dict[str, Any]:
     """Read an nnU-Net checkpoint, of this package's trainers or of any other, without running code that lies in it.
+
+    Args:
+        file: the checkpoint.
+        compare_checksums: of everything in the file; without it, only for a look at a number or two.
 
     Raises:
         UserError: no such file, damaged, or no checkpoint of an nnU-Net trainer.
@@ -52,10 +64,11 @@ def load(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file} does not exist: train first, or give another checkpoint with -chk.")
     try:
+        if compare_checksums:  # before anything is made of the content
+            compare_torch_checksums(file)
         with torch.serialization.safe_globals(_numpy_numbers()):
             # mapped, not read: what nobody looks at, such as the state of an optimizer, stays on the disk
             checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        _compare_checksums(file)
     except Exception as error:  # torch raises many types for damaged files
         reason = " ".join(str(error).split("\n")[:1]) or type(error).__name__
         raise UserError(f"{file} cannot be read as a checkpoint ({reason}): restore or train it anew.") from None
@@ -64,12 +77,26 @@ def load(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _compare_checksums(file: Path) -> None:
-    """Compare the checksums in a file of torch's, which torch itself does not look at."""
-    with zipfile.ZipFile(file) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise ValueError(f"the checksum of {damaged} is wrong")
+@contextmanager
+def as_written(file: Path) -> Iterator[None]:
+    """Tell in a sentence where the content of a checkpoint is not what a training writes.
+
+    Args:
+        file: the checkpoint, whose content the block takes apart.
+
+    Raises:
+        UserError: something is missing or of another type or shape than the networks that it belongs to.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        found = " ".join(str(error).split())[:200]
+        reason = f"{found} is missing" if isinstance(error, KeyError) else found or type(error).__name__
+        raise UserError(
+            f"{file} does not hold what a training of this model writes ({reason}): restore it, or train anew."
+        ) from error
 
 
 def _numpy_numbers() -> list[Any]:
@@ -80,23 +107,38 @@ def _numpy_numbers() -> list[Any]:
     return [*places, np.dtype, *types]
 
 
-def section_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+def section_of(checkpoint: Mapping[str, Any], trainer: str | None = None) -> Mapping[str, Any]:
     """Return our part of a checkpoint.
 
+    Args:
+        checkpoint: as read by :func:`load`.
+        trainer: class name of the trainer that is to go on with it; None where any will do.
+
     Raises:
-        UserError: it was written by a trainer that is not of this package.
+        UserError: it was written by a trainer that is not of this package, or not of this name.
     """
     if SECTION not in checkpoint:
         raise UserError(
             f"The checkpoint was not written by a synfoc3d trainer (its trainer: {checkpoint.get('trainer_name')}): "
             "give one that was."
         )
+    writer = checkpoint.get("trainer_name")
+    # version 0.1 trained what two trainers do now by one, see :func:`saved_settings`
+    if trainer not in (None, writer) and "base" not in checkpoint[SECTION]["settings"]["method"]:
+        raise UserError(
+            f"The checkpoint was written by {writer}, not by {trainer}: put it back and continue with -tr {writer}."
+        )
     return checkpoint[SECTION]
 
 
 def students_of(checkpoint: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of the networks that were trained; nnU-Net's own trainers train a conventional one."""
-    return frozenset(checkpoint[SECTION]["students"]) if SECTION in checkpoint else frozenset({"conventional"})
+    if SECTION not in checkpoint:
+        return frozenset({"conventional"})
+    students = checkpoint[SECTION]["students"]
+    if not isinstance(students, Mapping):
+        raise TypeError("its students are no networks by name")
+    return frozenset(students)
 
 
 def saved_settings(section: Mapping[str, Any], method: type[MethodSettings], data: DataFacts | None = None) -> Settings:

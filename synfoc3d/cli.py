@@ -1,6 +1,7 @@
 """The command line: parses, runs one subcommand, and turns its errors into a sentence and an exit status."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -12,8 +13,11 @@ from typing import NoReturn
 
 from synfoc3d import __version__
 from synfoc3d.commands import examining, generating, learning, preparing, scoring, segmenting
-from synfoc3d.errors import UserError
+from synfoc3d.commands.common import check_output
+from synfoc3d.errors import UserError, system_sentence
+from synfoc3d.workers import check_worker_counts
 
+log = logging.getLogger(__name__)
 TERMINATED = 128 + signal.SIGTERM  # exit status, as a shell gives it
 PATIENCE = 20  # seconds from SIGTERM to the end of a process that cannot end in order
 
@@ -27,12 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, os.cpu_count() or 1)))
     try:
         with ending_on_sigterm():
+            if args.command != "doctor":  # which says it in its own words
+                check_worker_counts()
+            check_output(getattr(args, "output", None))
             args.run(args)
     except UserError as error:
         print(f"synfoc3d {args.command}: {error}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader of our output left, for example "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (OSError, RuntimeError) as error:
+        sentence = system_sentence(error)
+        if sentence is None:
+            raise
+        log.debug("The traceback of it:", exc_info=error)
+        print(f"synfoc3d {args.command}: {sentence}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print(f"synfoc3d {args.command}: interrupted", file=sys.stderr)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -26,9 +26,14 @@ from pydantic import (
 )
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.home import expand_home
 from synfoc3d.files.yaml_files import Kind, is_yaml_file, parse_yaml, preset_texts, read_yaml
 from synfoc3d.sections import (
+    LARGEST_IMAGE,
+    AtLeastOne,
+    BatchSize,
     Channel,
+    Count,
     DataFacts,
     FoundationName,
     Interval,
@@ -36,7 +41,6 @@ from synfoc3d.sections import (
     Positive,
     Section,
     Seed,
-    differences,
     merge,
     validate,
 )
@@ -54,7 +58,14 @@ ArrangementName = Literal["slices", "canvas", "propagation"]
 
 
 class MethodSettings(Section):
-    """Settings that a training method reads; each method has its own subclass."""
+    """Settings that a training method reads; each method has its own subclass.
+
+    Attributes:
+        own_defaults: the other sections of the tree in which the method has defaults of its own, and their classes,
+            which add no keys.
+    """
+
+    own_defaults: ClassVar[Mapping[str, type[Section]]] = {}
 
 
 class FoundationSettings(Section):
@@ -95,15 +106,15 @@ class FoundationSettings(Section):
     name: FoundationName = "lite_medsam"
     checkpoint: str | None = None
     lora: str | None = None
-    image_size: Annotated[int, Field(ge=32, multiple_of=16)] | None = None
+    image_size: Annotated[int, Field(ge=32, le=LARGEST_IMAGE, multiple_of=16)] | None = None
     arrangement: ArrangementName | None = None
     carry: bool | None = None
     class_tokens: bool | None = None
     adapters: str | None = None
-    lora_rank: Annotated[int, Field(ge=0)] | None = None
+    lora_rank: Annotated[int, Field(ge=0, le=4096)] | None = None
     lora_targets: LoRATargets | None = None
     full_finetune: bool | None = None
-    chunk: Annotated[int, Field(ge=0)] = 0
+    chunk: Count = 0
     checkpointing: bool = False
     channels: tuple[Channel, Channel, Channel] | None = None
     intensity: Literal["case", "patch"] | tuple[float, float] = "case"
@@ -113,7 +124,7 @@ class FoundationSettings(Section):
     @classmethod
     def _from_anywhere(cls, file: str | None) -> str | None:
         """Keep the absolute path, so that a later command finds the file from any folder."""
-        return file if file in (None, RANDOM, NO_ADAPTERS) else str(Path(file).expanduser().absolute())
+        return file if file in (None, RANDOM, NO_ADAPTERS) else str(expand_home(file).absolute())
 
     @field_validator("intensity", mode="wrap")
     @classmethod
@@ -169,7 +180,7 @@ class OptimizerSettings(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     schedule: Schedule = "constant"
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Count = 0
     gradient_norm: Positive | None = 12.0
 
     @model_validator(mode="after")
@@ -243,10 +254,10 @@ class Settings(Section):
         save_every_minutes: write checkpoint_latest.pth at the first epoch end after so many minutes.
     """
 
-    epochs: Annotated[int, Field(ge=1)] = 240
-    iterations_per_epoch: Annotated[int, Field(ge=1)] = 250
-    val_iterations_per_epoch: Annotated[int, Field(ge=1)] = 50
-    batch_size: Annotated[int, Field(ge=1)] | None = None
+    epochs: AtLeastOne = 240
+    iterations_per_epoch: AtLeastOne = 250
+    val_iterations_per_epoch: AtLeastOne = 50
+    batch_size: BatchSize | None = None
     seed: Seed = 1337
     precision: Precision = "auto"
     save_every_minutes: NonNegative = 10.0
@@ -275,8 +286,9 @@ def resolve(
         UserError: for an unknown key, a wrong type or a value out of range; the sentence names the key.
     """
     tree = dict(given)
-    own = tree.pop("method", None)
-    tree["method"] = validate(method, {} if own is None else own, source, "method", data=data)
+    for name, section in {"method": method, **method.own_defaults}.items():
+        own = tree.get(name)
+        tree[name] = validate(section, {} if own is None else own, source, name, data=data)
     return validate(Settings, tree, source, data=data)
 
 
@@ -347,8 +359,10 @@ def _number_or_text(assignment: str, value: str) -> Any:  # noqa: ANN401 - a YAM
     """Read a YAML value; YAML 1.1 takes ``1e-4`` for text, which nobody means."""
     try:
         parsed = parse_yaml(value)
-    except ValueError:
-        raise UserError(f"--set {assignment}: the value is no YAML; a list is written [1,2] without spaces.") from None
+    except ValueError as error:
+        raise UserError(
+            f"--set {assignment}: the value is no YAML ({error}); a list is written [1,2] without spaces."
+        ) from None
     if isinstance(parsed, str):
         try:
             return float(parsed)
@@ -391,17 +405,3 @@ def to_yaml(settings: Settings, **facts: Any) -> str:  # noqa: ANN401 - plain va
 def versions() -> dict[str, str]:
     """Return the installed versions of synfoc3d and of the packages that decide its results."""
     return {name: metadata.version(name) for name in PACKAGES}
-
-
-def refuse_difference(given: Settings, saved: Settings) -> None:
-    """Refuse other settings for a continued training than its own, unless none were given.
-
-    Raises:
-        UserError: SYNFOC3D_CONFIG is set and resolves to other values; the sentence names the keys.
-    """
-    changed = differences(given, saved) if os.environ.get(CONFIG_VARIABLE) else []
-    if changed:
-        raise UserError(
-            f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and "
-            "--set, or train anew."
-        )

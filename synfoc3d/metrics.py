@@ -158,12 +158,24 @@ class CaseMetrics:
             (or pixels).
         reference_voxels: number of voxels of the structure in the reference.
         predicted_voxels: number of voxels of the structure in the prediction.
+        common_voxels: number of voxels of the structure in both.
+        voxels: number of voxels that were compared at all.
 
     """
 
     values: dict[str, float]
     reference_voxels: int
     predicted_voxels: int
+    common_voxels: int
+    voxels: int
+
+    @property
+    def confusion(self) -> dict[str, int]:
+        """Numbers of voxels, under nnU-Net's names: true and false positives and negatives."""
+        false = self.predicted_voxels - self.common_voxels
+        missed = self.reference_voxels - self.common_voxels
+        negative = self.voxels - self.common_voxels - false - missed
+        return {"TP": self.common_voxels, "FP": false, "FN": missed, "TN": negative}
 
 
 def segmentation_metrics(prediction: Mask, reference: Mask, spacing: Sequence[float]) -> CaseMetrics:
@@ -196,7 +208,8 @@ def segmentation_metrics(prediction: Mask, reference: Mask, spacing: Sequence[fl
         values = _missed(_diagonal(reference.shape, spacing))
     else:
         values = _compare(prediction, reference, spacing)
-    return CaseMetrics(values, reference_voxels, predicted_voxels)
+    common = int(np.count_nonzero(prediction & reference))
+    return CaseMetrics(values, reference_voxels, predicted_voxels, common, reference.size)
 
 
 def slice_metrics(prediction: Mask, reference: Mask) -> CaseMetrics:
@@ -221,7 +234,8 @@ def slice_metrics(prediction: Mask, reference: Mask) -> CaseMetrics:
         values = _missed(PUBLISHED_MISS)
     else:
         values = _compare(prediction, reference, PIXEL)
-    return CaseMetrics(values, reference_voxels, predicted_voxels)
+    common = int(np.count_nonzero(prediction & reference))
+    return CaseMetrics(values, reference_voxels, predicted_voxels, common, reference.size)
 
 
 @dataclass(frozen=True)

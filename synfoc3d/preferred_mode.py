@@ -17,6 +17,7 @@ from typing import Any
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import VALIDATION_FILE
 from synfoc3d.prediction_modes import PredictionMode, modes_by_default
 
@@ -115,7 +116,7 @@ def read_validation_dice(fold: Path, training: str | None) -> dict[str, float]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
         of_training, dice = content["training"], {str(k): float(v) for k, v in content["foreground_dice"].items()}
         if not all(map(math.isfinite, dice.values())):
             raise ValueError("a Dice is no number")

@@ -20,7 +20,9 @@ from pydantic import (
 
 from synfoc3d.errors import UserError, did_you_mean
 
-AnySection = TypeVar("AnySection", bound="Section")
+AnySection = TypeVar("AnySection", bound=BaseModel)
+
+LONGEST = 200  # characters of a wrong value in a sentence
 
 FoundationName = Literal[
     "lite_medsam",
@@ -75,8 +77,13 @@ def _channel_of_data(channel: int, info: ValidationInfo) -> int:
     return channel
 
 
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
+LARGEST = 1_000_000  # beyond it lie slips of the finger and overflows, not settings
+NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+AtLeastOne = Annotated[int, Field(ge=1, le=LARGEST)]
+BatchSize = Annotated[int, Field(ge=1, le=4096)]
+LARGEST_IMAGE = 16384  # pixels: its attention alone would take a terabyte
 Interval = Annotated[tuple[NonNegative, NonNegative], AfterValidator(_ascending)]
 PositiveInterval = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 Seed = Annotated[StrictInt, Field(ge=0, le=2**63 - 1)]  # numpy takes none below, torch none far above
@@ -156,8 +163,14 @@ def validate(
     reason = first["msg"].removeprefix("Value error, ")
     # what is wrong with a whole section is said in the reason
     whole = first["type"] in ("missing", "value_error") and isinstance(first["input"], Mapping)
-    got = "" if whole else f" (got {first['input']!r})"
+    got = "" if whole else f" (got {_short(first['input'])})"
     raise UserError(f"{source}: {f'{where}: ' if where else ''}{reason}{got}")
+
+
+def _short(given: Any) -> str:  # noqa: ANN401 - whatever was given
+    """Write what was given, the middle of what is long left out."""
+    text = repr(given)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

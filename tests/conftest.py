@@ -3,10 +3,9 @@
 import contextlib
 import csv
 import json
-import multiprocessing
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -14,6 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
+from .shortcuts import (
+    build_small_networks,
+    sample_few_voxels,
+    scale_networks,
+    search_trainers_once,
+    skip_pictures,
+    start_no_pools,
+)
 
 os.environ.setdefault("nnUNet_def_n_proc", "1")  # read once, when nnU-Net is imported
 torch.set_num_threads(1)  # a forked worker hangs in its first parallel region if its parent had one
@@ -32,14 +40,19 @@ SETTINGS = {
 }
 SPLIT = {"labeled": ["Atrain001", "Atrain002"], "hidden": ["Atrain003", "Atrain004"], "val": ["Btrain001"]}
 SPLIT_OF_THREE = {"labeled": ["Atrain001", "Atrain002", "Atrain003"], "hidden": ["Atrain004"]}
+SMALLER = 4  # times fewer features than nnU-Net planned
 UNLABELED_SCANS = ["Btrain002", "Btrain003"]
 
 
 @dataclass(frozen=True)
 class Project:
-    """A dataset, preprocessed and split, in folders of its own; results go where a training says."""
+    """A dataset, preprocessed and split, in folders of its own; results go where a training says.
+
+    Its networks are small, unless it is :meth:`full_size`.
+    """
 
     root: Path
+    small: bool = True
 
     @property
     def raw(self):
@@ -59,8 +72,8 @@ class Project:
         return file
 
     @contextlib.contextmanager
-    def active(self, results="nnUNet_results"):
-        """nnU-Net's variables point to these folders; its workers are forked, as each spawned one takes seconds."""
+    def active(self, results="nnUNet_results", pictures=False):
+        """nnU-Net's variables point to these folders, and what takes it long is made short; see ``shortcuts.py``."""
         with pytest.MonkeyPatch.context() as patch:
             for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
                 patch.setenv(variable, str(self.root / variable))
@@ -69,8 +82,13 @@ class Project:
             patch.delenv("SYNFOC3D_CONFIG", raising=False)
             patch.setenv("nnUNet_extTrainer", "")
             (self.root / results).mkdir(parents=True, exist_ok=True)
-            fork = multiprocessing.get_context("fork")
-            patch.setattr(multiprocessing, "get_context", lambda method=None: fork)
+            start_no_pools(patch)
+            sample_few_voxels(patch)
+            search_trainers_once(patch)
+            if not pictures:
+                skip_pictures(patch)
+            if self.small:
+                build_small_networks(patch)
             yield patch
 
     def trainer(self, name="nnUNetTrainerSynFoC", configuration="2d", resume=False, **changes):
@@ -84,36 +102,70 @@ class Project:
         return get_trainer_from_args(DATASET, configuration, 0, name, "nnUNetPlans", resume, torch.device("cpu"))
 
     def train(self, results, name="nnUNetTrainerSynFoC", configuration="2d", **changes):
-        """Train without checkpoints, pictures and final validation; return the trainer."""
-        with self.active(results) as patch:
-            skip_pictures(patch)
+        """Train without checkpoints and final validation; return the trainer."""
+        with self.active(results):
             trainer = self.trainer(name, configuration, **changes)
             trainer.disable_checkpointing = True
             trainer.run_training()
         return trainer
 
-    def command(self, *arguments, results="nnUNet_results"):
+    def kill_and_continue(self, results, name="nnUNetTrainerSynFoC", configuration="2d", **changes):
+        """Train until the first checkpoint_latest.pth lies there, die, and continue; return the trainer."""
+        from synfoc3d import checkpoint as checkpoints
+
+        def save_and_die(checkpoint, file):
+            save(checkpoint, file)
+            if file.name == "checkpoint_latest.pth":
+                raise KeyboardInterrupt
+
+        save = checkpoints.save_atomic
+        with self.active(results):
+            with pytest.MonkeyPatch.context() as kill:
+                kill.setattr(checkpoints, "save_atomic", save_and_die)
+                with pytest.raises(KeyboardInterrupt):
+                    self.trainer(name, configuration, **changes).run_training()
+            trainer = self.trainer(name, configuration, resume=True)
+            trainer.load_checkpoint(str(self.results(results, name, configuration) / "checkpoint_latest.pth"))
+            trainer.run_training()
+        return trainer
+
+    def command(self, *arguments, results="nnUNet_results", pictures=False):
         """Run a command of the command line in this process."""
         from synfoc3d.cli import main
 
-        with self.active(results):
+        with self.active(results, pictures):
             main([str(argument) for argument in arguments])
 
     def copy(self, root):
         """A project whose raw and preprocessed files may be changed."""
         for name in ("nnUNet_raw", "nnUNet_preprocessed"):
             shutil.copytree(self.root / name, root / name)
-        return Project(root)
+        return replace(self, root=root)
 
+    def full_size(self, root):
+        """A copy whose networks have the sizes that a user's have."""
+        copy = replace(self.copy(root), small=False)
+        scale_networks(copy.preprocessed / "nnUNetPlans.json", SMALLER)
+        return copy
 
-def skip_pictures(patch):
-    """Drawing takes longer than the training of a tiny network."""
-    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+    def hidden_labels(self, configuration="2d"):
+        """Every file that tells something about the labels of the unlabeled cases."""
+        return [
+            (
+                self.preprocessed / f"nnUNetPlans_{configuration}" / f"{case}_seg.b2nd",
+                self.preprocessed / "gt_segmentations" / f"{case}.nii.gz",
+                self.raw / "labelsTr" / f"{case}.nii.gz",
+            )
+            for case in SPLIT["hidden"]
+        ]
 
-    from synfoc3d.trainers.life_cycle.curves import EpochLog
-
-    patch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)
-    patch.setattr(EpochLog, "_draw", lambda *_: None)
+    def copy_without_hidden_labels(self, root, configuration="2d"):
+        """A copy whose unlabeled cases have no label file at all."""
+        copy = self.copy(root)
+        for files in copy.hidden_labels(configuration):
+            for file in files:
+                file.unlink()
+        return copy
 
 
 def make_project(root, configurations, num_channels=1, orientations=("RAS",), labels="plain", change=None):
@@ -139,6 +191,7 @@ def make_project(root, configurations, num_channels=1, orientations=("RAS",), la
         (root / "nnUNet_preprocessed").mkdir()
         import_dataset(int(DATASET), "Tiny", scans / "labeled", scans / "unlabeled", domains=scans / "domains.csv")
         preprocess_dataset(DATASET, configurations, num_processes=1)
+    scale_networks(project.preprocessed / "nnUNetPlans.json", 1 / SMALLER)
     if (project.raw / ANNOTATIONS_FILE).is_file():
         shutil.copy(project.raw / ANNOTATIONS_FILE, project.preprocessed)  # as synfoc3d split does
     cases = SPLIT if labels == "plain" else SPLIT | SPLIT_OF_THREE
@@ -164,8 +217,7 @@ def mixed_project(tmp_path_factory):
 def two_channels(tmp_path_factory):
     """Two channels, trained in 2d for one step."""
     project = make_project(tmp_path_factory.mktemp("two"), ["2d"], num_channels=2)
-    with project.active() as patch:
-        skip_pictures(patch)
+    with project.active():
         project.trainer(epochs=1, iterations_per_epoch=1).run_training()
     return project
 
@@ -217,14 +269,16 @@ def of_kind(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(project):
     """The project after ``synfoc3d train`` of SynFoC in 2d."""
-    project.command("train", DATASET, "2d", "0", "--config", project.settings(), "-device", "cpu")
+    project.command("train", DATASET, "2d", "0", "--config", project.settings(), "-device", "cpu",
+                    pictures=True)  # fmt: skip
     return project
 
 
 @pytest.fixture(scope="session")
 def trained_3d(project):
     """The project after ``synfoc3d train`` of SynFoC in 3d_fullres."""
-    project.command("train", DATASET, "3d_fullres", "0", "--config", project.settings(), "-device", "cpu")
+    project.command("train", DATASET, "3d_fullres", "0", "--config", project.settings(), "-device", "cpu",
+                    pictures=True)  # fmt: skip
     return project
 
 
@@ -247,12 +301,6 @@ def same_weights():
         return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
     return compare
-
-
-@pytest.fixture
-def quick():
-    """Return a function that switches the drawing of pictures off in a monkeypatch."""
-    return skip_pictures
 
 
 @pytest.fixture(scope="session")

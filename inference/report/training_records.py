@@ -2,7 +2,6 @@
 
 import ast
 import csv
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import yaml
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import (
     CHECKPOINT_BEST,
     CHECKPOINT_FINAL,
@@ -164,7 +164,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _from_prediction(path: Path, record: ModelRecord) -> list[Training]:
     """Add to the record what ``synfoc3d predict`` wrote beside its masks, and return the trainings it names."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = parse_json(path.read_text(encoding="utf-8"))
         if said.get("untrained") is None:
             folder = Path(said["model_folder"])
             trained = [(folder, str(fold)) for fold in said["folds"]]
@@ -242,7 +242,7 @@ def _read_patch_size(training: Training) -> None:
     """Take the patch size from the plans of the training."""
     path = training.folder.parent / PLANS_FILE
     if path.is_file():
-        configurations = json.loads(path.read_text(encoding="utf-8"))["configurations"]
+        configurations = parse_json(path.read_text(encoding="utf-8"))["configurations"]
         size = configurations.get(training.facts.get("configuration"), {}).get("patch_size")
         if size:
             training.facts["patch size"] = " x ".join(map(str, size))
@@ -275,7 +275,7 @@ def _read_own_settings(training: Training, path: Path) -> None:
 
 def _read_nnunet_settings(training: Training, path: Path) -> None:
     """Take the settings that nnU-Net's own trainers leave in debug.json."""
-    said = json.loads(path.read_text(encoding="utf-8"))
+    said = parse_json(path.read_text(encoding="utf-8"))
     for theirs, ours in NNUNET_SETTINGS.items():
         if theirs in said:
             _put(training.settings, ours, ast.literal_eval(said[theirs]))

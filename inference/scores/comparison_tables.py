@@ -13,7 +13,7 @@ from typing import Any
 from tabulate import SEPARATING_LINE
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_texts
 from synfoc3d.inference.prompt_record import prompt_note
 from synfoc3d.inference.scores.comparison import Comparison, PairedTest
 from synfoc3d.inference.scores.evaluation_tables import annotation_note
@@ -38,7 +38,7 @@ LATEX_SIGNS = {
 
 
 def write_tables(comparison: Comparison, output: Path) -> None:
-    """Write comparison.md, comparison.tex, comparison.csv, and the single figures, cases.csv, each replaced at once.
+    """Write comparison.md, comparison.tex, comparison.csv, and the single figures, cases.csv, all replaced at once.
 
     Args:
         comparison: what to write.
@@ -57,8 +57,7 @@ def write_tables(comparison: Comparison, output: Path) -> None:
         "cases.csv": cases_csv(comparison),
     }
     output.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        atomic_write_text(output / name, text)
+    atomic_write_texts({output / name: text for name, text in texts.items()})
 
 
 # ---- terminal
@@ -67,17 +66,19 @@ def write_tables(comparison: Comparison, output: Path) -> None:
 def terminal(comparison: Comparison) -> str:
     """Return what a user wants to know first as aligned text.
 
-    All metrics of the mean of classes over all cases, mean Dice by class and by domain, the tests of the mean of
-    classes, how they were made, and how many cases are left out.
+    What is wrong with the figures; all metrics of the mean of classes over all cases, mean Dice by class and by domain,
+    the tests of the mean of classes, how they were made, and how many cases are left out.
     """
     view = table_view(comparison)
-    parts = [f"{view.overview}; mean +- standard deviation", *_terminal_means(view)]
+    parts = [textwrap.fill(mark, WIDTH) for mark in comparison.marks]  # first: who reads no further must know
+    parts += [f"{view.overview}; mean +- standard deviation", *_terminal_means(view)]
     if view.challengers:
         parts.append(_terminal_tests(view))
     if view.evaluation.annotations:
         parts.append(textwrap.fill(annotation_note(view.evaluation), WIDTH))
     parts.append(textwrap.fill(" ".join([*_terminal_legend(view), comparison.note]), WIDTH))
-    parts += [textwrap.fill(sentence, WIDTH) for sentence in _prompts_and_marks(comparison)]
+    if note := prompt_note(comparison.prompts):
+        parts.append(textwrap.fill(note, WIDTH))
     if comparison.failures:
         count = len(comparison.failures)
         parts.append(f"{count} {'case is' if count == 1 else 'cases are'} not part of the comparison.")

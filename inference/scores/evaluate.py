@@ -271,7 +271,8 @@ def _compare(pair: _Pair, meaning: LabelMeaning, convention: Convention) -> tupl
     parts = list(next(iter(by_class.values())))  # the slices, or None alone for the volume
     results = []
     for part in parts:
-        if part is None or valid[part].any():
-            metrics = {name: measured[part] for name, measured in by_class.items()}
+        compared = int(np.count_nonzero(valid if part is None else valid[part]))
+        if part is None or compared:
+            metrics = {name: replace(measured[part], voxels=compared) for name, measured in by_class.items()}
             results.append(CaseResult(pair.case, pair.domain, pair.reference, pair.prediction, metrics, slice=part))
     return tuple(results)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from synfoc3d import __version__
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_texts, whole_folder
 from synfoc3d.inference.prompt_record import PromptRecord
 from synfoc3d.metrics import METRICS, PER_VOLUME, CaseMetrics, Convention
 
@@ -173,20 +173,19 @@ class Evaluation:
 def write_evaluation(evaluation: Evaluation, output: Path) -> None:
     """Write the evaluation as JSON, and its values as a tidy CSV table of the same name beside it.
 
-    The JSON file holds nnU-Net's keys (`metric_per_case`, `mean`, `foreground_mean`, with NaN written as nnU-Net
-    does in summary.json), so that tools made for nnU-Net read it, and ours: `convention`, `cases`, `summary`,
+    The JSON file holds nnU-Net's keys (`metric_per_case`, `mean`, `foreground_mean`) with its names of the metrics, and
+    null where a value is NaN, for which JSON has no word; and ours: `convention`, `cases`, `summary`,
     `empty_masks`, `classes`, `failures`, `references_without_prediction`, where the predictions name a
     prompt, `prompt`, and where not all classes were annotated in all cases, `annotations`. Shares are in [0, 1],
     distances in the unit of the convention. Per slice, `metric_per_case` and `cases` have an entry per slice.
 
-    Both files are replaced at once: a reader never sees half of one.
+    Both files are replaced at once, and neither where the other cannot be written.
 
     Args:
         evaluation: what to write.
         output: the JSON file, ending in .json; missing folders are made.
 
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     rows = list(tidy_rows(evaluation))
     content = {
         **_nnunet_summary(evaluation),
@@ -206,12 +205,25 @@ def write_evaluation(evaluation: Evaluation, output: Path) -> None:
         "failures": evaluation.failures,
         "references_without_prediction": evaluation.unpredicted,
     }
-    atomic_write_text(output, json.dumps(content, indent=4) + "\n")
     table = io.StringIO()
     writer = csv.DictWriter(table, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    atomic_write_text(output.with_suffix(".csv"), table.getvalue())
+    texts = {
+        output: json.dumps(_without_nan(content), indent=4, allow_nan=False) + "\n",
+        output.with_suffix(".csv"): table.getvalue(),
+    }
+    with whole_folder(output.parent):
+        atomic_write_texts(texts)
+
+
+def _without_nan(content: Any) -> Any:  # noqa: ANN401 - any nesting of JSON's types
+    """Return the content with None in the place of every NaN."""
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def _annotations(evaluation: Evaluation) -> dict[str, Any]:
@@ -296,9 +308,10 @@ def _nnunet_metrics(metrics: CaseMetrics | None) -> dict[str, float]:
     class and leaves NaN out of its means.
     """
     if metrics is None:
-        return dict.fromkeys([*(metric.nnunet_name for metric in METRICS.values()), "n_pred", "n_ref"], math.nan)
+        counts = ("n_pred", "n_ref", "TP", "FP", "FN", "TN")
+        return dict.fromkeys([*(metric.nnunet_name for metric in METRICS.values()), *counts], math.nan)
     named = {METRICS[key].nnunet_name: value for key, value in metrics.values.items()}
-    return {**named, "n_pred": metrics.predicted_voxels, "n_ref": metrics.reference_voxels}
+    return {**named, "n_pred": metrics.predicted_voxels, "n_ref": metrics.reference_voxels, **metrics.confusion}
 
 
 def _average_by_name(rows: Sequence[dict[str, float]], leave_out_nan: bool) -> dict[str, float]:

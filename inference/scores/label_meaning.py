@@ -1,6 +1,5 @@
 """What the values in label files mean to an evaluation: classes or regions, ignored voxels, which were annotated."""
 
-import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.annotations import Annotations, check_annotated_values, read_annotations
 from synfoc3d.files.declared_labels import IGNORE, DeclaredLabels
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, LABELS, REFERENCES
 from synfoc3d.files.volumes import list_labels
 
@@ -114,7 +114,7 @@ def find_labels(labels: Path, predictions: Path) -> LabelMeaning | None:
         path = folder / DESCRIPTION_FILE
         if path.is_file():
             try:
-                declared = json.loads(path.read_text(encoding="utf-8"))["labels"]
+                declared = parse_json(path.read_text(encoding="utf-8"))["labels"]
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{path} is no dataset.json of nnU-Net ({error!r}); mend or remove it.") from error
             return LabelMeaning(parse_labels(declared, str(path)), complete=True)

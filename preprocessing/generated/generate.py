@@ -12,11 +12,13 @@ from numpy.random import Generator
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.annotations import write_annotations
+from synfoc3d.files.atomic import naming, whole_folder
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE
 from synfoc3d.preprocessing.generated.anatomy import MIN_SHAPE, draw_anatomy
 from synfoc3d.preprocessing.generated.annotation import annotate, annotated_class, check_kind, declaration
 from synfoc3d.preprocessing.generated.scanners import MAX_CHANNELS, SCANNERS, Scanner, acquire
 
+MOST_CASES = 9999
 FILE_ENDING = ".nii.gz"
 TYPICAL_SHAPE = (72, 64, 10)
 _TRAINING, _TEST = "train", "test"
@@ -128,6 +130,21 @@ def generate_dataset(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"Cannot generate data in {folder}: it is not an empty folder; name a new one or empty it.")
 
+    with whole_folder(folder), naming(folder):
+        return _write_dataset(folder, counts, labeled, test_per_scanner, seed=seed, storage=storage, labels=labels)
+
+
+def _write_dataset(
+    folder: Path,
+    counts: Mapping[str, int],
+    labeled: Mapping[str, int],
+    test_per_scanner: int,
+    *,
+    seed: int,
+    storage: StorageOptions,
+    labels: str,
+) -> list[str]:
+    """Do what :func:`generate_dataset` says, of which all arguments are checked."""
     domains: dict[str, str] = {}
     labeled_cases: list[str] = []
     for name, role, number in _plan_cases(counts, test_per_scanner):
@@ -246,6 +263,8 @@ def _check_counts(counts: Mapping[str, int], labeled: Mapping[str, int], test_pe
             f"Numbers of cases cannot be negative: training {dict(counts)}, labeled {dict(labeled)}, "
             f"test {test_per_scanner}."
         )
+    if max([*counts.values(), test_per_scanner]) > MOST_CASES:
+        raise UserError(f"At most {MOST_CASES} cases of a scanner can be generated, for training and for tests.")
     for name, number in labeled.items():
         if number > counts.get(name, 0):
             raise UserError(

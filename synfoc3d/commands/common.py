@@ -1,7 +1,10 @@
 """Arguments and helpers that several commands share; light to import."""
 
 import argparse
+import errno
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 from synfoc3d.errors import UserError
@@ -25,6 +28,33 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-d", dest="dataset", required=True, metavar="ID", help="dataset id or name (501 or Dataset501_X)"
     )
+
+
+def add_output(
+    parser: argparse.ArgumentParser, text: str, *, required: bool = True, default: Path | None = None
+) -> None:
+    """Add the argument that says where results go; :func:`check_output` looks at it before the command runs."""
+    parser.add_argument("-o", dest="output", type=Path, required=required, default=default, help=text)
+
+
+def check_output(place: Path | None) -> None:
+    """Find out before hours of work that their results cannot be written.
+
+    Args:
+        place: a file or a folder, which need not exist; None where the command has none.
+
+    Raises:
+        OSError: what it would lie in is a file, or may not be written to.
+    """
+    if place is None:
+        return
+    above = place.absolute()
+    while not above.is_dir():
+        if above.exists() and above != place.absolute():  # a file may become another one, but holds none
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+        above = above.parent
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,9 @@
 
 import argparse
 import shlex
-from pathlib import Path
 
-from synfoc3d.commands.common import Commands, command
+from synfoc3d.commands.common import Commands, add_output, command
+from synfoc3d.files.layout import DOMAINS_FILE
 
 DATASET = "501"  # in the commands that are shown
 LABELED_SCANNER = "A"
@@ -16,7 +16,7 @@ def _generate(commands: Commands) -> None:
 
     text = "scans of four generated scanners, to try everything without a scan of one's own"
     parser = command(commands, "generate", text, _run_generate)
-    parser.add_argument("-o", dest="folder", type=Path, required=True, help="receives the scans; new or empty")
+    add_output(parser, "receives the scans; new or empty")
     parser.add_argument(
         "--labels", choices=tuple(KINDS), default="plain",
         help="; ".join(f"{kind}: {meaning}" for kind, meaning in KINDS.items()) + "; default: plain",
@@ -35,7 +35,7 @@ def _run_generate(args: argparse.Namespace) -> None:
     from synfoc3d.preprocessing.generated.kinds import KINDS
 
     cases = generate_dataset(
-        args.folder,
+        args.output,
         args.num_cases,
         {LABELED_SCANNER: args.num_labeled},
         test_per_scanner=args.num_test,
@@ -43,12 +43,14 @@ def _run_generate(args: argparse.Namespace) -> None:
         labels=args.labels,
     )
     print(
-        f"Generated {len(cases)} scans of 4 scanners in {args.folder}; labels: {args.num_labeled} scans of scanner "
+        f"Generated {len(cases)} scans of 4 scanners in {args.output}; labels: {args.num_labeled} scans of scanner "
         f"{LABELED_SCANNER}, {args.labels} ({KINDS[args.labels]})."
     )
-    labeled, unlabeled = (shlex.quote(str(args.folder / name)) for name in ("labeled", "unlabeled"))
+    names = "labeled", "unlabeled", DOMAINS_FILE
+    labeled, unlabeled, domains = (shlex.quote(str(args.output / name)) for name in names)
     print(
-        f"Next: synfoc3d import -d {DATASET} -n Generated --labeled {labeled} --unlabeled {unlabeled}\n"
+        f"Next: synfoc3d import -d {DATASET} -n Generated --labeled {labeled} --unlabeled {unlabeled} "
+        f"--domains {domains}\n"
         f"      synfoc3d preprocess -d {DATASET} -c 2d\n"
         f"      synfoc3d split -d {DATASET} --folds 1\n"
         f"      synfoc3d train {DATASET} 2d 0 --config demo"

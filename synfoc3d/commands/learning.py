@@ -9,6 +9,7 @@ from synfoc3d.commands.common import (
     DEFAULT_TRAINER,
     Commands,
     add_device,
+    add_output,
     command,
     device,
 )
@@ -40,8 +41,8 @@ def _run_train(args: argparse.Namespace) -> None:
     if args.resume and args.val:
         raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
     before = os.environ.get(config.CONFIG_VARIABLE, "")
-    base = args.config or before
-    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    base = args.config if args.config is not None else before or None  # "" of an unset shell variable is a mistake
+    tree = config.override({} if base is None else config.read_partial(base), args.assignments)
     with tempfile.TemporaryDirectory() as folder:
         if tree:
             file = Path(folder) / "settings.yaml"
@@ -71,7 +72,7 @@ def _experiment(commands: Commands) -> None:
         commands, "experiment", "train, predict, evaluate and compare all methods of a plan", _run_experiment
     )
     parser.add_argument("plan", metavar="PLAN", help="YAML file, or a plan that comes along: demo, prostate, ...")
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="receives everything; same folder to go on")
+    add_output(parser, "receives everything; same folder to go on")
     parser.add_argument("-d", dest="dataset", metavar="ID", help="dataset id or name, in place of the plan's")
     parser.add_argument(
         "--set", dest="assignments", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
@@ -104,7 +105,7 @@ def _pretrain(commands: Commands) -> None:
     parser = command(
         commands, "pretrain", "pre-train a foundation network, or a part of it, on generated images", _run_pretrain
     )
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for weights, record and curves")
+    add_output(parser, "folder for weights, record and curves")
     parser.add_argument(
         "--objective", choices=("structures", "propagation"),
         help="structures, the default: train the compact network; propagation: train adapters for the start of ECT",
@@ -136,9 +137,12 @@ def _run_pretrain(args: argparse.Namespace) -> None:
     from synfoc3d.networks.weights.known import find_checkpoint
     from synfoc3d.pretraining.loop import pretrain
 
+    if args.minutes is not None and not 0 < args.minutes < float("inf"):
+        raise UserError(f"--minutes must be a number above 0, but is {args.minutes:g}.")
     # a continued run has its settings in its checkpoint
-    base = args.config or ("" if args.resume else PRESETS[args.objective])
-    tree = config.override(config.read_partial(base) if base else {}, args.assignments)
+    preset = None if args.resume else PRESETS[args.objective]
+    base = preset if args.config is None else args.config
+    tree = config.override({} if base is None else config.read_partial(base), args.assignments)
     if args.network and args.objective != "propagation":
         raise UserError("--network names whose decoder gets adapters: give --objective propagation, too.")
     tree |= {"network": args.network} if args.network else {}

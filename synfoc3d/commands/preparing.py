@@ -9,6 +9,7 @@ from synfoc3d.commands.common import (
     Commands,
     add_dataset,
     add_device,
+    add_output,
     command,
     device,
 )
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # the commands' help needs neither torch nor nnU-Net
 
 def _demo(commands: Commands) -> None:
     parser = command(commands, "demo", "the whole pipeline on generated data, minutes on a CPU", _run_demo)
-    parser.add_argument("-o", dest="folder", type=Path, default=Path("synfoc3d_demo"), help="default: ./synfoc3d_demo")
+    add_output(parser, "default: ./synfoc3d_demo", required=False, default=Path("synfoc3d_demo"))
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated data, the split and both trainings")
     add_device(parser)
 
@@ -29,7 +30,7 @@ def _demo(commands: Commands) -> None:
 def _run_demo(args: argparse.Namespace) -> None:
     from synfoc3d.commands.demo import run_demo
 
-    run_demo(args.folder, device(args.device), args.seed)
+    run_demo(args.output, device(args.device), args.seed)
 
 
 def _import(commands: Commands) -> None:
@@ -110,6 +111,7 @@ def _run_split(args: argparse.Namespace) -> None:
     from synfoc3d.preprocessing.incomplete import add_incomplete
     from synfoc3d.preprocessing.split_cases import read_split_cases
     from synfoc3d.preprocessing.split_rules import describe_splits, split_by_count, write_splits
+    from synfoc3d.preprocessing.stock import prepared_configuration
 
     _check_ways_to_split(args)
     cases = read_split_cases(args.dataset, args.patient_pattern)
@@ -120,7 +122,11 @@ def _run_split(args: argparse.Namespace) -> None:
     splits = add_incomplete(cases, splits, args.also_unlabeled)
     file = write_splits(cases, splits)
     print(describe_splits(cases, splits))
-    print(f"Written to {file}\nNext: synfoc3d train {args.dataset} 2d 0")
+    configuration = prepared_configuration(file.parent)
+    if configuration is None:
+        print(f"Written to {file}\nNext: synfoc3d preprocess -d {args.dataset}")
+    else:
+        print(f"Written to {file}\nNext: synfoc3d train {args.dataset} {configuration} 0")
 
 
 def _check_ways_to_split(args: argparse.Namespace) -> None:

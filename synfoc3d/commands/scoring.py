@@ -6,6 +6,7 @@ from pathlib import Path
 
 from synfoc3d.commands.common import (
     Commands,
+    add_output,
     command,
 )
 from synfoc3d.errors import cases_failed
@@ -34,9 +35,8 @@ def _evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--per-slice", action="store_true", help="each 2D slice in pixels, as in SynFoC's tables; default: volumes, mm"
     )
-    parser.add_argument(
-        "-o", dest="output", type=Path, help="default: results.json in the predictions; a CSV is written beside it"
-    )
+    text = "default: results.json in the predictions; a CSV is written beside it"
+    add_output(parser, text, required=False)
     parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="worker processes")
 
 
@@ -66,7 +66,7 @@ def _compare(commands: Commands) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="NAME=FOLDER", help="masks, or a folder of an nnU-Net training with its validation"
     )
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for report.html and the tables")
+    add_output(parser, "folder for report.html and the tables")
     parser.add_argument("--baseline", metavar="NAME", help="what the others are tested against, default: the first")
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain")
     parser.add_argument(
@@ -86,6 +86,7 @@ def _compare(commands: Commands) -> None:
 
 
 def _run_compare(args: argparse.Namespace) -> None:
+    from synfoc3d.files.atomic import whole_folder
     from synfoc3d.inference.report.page import write_report
     from synfoc3d.inference.scores.comparison import compare, parse_models
     from synfoc3d.inference.scores.comparison_tables import terminal, write_tables
@@ -102,9 +103,10 @@ def _run_compare(args: argparse.Namespace) -> None:
         num_processes=args.processes,
         seed=args.seed,
     )
-    write_tables(result, args.output)
     report = args.output / "report.html"
-    write_report(result, report, args.images, args.title)
+    with whole_folder(args.output):
+        write_tables(result, args.output)
+        write_report(result, report, args.images, args.title)
     print(terminal(result))
     print(f"Report: {report}")
     if result.failures:

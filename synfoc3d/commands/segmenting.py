@@ -9,6 +9,7 @@ from synfoc3d.commands.common import (
     Commands,
     add_device,
     add_model,
+    add_output,
     command,
     device,
 )
@@ -52,7 +53,7 @@ def _untrained(args: argparse.Namespace) -> "UntrainedChoice":
 def _predict(commands: Commands) -> None:
     parser = command(commands, "predict", "segment scans with a trained model, or an untrained one", _run_predict)
     parser.add_argument("-i", dest="source", type=Path, required=True, help="folder of images, or one image file")
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder (or file, for one image)")
+    add_output(parser, "folder (or file, for one image)")
     add_model(parser)
     modes = "; ".join(f"{mode.name}: {mode.description}" for mode in MODES.values())
     parser.add_argument("--model", choices=tuple(MODES), help=f"{modes}; default: the best on validation cases")
@@ -129,7 +130,7 @@ def _run_predict(args: argparse.Namespace) -> None:
 def _rank(commands: Commands) -> None:
     parser = command(commands, "rank", "which unlabeled scans the networks are least sure of", _run_rank)
     parser.add_argument("-i", dest="source", type=Path, help="folder of images, default: the dataset's imagesUn")
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="folder for rank.csv and rank.png")
+    add_output(parser, "folder for rank.csv and rank.png")
     add_model(parser)
     parser.add_argument("--domains", type=Path, help="CSV with the columns case,domain, default: the dataset's")
     parser.add_argument("--pictures", type=int, default=8, metavar="N", help="cases in rank.png, default: 8")
@@ -168,7 +169,7 @@ def _run_rank(args: argparse.Namespace) -> None:
 def _export(commands: Commands) -> None:
     parser = command(commands, "export", "the conventional student as a model for nnU-Net alone", _run_export)
     add_model(parser)
-    parser.add_argument("-o", dest="output", type=Path, required=True, help="new file.zip, or new folder")
+    add_output(parser, "new file.zip, or new folder")
 
 
 def _run_export(args: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """Checks of one dataset's raw files: which cases there are, and what names and headers say; no voxel is read."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import check_annotations, partly_annotated, read_annotations
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.domains import check_domains, read_domains
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import (
     ANNOTATIONS_FILE,
     DESCRIPTION_FILE,
@@ -124,7 +124,7 @@ def read_description(file: Path) -> dict[str, Any]:
         UserError: no such file, no JSON object, or an entry that nnU-Net needs is missing.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}).") from None
     except ValueError as error:

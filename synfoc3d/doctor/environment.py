@@ -9,6 +9,7 @@ from pathlib import Path
 
 from synfoc3d.doctor.findings import Finding
 from synfoc3d.errors import UserError
+from synfoc3d.files.home import expand_home
 
 GIB = 2**30
 DISK_FULL, DISK_TIGHT = 0.5, 10.0  # GiB free
@@ -32,7 +33,7 @@ def check_folder(variable: str, value: str) -> Finding:
         return Finding(variable, "error", "is not set", f"Run: export {variable}=/absolute/path/{variable}")
     if value.startswith("~"):
         text = f"{value} begins with ~, which nnU-Net takes for a folder of that name"
-        return Finding(variable, "error", text, f"Run: export {variable}={Path(value).expanduser()}")
+        return Finding(variable, "error", text, f"Run: export {variable}={_whole_path(value)}")
     folder = Path(value)
     if folder.exists() and not folder.is_dir():
         return Finding(variable, "error", f"{value} is a file", "Set the variable to a folder.")
@@ -42,6 +43,14 @@ def check_folder(variable: str, value: str) -> Finding:
         text = f"{value} is a relative path: another folder from every directory"
         return Finding(variable, "warning", text, f"Run: export {variable}={folder.resolve()}")
     return _check_disk(variable, folder)
+
+
+def _whole_path(value: str) -> str:
+    """Return what a value that begins with ~ may mean."""
+    try:
+        return str(expand_home(value))
+    except ValueError:
+        return f"/absolute/path/{value.lstrip('~')}"
 
 
 def _check_disk(variable: str, folder: Path) -> Finding:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from synfoc3d.doctor.findings import Finding
 from synfoc3d.doctor.software import Build, installed_build
+from synfoc3d.errors import UserError
+from synfoc3d.workers import LEAST_WORKERS, worker_count
 
 GIB = 2**30
 # Rules of thumb for 3D scans, in GiB.
@@ -18,7 +20,6 @@ GPU_WANTED = 8  # nnU-Net plans its patches for this much
 RAM_WANTED = 4  # of the training process
 SHARED_WANTED = 1  # /dev/shm, through which workers hand over their batches
 WORKER_MEMORY = {"nnUNet_n_proc_DA": 1, "nnUNet_def_n_proc": 2}  # of each that augments patches; holds whole scans
-LEAST_WORKERS = {"nnUNet_n_proc_DA": 0, "nnUNet_def_n_proc": 1}
 NNUNET_WORKERS = {"nnUNet_n_proc_DA": 12, "nnUNet_def_n_proc": 8}  # nnU-Net's own choice where a variable is not set
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}  # NVIDIA's minimum by CUDA's major version
 MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
@@ -191,17 +192,19 @@ def check_workers(variable: str, value: str | None, cores: int, available: float
     """
     lowest, budget = LEAST_WORKERS[variable], _budget(variable, cores, available)
     mend = f"Run: export {variable}={budget}"
-    if value is not None and (not value.strip().isdigit() or int(value) < lowest):
+    try:
+        given = None if value is None else worker_count(variable, value)
+    except UserError:
         text = f"is {value!r}, but must be a whole number from {lowest}; nnU-Net stops at it"
         return Finding(variable, "error", text, mend)
-    workers = _started_workers(variable, value, cores)
-    text = f"{workers} processes{'' if value else ' (not set)'}, {cores} processors"
+    workers = _started_workers(variable, given, cores)
+    text = f"{workers} processes{' (not set)' if given is None else ''}, {cores} processors"
     details = {"workers": workers, "budget": budget, "cores": cores}
     if workers > budget:
         reason = f"more than the {budget} that processors and {available:.1f} GiB of memory carry"
         return Finding(variable, "warning", f"{text}: {reason}", mend, details)
-    if value is not None and int(value) > cores:
-        return Finding(variable, "warning", f"is {value}, more than the {cores} processors", mend, details)
+    if given is not None and given > cores:
+        return Finding(variable, "warning", f"is {given}, more than the {cores} processors", mend, details)
     return Finding(variable, "ok", text, details=details)
 
 
@@ -213,9 +216,9 @@ def _budget(variable: str, cores: int, available: float) -> int:
     return max(LEAST_WORKERS[variable], carried)
 
 
-def _started_workers(variable: str, value: str | None, cores: int) -> int:
-    """Return how many workers are started for a valid value of the variable, None where it is not set."""
-    if value is None:
+def _started_workers(variable: str, given: int | None, cores: int) -> int:
+    """Return how many workers are started for the variable's number, None where it is not set."""
+    if given is None:
         return min(NNUNET_WORKERS[variable], cores)
     # nnU-Net itself limits the workers for augmentation alone
-    return min(int(value), cores) if variable == "nnUNet_n_proc_DA" else int(value)
+    return min(given, cores) if variable == "nnUNet_n_proc_DA" else given

@@ -1,6 +1,5 @@
 """Checks of one dataset's preprocessed files and of its split."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from synfoc3d.doctor.cascades import cascade_stages, check_cascades, data_folder
 from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import read_annotations
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import ANNOTATIONS_FILE, CASE_ENDINGS, DESCRIPTION_FILE, SPLITS_FILE, unlabeled_folder
 from synfoc3d.files.splits import Split, load_splits
 
@@ -20,7 +20,7 @@ def load_plans(preprocessed: Path) -> dict[str, dict[str, Any]]:
 
 def _load(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

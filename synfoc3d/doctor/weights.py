@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from synfoc3d.doctor.findings import Finding
+from synfoc3d.errors import UserError
 from synfoc3d.networks.weights.known import (
     HOME_VARIABLE,
     KNOWN,
@@ -29,8 +30,11 @@ ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"  # torch's format since 1.6, an
 
 def check_weights() -> list[Finding]:
     """Look at weights in packages and in the folder ``checkpoints`` of SYNFOC3D_HOME or ``~/.synfoc3d``."""
+    try:
+        value, home = os.environ.get(HOME_VARIABLE), home_folder()
+    except UserError as error:
+        return [Finding(HOME_VARIABLE, "error", str(error), f"Run: unset {HOME_VARIABLE}")]
     shipped = [check_shipped_weights(known) for known in KNOWN.values() if known.shipment]
-    value, home = os.environ.get(HOME_VARIABLE), home_folder()
     if value and not home.is_dir():
         mend = f"Run: mkdir -p {checkpoint_folder()}, or unset {HOME_VARIABLE}"
         return [*shipped, Finding(HOME_VARIABLE, "error", f"{value} is no folder", mend)]

@@ -163,7 +163,12 @@ def _refuse_other_plan(plan: Plan, file: Path) -> None:
     """
     if not file.is_file():
         return
-    before = read_plan(str(file))
+    try:
+        before = read_plan(str(file))
+    except UserError as error:
+        advice = f"restore it from the plan that {file.parent} was started with, or choose another -o"
+        mistake = f"{str(error).rstrip('.')}; this is the experiment's own copy of its plan"
+        raise UserError(f"{mistake}: {advice}.") from None
     may_grow = {"methods", "seeds", "published", "baseline"}
     changed = [key for key in Plan.model_fields if key not in may_grow and getattr(plan, key) != getattr(before, key)]
     changed += [f"methods.{name}" for name, method in before.methods.items() if plan.methods.get(name) != method]

@@ -17,6 +17,7 @@ from synfoc3d.experiment.plan import Plan, SplitPlan, TestSet
 from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import nnunet_folder
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, DOMAINS_FILE, SPLITS_FILE, STOCK_SPLITS_FILE
 from synfoc3d.files.splits import Split, load_splits, save_splits
 from synfoc3d.files.volumes import list_images, list_labels, name_and_ending
@@ -221,11 +222,23 @@ def _write_stock_splits(data: ExperimentData) -> None:
     wanted = [{"train": list(s.labeled), "val": list(s.val or s.labeled)} for s in data.splits]
     if not path.is_file():
         atomic_write_text(path, json.dumps(wanted, indent=1) + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")) != wanted:
+    elif _read_stock_splits(path) != wanted:
         raise UserError(
             f"{path} holds other cases than the folds of the experiment, and nnU-Net's own trainers read it: move it "
             "away, or leave these trainers out."
         )
+
+
+def _read_stock_splits(path: Path) -> object:
+    """Return what nnU-Net's splits_final.json holds.
+
+    Raises:
+        UserError: no JSON.
+    """
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no valid JSON ({error}): delete it, so that it is written anew.") from None
 
 
 def _collect(raw: Path, cases: Sequence[str], target: HeldOutCases) -> None:

@@ -1,6 +1,5 @@
 """The runs of an experiment: every method, split and seed of a plan, and the commands that each still needs."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
 from synfoc3d.experiment.plan import LABELER_SETTING, Plan, assignments
 from synfoc3d.experiment.processes import Command
 from synfoc3d.experiment.summary import Key
+from synfoc3d.files.json_files import load_json_object
 from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, fold_folder
 
 RUN_LOG_FILE = "log.txt"
@@ -219,4 +219,4 @@ class Experiment:
 
 def _complete(evaluation: Path) -> bool:
     """Return whether all cases were evaluated."""
-    return evaluation.is_file() and not json.loads(evaluation.read_text(encoding="utf-8")).get("failures")
+    return evaluation.is_file() and not load_json_object(evaluation).get("failures")

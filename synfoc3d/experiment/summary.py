@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from synfoc3d.errors import UserError
 from synfoc3d.experiment.plan import Plan
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.json_files import load_json_object
 from synfoc3d.metrics import HEADLINE, METRICS
 
 Key = tuple[str, str, int]  # row, split, seed
@@ -70,23 +71,41 @@ class Cell:
 
 
 def read_scores(path: Path) -> Scores:
-    """Return the means in a JSON file of ``synfoc3d evaluate``."""
+    """Return the means in a JSON file of ``synfoc3d evaluate``.
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind.
+    """
+    content = load_json_object(path)
+    try:
+        return _scores(content)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is no result of synfoc3d evaluate ({error!r}): delete it, and call the experiment again."
+        ) from error
+
+
+def _scores(content: Mapping[str, Any]) -> Scores:
     from synfoc3d.inference.scores.evaluations import ALL_CASES, MEAN_OF_CLASSES, MEAN_OF_DOMAINS
 
-    content = json.loads(path.read_text(encoding="utf-8"))
     rows: dict[str, dict[str, Any]] = {}
     for row in content["summary"]:
         if row["domain"] not in rows or row["label"] == MEAN_OF_CLASSES:
             rows[row["domain"]] = row
     means = {
         # An evaluation may be older than a metric.
-        domain: {key: row["mean"].get(key, math.nan) * metric.factor for key, metric in METRICS.items()}
+        domain: {key: _known(row["mean"].get(key)) * metric.factor for key, metric in METRICS.items()}
         for domain, row in rows.items()
     }
     headline = MEAN_OF_DOMAINS if MEAN_OF_DOMAINS in means else ALL_CASES
     domains = {name: values for name, values in means.items() if name not in (ALL_CASES, MEAN_OF_DOMAINS)}
     annotated = content.get("annotations", {}).get("cases_per_class", {})
     return Scores(domains, means[headline], headline, content["convention"]["unit"], annotated)
+
+
+def _known(value: float | None) -> float:
+    """Return a value of a JSON file, where null stands for NaN."""
+    return math.nan if value is None else value
 
 
 def summarize(plan: Plan, scores: Mapping[Key, Scores]) -> list[Cell]:

@@ -1,10 +1,13 @@
 """Which case comes from which domain (scanner, vendor or site): the file ``domains.csv``."""
 
 import csv
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
 from synfoc3d.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 HEADER = ("case", "domain")
 
@@ -35,7 +38,10 @@ def _read_rows(path: Path) -> list[list[str]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"The domains file {path} is no UTF-8 text ({error}); save it as CSV in UTF-8.") from error
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if any(row)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if any(row)]
+    except csv.Error as error:
+        raise UserError(f"The domains file {path} is no CSV file ({error}); save it as one.") from None
     if not rows or tuple(rows[0]) != HEADER:
         found = ",".join(rows[0]) if rows else "nothing"
         raise UserError(f"The first line of the domains file {path} must be case,domain, but is {found!r}.")
@@ -54,6 +60,22 @@ def check_domains(domains: dict[str, str], cases: Collection[str], path: Path) -
     for case in sorted(cases):
         if case not in domains:
             raise UserError(f"The domains file {path} has no line for case {case!r}; add one.")
+
+
+def domains_of_cases(domains: dict[str, str], cases: Collection[str], path: Path) -> dict[str, str]:
+    """Return the domains of the cases; a warning names the other lines of the domains file ``path``.
+
+    Raises:
+        UserError: a case without a domain.
+    """
+    others = [case for case in domains if case not in cases]
+    for case in sorted(cases):
+        if case not in domains:
+            hint = did_you_mean(case, others) if others else ""
+            raise UserError(f"The domains file {path} has no line for case {case!r}; add one.{hint}")
+    if others:
+        log.warning("These lines of %s are left out, as no such case is imported: %s.", path, ", ".join(others))
+    return {case: domain for case, domain in domains.items() if case in cases}
 
 
 def write_domains(path: Path, domains: dict[str, str]) -> None:

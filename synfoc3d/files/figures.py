@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from synfoc3d.files.atomic import replacing
+
 COLORS = ("tab:red", "tab:cyan", "tab:orange", "tab:green", "tab:purple", "tab:olive")
 
 
 @contextmanager
 def figure_file(path: Path, rows: int, columns: int, panel: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """Give a figure and its axes (rows, columns); save it as ``path`` at the end.
+    """Give a figure and its axes (rows, columns); save it as ``path`` at the end, whole or not at all.
 
     nnU-Net sets seaborn's style for the whole process; the figure keeps to matplotlib's default.
 
@@ -30,9 +32,13 @@ def figure_file(path: Path, rows: int, columns: int, panel: tuple[float, float])
     with plt.style.context("default"):
         size = (panel[0] * columns, panel[1] * rows)
         figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-        yield figure, axes
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
+        try:
+            yield figure, axes
+            temporary = path.with_name(f".{path.name}.tmp")
+            with replacing(path, temporary):
+                figure.savefig(temporary, dpi=110, format=path.suffix.removeprefix("."))
+        finally:
+            plt.close(figure)
 
 
 def draw_contours(axis: Any, image: np.ndarray, mask: np.ndarray, *, classes: int, aspect: float = 1.0) -> None:  # noqa: ANN401
@@ -47,6 +53,8 @@ def draw_contours(axis: Any, image: np.ndarray, mask: np.ndarray, *, classes: in
     """
     axis.imshow(image, cmap="gray", origin="lower", aspect=aspect)
     axis.set(xticks=[], yticks=[])
+    if min(mask.shape) < 2:  # matplotlib finds no outline in a line of pixels
+        return
     for value in range(1, classes + 1):
         if (mask == value).any():
             axis.contour(mask == value, [0.5], colors=COLORS[(value - 1) % len(COLORS)], linewidths=1.5)

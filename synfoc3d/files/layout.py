@@ -7,6 +7,7 @@ from pathlib import Path
 
 # nnUNet_raw/Dataset501_Name
 DESCRIPTION_FILE = "dataset.json"  # nnU-Net's; copies of it lie beside plans and predictions
+SAME_SCANS = "same_scans"  # entry of it: groups of cases that hold the same scan
 IMAGES, LABELS = "imagesTr", "labelsTr"  # nnU-Net's
 UNLABELED_IMAGES = "imagesUn"
 DOMAINS_FILE = "domains.csv"
@@ -21,7 +22,7 @@ CASE_ENDINGS = IMAGE_ENDING, LABEL_ENDING, _ = (".b2nd", "_seg.b2nd", ".pkl")  #
 
 # nnUNet_results/Dataset501_Name/Trainer__Plans__configuration, and fold_X in it
 PLANS_FILE = "plans.json"  # nnU-Net's, beside predictions too
-CHECKPOINT_FINAL, CHECKPOINT_LATEST, CHECKPOINT_BEST = (  # nnU-Net's
+CHECKPOINTS = CHECKPOINT_FINAL, CHECKPOINT_LATEST, CHECKPOINT_BEST = (  # nnU-Net's
     "checkpoint_final.pth",
     "checkpoint_latest.pth",
     "checkpoint_best.pth",
@@ -49,6 +50,16 @@ def intensity_cache(preprocessed: Path) -> Path:
 def fold_folder(model: Path, fold: int | str) -> Path:
     """Return the folder of one fold of a trained model; the fold may be nnU-Net's ``all``."""
     return model / f"fold_{fold}"
+
+
+def training_lock(fold: Path) -> Path:
+    """Return the file that shows that a fold is being trained; it lies beside the fold's folder, which may be moved."""
+    return fold.with_name(f".{fold.name}.lock")
+
+
+def replaced_folder(fold: Path, when: str) -> Path:
+    """Return where the results of an earlier training of a fold go; nnU-Net takes ``fold_...`` for more folds."""
+    return fold.with_name(f"replaced_{fold.name}_{when}")
 
 
 def pseudo_labels_folder(training: Path, labeler: str) -> Path:

@@ -24,7 +24,8 @@ MILLIMETER = 2
 MILLIMETERS = {1: 1000.0, MILLIMETER: 1.0, 3: 0.001}  # in a unit, by its code; without a code it is mm
 # A tilted gantry shears the axes, so that the thickness of slices and their distance differ: by 15% at 30 degrees.
 SPACING_TOLERANCE = 0.2
-FLAT = 1e-6  # volume of a voxel as a share of the product of its edges, below which the axes lie in a plane
+SMALLEST_VOXEL, LARGEST_VOXEL = 1e-7, 1e3  # mm, of electron microscopes and of nnU-Net's 2D pictures
+FLATTEST = 1e-6  # volume of the box that three directions of length 1 span; 1 where they are at right angles
 ROUNDING = 1e-2  # of affines, in voxels: less is the same place
 GEOMETRY = (
     "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
@@ -58,7 +59,7 @@ def load_nifti(path: Path) -> Image:
     stored = _stored_header(path)["pixdim"][1:4]
     if not stored.all() and (has_qform or not has_sform):  # nibabel would take 1 for 0
         raise UserError(f"The header of {path} says that voxels are {stored.tolist()} long; correct its pixdim.")
-    check_affine(path, image.affine)
+    check_affine(path, affine_in_mm(image))
     if has_qform and has_sform and not _pixdim_agrees(image):
         raise UserError(
             f"The header of {path} says two sizes of voxels, {_pixdim(image).tolist()} in pixdim and "
@@ -68,13 +69,18 @@ def load_nifti(path: Path) -> Image:
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
-    """Refuse an affine (4, 4) that is no placement in space.
+    """Refuse an affine (4, 4) to mm that is no placement in space, or voxels of a size that nothing is measured with.
 
     Raises:
-        UserError: it has no inverse.
+        UserError: it has no inverse, or voxels are too small or too large.
     """
-    axes = affine[:3, :3]
-    if not np.isfinite(affine).all() or abs(np.linalg.det(axes)) <= FLAT * np.linalg.norm(axes, axis=0).prod():
+    sizes = voxel_sizes(affine)
+    if np.isfinite(affine).all() and not all(SMALLEST_VOXEL <= size <= LARGEST_VOXEL for size in sizes):
+        raise UserError(
+            f"{path} has voxels of {' x '.join(f'{size:g}' for size in sizes)} mm (x, y, z), but no side can be below "
+            f"{SMALLEST_VOXEL:g} or above {LARGEST_VOXEL:g} mm; correct the spacing in its header."
+        )
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3] / sizes)) < FLATTEST:
         raise UserError(
             f"{path} has an affine that is no placement in space: {affine[:3].tolist()}; correct its header."
         )

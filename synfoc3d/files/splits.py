@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.atomic import atomic_write_text, whole_folder
+from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import SPLITS_FILE
 
 
@@ -65,7 +66,7 @@ def load_splits(folder: Path) -> list[Split]:
         dataset = folder.name.removeprefix("Dataset").split("_")[0]
         raise UserError(f"{path} does not exist; write it with: synfoc3d split -d {dataset} --num-labeled N")
     try:
-        splits = [_parse(entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+        splits = [_parse(entry) for entry in parse_json(path.read_text(encoding="utf-8"))]
     except (KeyError, TypeError, ValueError) as error:
         wanted = '[{"labeled": [...], "unlabeled": [...], "val": [...]}, ...]'
         raise UserError(
@@ -106,8 +107,8 @@ def save_splits(folder: Path, splits: Sequence[Split]) -> Path:
     path = folder / SPLITS_FILE
     for fold, split in enumerate(splits):
         check_split(split, f"Fold {fold} for {path}")
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, json.dumps([asdict(split) for split in splits], indent=1) + "\n")
+    with whole_folder(folder):
+        atomic_write_text(path, json.dumps([asdict(split) for split in splits], indent=1) + "\n")
     return path
 
 

@@ -6,7 +6,6 @@ a suffix is the only channel of its case.
 
 import gzip
 import re
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from synfoc3d.errors import UserError
 from synfoc3d.files import nifti
-from synfoc3d.files.checksums import compare_checksum, read_to_end
+from synfoc3d.files.checksums import compare_checksum, compare_length, read_to_end
 from synfoc3d.files.dicom import dicom_advice
+from synfoc3d.files.entries import find_scans
 from synfoc3d.files.spacing_files import read_spacing_file
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
@@ -81,18 +81,14 @@ def name_and_ending(path: Path) -> tuple[str, str]:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """Return the files of a folder that nnU-Net can read, sorted; others and hidden ones are left out.
+    """Return the files of a folder that nnU-Net can read, sorted; a warning names what is left out.
 
     Raises:
-        UserError: no such folder, or no such file in it.
+        UserError: no such folder, no such file in it, or an entry named like one that is none.
     """
     if not folder.is_dir():
         raise UserError(f"The folder {folder} does not exist; give the folder that holds the scans.")
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and not path.name.startswith(".") and path.name.lower().endswith(tuple(ENDINGS))
-    )
+    files = find_scans(folder, ENDINGS)
     if not files:
         advice = f"The folder {folder} holds no scan; nnU-Net reads {', '.join(ENDINGS)}."
         raise UserError(dicom_advice(folder) or advice)
@@ -159,7 +155,7 @@ def _in_order(case: str, files: Mapping[int, Path]) -> ImageFiles:
 def read_scan(path: Path, as_label: bool = False) -> Scan:
     """Read a file through nibabel (NIfTI, also with slightly skewed axes) or nnU-Net's own reader (other formats).
 
-    The checksum of a compressed file is compared.
+    The file's checksum and length are compared with what it says of them.
 
     Args:
         path: the file.
@@ -167,14 +163,15 @@ def read_scan(path: Path, as_label: bool = False) -> Scan:
             dimensions, or with dimensions of length 1 behind the third; a stack of 3 slices is no picture with colors.
 
     Raises:
-        UserError: a file that cannot be read or holds no voxels, a wrong checksum, a NIfTI file that is not 3D or has
-            colors, or a useless affine.
+        UserError: a file that cannot be read or holds no voxels, a wrong checksum or length, a NIfTI file that is not
+            3D or has colors, a useless affine, or voxels of an impossible size.
     """
     _, ending = name_and_ending(path)
     with _explained(path):
         scan = _read_nifti(path, as_label) if ending in NIFTI_ENDINGS else _read_other(path, ending, as_label)
     if not scan.values.size:
         raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {scan.shape}; replace or remove it.")
+    nifti.check_affine(path, scan.affine)
     return scan
 
 
@@ -184,23 +181,23 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # third-party readers raise whatever they meet in a damaged file
-        check_checksum(path)  # if it is wrong, it says more than what a reader stumbled over in the header
+        check_checksum(path)  # if it is not, that says more than what a reader stumbled over in the header
         if isinstance(error, UserError):
             raise
         raise _unreadable(path, error) from error
 
 
 def check_checksum(path: Path) -> None:
-    """Compare the checksum of a compressed file, before another library reads it without doing so.
+    """Compare checksum and length of a file with what it says of them, before another library reads it without.
 
-    Other files are left unread: nothing in them tells a flipped bit.
+    Prediction, ranking and preprocessing of unlabeled cases call it; `read_scan` compares as it reads.
 
     Raises:
-        UserError: the checksum is wrong, or the file cannot be decompressed.
+        UserError: one of them is wrong, or the file cannot be decompressed.
     """
     try:
         compare_checksum(path)
-    except (OSError, EOFError, zlib.error) as error:
+    except Exception as error:  # as in read_scan
         raise _unreadable(path, error) from error
 
 
@@ -299,10 +296,11 @@ def _read_nifti(path: Path, as_label: bool) -> Scan:
     """Read a 3D NIfTI file; see `read_scan` for the others."""
     image = nifti.load_nifti(path)
     if not path.name.lower().endswith(".gz"):
+        compare_checksum(path)
         return _nifti_scan(path, image, as_label)
     with gzip.open(path) as stream:  # ours, so that the rest can be read without decompressing the file twice
         scan = _nifti_scan(path, type(image).from_stream(stream), as_label)
-        read_to_end(stream)
+        compare_length(read_to_end(stream), 0)
     return scan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping
 from importlib import resources
@@ -13,6 +14,8 @@ import yaml
 from synfoc3d.errors import UserError, did_you_mean
 
 ENDINGS = (".yaml", ".yml")
+MOST_VALUES = 100_000  # in one file, anchors written out
+UNUSUAL_NUMBER = re.compile(r"[-+]?(0[0-9_]+|.*:.*)")  # base 8 and base 60
 
 
 class Kind(NamedTuple):
@@ -42,7 +45,7 @@ def preset_texts(*below: str) -> dict[str, str]:
 
 
 def read_yaml(name_or_file: str, presets: Mapping[str, str], kind: Kind) -> dict[str, Any]:
-    """Read the mapping in a user's file or in a preset; {} where there is nothing in it.
+    """Read the mapping in a user's file, or in a preset, which may be empty.
 
     Args:
         name_or_file: path that ends in .yaml or .yml, or the name of a preset.
@@ -50,7 +53,8 @@ def read_yaml(name_or_file: str, presets: Mapping[str, str], kind: Kind) -> dict
         kind: words for the messages.
 
     Raises:
-        UserError: no such file or preset, no readable text in UTF-8, no valid YAML, or no mapping.
+        UserError: no such file or preset, no readable text in UTF-8, no valid YAML, no mapping, or a file of the user's
+            with nothing in it.
     """
     if is_yaml_file(name_or_file):
         text = _read_text(Path(name_or_file), presets, kind)
@@ -62,23 +66,56 @@ def read_yaml(name_or_file: str, presets: Mapping[str, str], kind: Kind) -> dict
         tree = parse_yaml(text)
     except ValueError as error:
         raise UserError(f"{name_or_file} is not valid YAML: {error}") from None
-    if tree is None:
+    if tree is None and not is_yaml_file(name_or_file):
         return {}
+    if not tree and not isinstance(tree, (bool, int, float)):
+        raise UserError(f"{name_or_file} is empty, but must hold {kind.content}: fill it, or leave it out.")
     if not isinstance(tree, dict):
         raise UserError(f"{name_or_file} must hold {kind.content}, but holds a {type(tree).__name__}.")
     return tree
 
 
 def parse_yaml(text: str) -> Any:  # noqa: ANN401 - whatever the text says
-    """Parse a YAML text; a key that comes twice in a mapping is refused, since only one of its values would count.
+    """Parse a YAML text. What YAML allows and nobody means is refused.
+
+    That is a key that comes twice in a mapping, since only one of its values would count; whole numbers that begin with
+    0 or hold a colon, which YAML 1.1 reads in base 8 and 60; and anchors that hold themselves or multiply.
 
     Raises:
         ValueError: no valid YAML; the text is the reason in one line.
     """
     try:
-        return yaml.load(text, Loader=_UniqueKeys)  # a safe loader
+        content = yaml.load(text, Loader=_Strict)  # a safe loader
+        _count_values(content, {})
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # PyYAML lets the ValueError of an impossible date through
         raise ValueError(" ".join(str(error).split())) from None
+    return content
+
+
+def _count_values(content: Any, known: dict[int, int | None]) -> int:  # noqa: ANN401 - whatever the text says
+    """Return how many values there are where anchors are written out.
+
+    Args:
+        content: what was parsed.
+        known: the numbers of lists and mappings by identity; None while one is looked at.
+
+    Raises:
+        ValueError: one that holds itself, or more values than anybody writes.
+    """
+    if not isinstance(content, (dict, list)):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = None
+        parts = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_count_values(part, known) for part in parts)
+    count = known[id(content)]
+    if count is None:
+        raise ValueError("an anchor (&) holds itself (*)")
+    if count > MOST_VALUES:
+        raise ValueError(f"its anchors (&) multiply to more than {MOST_VALUES} values")
+    return count
 
 
 def _read_text(file: Path, presets: Mapping[str, str], kind: Kind) -> str:
@@ -92,8 +129,18 @@ def _read_text(file: Path, presets: Mapping[str, str], kind: Kind) -> str:
         raise UserError(f"The {kind.file} {file} cannot be read: {error.strerror}.") from None
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe loader, which refuses a key that comes twice instead of keeping the last one."""
+class _Strict(yaml.SafeLoader):
+    """YAML's safe loader, without what nobody means; see :func:`parse_yaml`."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return the whole number of a node."""
+        _refuse_unusual(node.value)
+        return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """Return the number of a node."""
+        _refuse_unusual(node.value)
+        return super().construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Return the mapping of a node."""
@@ -102,3 +149,15 @@ class _UniqueKeys(yaml.SafeLoader):
             if count > 1:
                 raise yaml.YAMLError(f"{name!r} is there {count} times in one mapping, line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
+
+
+def _refuse_unusual(number: str) -> None:
+    if UNUSUAL_NUMBER.fullmatch(number):
+        raise yaml.YAMLError(
+            f"{number} is another number in YAML than it looks like: write it without leading 0 or colon, or in quotes "
+            "if it is a name"
+        )
+
+
+_Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_yaml_int)
+_Strict.add_constructor("tag:yaml.org,2002:float", _Strict.construct_yaml_float)

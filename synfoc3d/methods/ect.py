@@ -4,13 +4,13 @@ The paper has no public code. What it leaves open is a setting, or named beside 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, cast
+from typing import Annotated, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from synfoc3d.config import MethodSettings
+from synfoc3d.config import AugmentationSettings, FoundationOptimizerSettings, MethodSettings, Optimizers
 from synfoc3d.losses.label_space import Target
 from synfoc3d.losses.prompted import focal_loss, mask_dice_loss
 from synfoc3d.losses.rampup import gaussian_rampup
@@ -20,7 +20,7 @@ from synfoc3d.networks.in_plane import depth, in_plane_size, majority, resize_in
 from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.prompts import start_among
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
-from synfoc3d.sections import Interval
+from synfoc3d.sections import Count, Interval, NonNegative, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -29,6 +29,21 @@ def _below_one(interval: tuple[float, float]) -> tuple[float, float]:
     if interval[1] >= 1:
         raise ValueError("Input should be two shares below 1: nothing would be left of a slice")
     return interval
+
+
+class ECTOptimizers(Optimizers):
+    """The published optimizer; a higher rate spoils decoders that were warmed up."""
+
+    foundation: FoundationOptimizerSettings = FoundationOptimizerSettings(
+        name="adam", lr=1e-4, weight_decay=1e-4, schedule="poly"
+    )
+
+
+class ECTAugmentation(AugmentationSettings):
+    """The strong view: published as color jitter and blur, without their strengths."""
+
+    brightness: Interval = (0.6, 1.4)
+    contrast: Interval = (0.6, 1.4)
 
 
 class ECTSettings(MethodSettings):
@@ -50,15 +65,20 @@ class ECTSettings(MethodSettings):
         cutout: range of the share of a slice that the strong view lacks; the box is the same in all slices.
     """
 
+    own_defaults: ClassVar[Mapping[str, type[Section]]] = {
+        "optimizers": ECTOptimizers,
+        "augmentation": ECTAugmentation,
+    }
+
     streams: Literal[1, 2] = 2
     unlabeled: bool = True
-    focal_weight: Annotated[float, Field(ge=0)] = 1.0
-    dice_weight: Annotated[float, Field(ge=0)] = 20.0
-    consistency_weight: Annotated[float, Field(ge=0)] = 0.1
+    focal_weight: NonNegative = 1.0
+    dice_weight: NonNegative = 20.0
+    consistency_weight: NonNegative = 0.1
     rampup: Annotated[float, Field(gt=0, le=1)] = 0.2
     center_share: Share | None = None
     unlabeled_point: Literal["center", "centroid"] = "center"
-    window: Annotated[int, Field(ge=0)] = 0
+    window: Count = 0
     cutout: Annotated[Interval, AfterValidator(_below_one)] = (0.02, 0.1)
 
 

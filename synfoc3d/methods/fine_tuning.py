@@ -11,6 +11,7 @@ from synfoc3d.losses.segmentation import cross_entropy, dice_loss
 from synfoc3d.methods.base import Batch, Builder, Method, Panel, Progress, StepResult
 from synfoc3d.methods.window import draw_window
 from synfoc3d.networks.in_plane import depth, in_plane_size, resize_in_plane
+from synfoc3d.sections import Count
 
 
 class FineTuningSettings(MethodSettings):
@@ -22,7 +23,7 @@ class FineTuningSettings(MethodSettings):
     """
 
     dice_weight: Annotated[float, Field(ge=0, le=1)] = 0.8
-    window: Annotated[int, Field(ge=0)] = 0
+    window: Count = 0
 
 
 class FineTuning(Method):

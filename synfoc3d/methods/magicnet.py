@@ -26,6 +26,7 @@ from synfoc3d.methods.base import Batch, Builder, Panel, Progress, full_resoluti
 from synfoc3d.methods.cubes import by, choose_split, cube_size, draw_order, exchange, inverse, join, partition
 from synfoc3d.methods.retraining import RetrainingModule, Terms
 from synfoc3d.networks.teacher import update_teacher
+from synfoc3d.sections import AtLeastOne, NonNegative
 
 PART_WEIGHT = 0.25  # mean of cross-entropy, Dice, and Dice of both recovered answers
 LOCATION_WIDTH = 4096
@@ -46,11 +47,11 @@ class MagicNetSettings(MethodSettings):
         ema_decay: highest decay of the moving average.
     """
 
-    consistency_weight: Annotated[float, Field(ge=0)] = 0.1
-    rampup_length: Annotated[int, Field(ge=1)] = 200
-    rampup_unit: Annotated[int, Field(ge=1)] = 350
-    location_weight: Annotated[float, Field(ge=0)] = 0.1
-    noise: Annotated[float, Field(ge=0)] = 0.1
+    consistency_weight: NonNegative = 0.1
+    rampup_length: AtLeastOne = 200
+    rampup_unit: AtLeastOne = 350
+    location_weight: NonNegative = 0.1
+    noise: NonNegative = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 

@@ -17,6 +17,7 @@ from synfoc3d.methods.augmentation import with_noise
 from synfoc3d.methods.base import Batch, Builder, Panel, Progress, full_resolution, teacher_of
 from synfoc3d.methods.retraining import LABELED_WEIGHT, RetrainingModule, Terms
 from synfoc3d.networks.teacher import update_teacher
+from synfoc3d.sections import AtLeastOne, NonNegative
 
 
 class TeacherSettings(MethodSettings):
@@ -29,9 +30,9 @@ class TeacherSettings(MethodSettings):
         ema_decay: highest decay of the moving average.
     """
 
-    consistency_weight: Annotated[float, Field(ge=0)] = 0.1
-    rampup_length: Annotated[int, Field(ge=1)] = 40
-    noise: Annotated[float, Field(ge=0)] = 0.1
+    consistency_weight: NonNegative = 0.1
+    rampup_length: AtLeastOne = 40
+    noise: NonNegative = 0.1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 

@@ -17,6 +17,7 @@ from synfoc3d.methods.base import Builder, Labeled, Panel, Unlabeled, full_resol
 from synfoc3d.methods.copy_paste import BoxKind, paste, paste_target
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.sections import Count
 
 
 class MixingSettings(MethodSettings):
@@ -37,7 +38,7 @@ class MixingSettings(MethodSettings):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     lambda_form: LambdaForm = "stairs"
     box: BoxKind = "cuboid"
-    window: Annotated[int, Field(ge=0)] = 0
+    window: Count = 0
     teacher_scope: Literal["all", "window"] = "all"
     mask_background: bool = False
     bidirectional: bool = False

@@ -7,10 +7,7 @@ rather than from random ones. So a run has as many steps as one of any other met
 whatever the number of rounds.
 """
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from synfoc3d.config import MethodSettings
@@ -28,6 +25,7 @@ from synfoc3d.methods.base import (
     teacher_of,
 )
 from synfoc3d.methods.retraining import LABELED_WEIGHT, RetrainingModule, Terms
+from synfoc3d.sections import AtLeastOne
 
 
 class SelfTrainingSettings(MethodSettings):
@@ -37,7 +35,7 @@ class SelfTrainingSettings(MethodSettings):
         rounds: how often the student becomes the teacher.
     """
 
-    rounds: Annotated[int, Field(ge=1)] = 3
+    rounds: AtLeastOne = 3
 
 
 class SelfTraining(RetrainingModule):

@@ -105,7 +105,12 @@ def _check_propagation(settings: FoundationSettings, default: ArrangementName) -
             f"foundation.arrangement={settings.arrangement} does not go with this trainer, whose is {default}; "
             "leave it out. Masks are carried from slice to slice by nnUNetTrainerECT, and by it alone."
         )
-    of_encoder = {"full_finetune": settings.full_finetune, "lora_targets": settings.lora_targets, "lora": settings.lora}
+    of_encoder = {
+        "full_finetune": settings.full_finetune,
+        "lora_targets": settings.lora_targets,
+        "lora": settings.lora,
+        "checkpointing": settings.checkpointing or None,
+    }
     given = [f"foundation.{name}" for name, value in of_encoder.items() if value is not None]
     if given:
         raise UserError(f"ECT freezes the image encoder and adapts the decoders alone: leave out {', '.join(given)}.")
@@ -173,8 +178,8 @@ def _load_base(
     settings: FoundationSettings, image_size: int, num_channels: int, *, promptable: bool
 ) -> tuple[FoundationNetwork, dict[str, Any]]:
     """Build a network with its base's weights, say so if they are not the published ones, and identify them."""
+    checkpoint, sha256 = find_checkpoint(settings.name, settings.checkpoint), None  # first: it takes no time to refuse
     network = build_sam(architecture_of(settings), image_size, num_channels, settings.checkpointing)
-    checkpoint, sha256 = find_checkpoint(settings.name, settings.checkpoint), None
     if checkpoint is not None:
         sha256 = load_checkpoint(network, checkpoint, promptable)
         if problem := hash_problem(known_network(settings.name), checkpoint, sha256):

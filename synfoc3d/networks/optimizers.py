@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from synfoc3d.config import FoundationOptimizerSettings, OptimizerSettings
+from synfoc3d.errors import UserError
 
 EXPONENT = 0.9  # of both polynomial schedules
 SCALE = "scale"  # entry of a group of parameters: its learning rate over that of the settings
@@ -36,13 +37,22 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.opt
 
 
 def _groups(network: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Group parameters by learning rate and decay, in the order in which the groups first occur."""
+    """Group parameters by learning rate and decay, in the order in which the groups first occur.
+
+    Raises:
+        UserError: a learning rate of the image encoder, in which nothing trains.
+    """
     encoder_lr = settings.encoder_lr if isinstance(settings, FoundationOptimizerSettings) else None
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            scale = encoder_lr / settings.lr if encoder_lr and ENCODER in name else 1.0
-            groups.setdefault((scale, name.endswith(NO_DECAY)), []).append(parameter)
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    if encoder_lr and not any(ENCODER in name for name in trained):
+        raise UserError(
+            f"optimizers.foundation.encoder_lr={encoder_lr:g} is for what trains in the image encoder, but nothing "
+            "trains there: leave it out."
+        )
+    for name, parameter in trained.items():
+        scale = encoder_lr / settings.lr if encoder_lr and ENCODER in name else 1.0
+        groups.setdefault((scale, name.endswith(NO_DECAY)), []).append(parameter)
     return [
         {"params": parameters, SCALE: scale} | ({"weight_decay": 0.0} if undecayed else {})
         for (scale, undecayed), parameters in groups.items()

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from synfoc3d.networks.decoder_lora import adapted_copy
 from synfoc3d.networks.foundation import Features, FoundationNetwork, PromptEmbedding
 from synfoc3d.networks.in_plane import depth, in_plane_size
+from synfoc3d.networks.lora import merged_for_training
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.decoder_adapters import load_adapters
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGEST_LOGIT = 32.0  # of a mask that asks the next slice
+AT_ONCE = 64  # questions to the decoder where none waits for the answer to another
 INSIDE = 1  # label of a point in what is meant, as segment-anything counts them
 ABSENT = -1e9  # logit of what was not asked for
 
@@ -197,6 +199,13 @@ class PropagatingFoundation(SlicewiseFoundation):
         """
         if not chains:
             return torch.zeros(0, slices, self.network.mask_side, self.network.mask_side, device=self._device)
+        with merged_for_training(self.decoder):
+            if first is None and not self.carry:
+                return self._ask_everywhere(features, slices, chains)
+            return self._walk(features, slices, chains, first)
+
+    def _walk(self, features: Features, slices: int, chains: Sequence[Chain], first: Sequence[Tensor] | None) -> Tensor:
+        """Ask the start slice, then every slice by its neighbor's mask."""
         asked = [(chain, chain.start) for chain in chains]
         if first is None:
             first = list(self._decode(features, slices, asked, self._starts(chains)))
@@ -208,12 +217,16 @@ class PropagatingFoundation(SlicewiseFoundation):
             if not steps:
                 break
             asked = [(chain, z) for chain, z, _ in steps]
-            if self.carry:
-                prompts = self._masks([found[chain, z - way] for chain, z, way in steps])
-            else:
-                prompts = self._starts([chain for chain, _ in asked])
+            prompts = self._masks([found[chain, z - way] for chain, z, way in steps])
             found |= zip(asked, self._decode(features, slices, asked, prompts), strict=True)
         return torch.stack([torch.stack([found[chain, z] for z in range(slices)]) for chain in chains])
+
+    def _ask_everywhere(self, features: Features, slices: int, chains: Sequence[Chain]) -> Tensor:
+        """Ask every slice by the point of its chain."""
+        asked = [(chain, z) for chain in chains for z in range(slices)]
+        pieces = [asked[i : i + AT_ONCE] for i in range(0, len(asked), AT_ONCE)]
+        masks = [self._decode(features, slices, piece, self._starts([chain for chain, _ in piece])) for piece in pieces]
+        return torch.cat(masks).unflatten(0, (len(chains), slices))
 
     @property
     def _device(self) -> torch.device:

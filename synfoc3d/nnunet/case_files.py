@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import PLANS_FILE
 from synfoc3d.files.volumes import check_channels
 from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.readers import read_files, write_read_mask
@@ -32,11 +33,13 @@ class ModelInfo:
         plans: nnU-Net's plans.
         configuration: ``2d`` or ``3d_fullres``.
         dataset_json: nnU-Net's description of the dataset.
+        plans_file: where the plans were read.
     """
 
     plans: PlansManager
     configuration: str
     dataset_json: dict[str, Any]
+    plans_file: Path = Path(PLANS_FILE)
 
     @property
     def file_ending(self) -> str:

@@ -13,13 +13,22 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import Annotations, read_annotations
 from synfoc3d.files.declared_labels import DeclaredLabels, declared_labels
 from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE
-from synfoc3d.losses.label_space import Classes, LabelSpace, Regions
+from synfoc3d.losses.label_space import MOST_REGIONS, Classes, LabelSpace, Regions
 
 
 def label_space(manager: LabelManager) -> LabelSpace:
-    """Return the meaning of the channels that nnU-Net gives a network."""
+    """Return the meaning of the channels that nnU-Net gives a network.
+
+    Raises:
+        UserError: more regions than can be handled.
+    """
     if not manager.has_regions:
         return Classes(manager.num_segmentation_heads, manager.ignore_label)
+    if len(manager.foreground_regions) > MOST_REGIONS:
+        raise UserError(
+            f"The dataset declares {len(manager.foreground_regions)} regions, but at most {MOST_REGIONS} can be "
+            f"trained together: take some out of its {DESCRIPTION_FILE}."
+        )
     regions = [region if isinstance(region, tuple) else (region,) for region in manager.foreground_regions]
     return Regions(regions, manager.regions_class_order, manager.ignore_label)
 

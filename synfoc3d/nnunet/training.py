@@ -1,6 +1,5 @@
 """Start an nnU-Net training with the trainers of this package, in this process."""
 
-import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -12,8 +11,10 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.atomic import naming
 from synfoc3d.files.folders import find_dataset, nnunet_folder
-from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST
+from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, DESCRIPTION_FILE
+from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
 from synfoc3d.sections import DataFacts
 
 TRAINER_VARIABLE = "nnUNet_extTrainer"
@@ -28,6 +29,12 @@ def register_trainers() -> None:
     """Let nnU-Net find the trainers, before any folder that the user named."""
     folders = [str(trainers_folder()), *filter(None, os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep))]
     os.environ[TRAINER_VARIABLE] = os.pathsep.join(dict.fromkeys(folders))
+
+
+def no_such_trainer(name: str) -> str:
+    """Say that there is no trainer of this name, and which one may be meant."""
+    known = [file.stem for file in trainers_folder().glob("nnUNetTrainer*.py")]
+    return f"There is no trainer {name}.{did_you_mean(name, known)}"
 
 
 def train(
@@ -63,27 +70,29 @@ def train(
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         nnunet_folder(variable)
     name = check_preprocessed(dataset, configuration, plans)
+    read_description(nnunet_folder("nnUNet_preprocessed") / name / DESCRIPTION_FILE, DESCRIPTION_ADVICE)
+    results = Path(get_output_folder(name, trainer, plans, configuration, int(fold)))
     if resume:
-        _check_resumable(Path(get_output_folder(name, trainer, plans, configuration, int(fold))))
-    known = [file.stem for file in trainers_folder().glob("nnUNetTrainer*.py")]
+        _check_resumable(results)
     register_trainers()
     from nnunetv2.run.run_training import run_training
 
     try:
-        run_training(
-            name,
-            configuration,
-            int(fold),
-            trainer,
-            plans,
-            export_validation_probabilities=save_probabilities,
-            continue_training=resume,
-            only_run_validation=only_validate,
-            device=torch.device(device),
-        )
+        with naming(results):
+            run_training(
+                name,
+                configuration,
+                int(fold),
+                trainer,
+                plans,
+                export_validation_probabilities=save_probabilities,
+                continue_training=resume,
+                only_run_validation=only_validate,
+                device=torch.device(device),
+            )
     except RuntimeError as error:
         if "Could not find requested nnunet trainer" in str(error):
-            raise UserError(f"There is no trainer {trainer}.{did_you_mean(trainer, known)}") from None
+            raise UserError(no_such_trainer(trainer)) from None
         if "training is not finished" in str(error):
             raise UserError("--val needs a finished training, but there is no checkpoint_final.pth.") from None
         raise
@@ -100,20 +109,15 @@ def check_preprocessed(dataset: str, configuration: str, plans: str) -> str:
     """Check that a dataset's configuration was preprocessed; return the dataset's full name.
 
     Raises:
-        UserError: dataset, plans or configuration do not exist, or the configuration was only planned.
+        UserError: dataset, plans or configuration do not exist, the plans are damaged, or the configuration was only
+            planned.
     """
     name = find_dataset(dataset)
     folder = nnunet_folder("nnUNet_preprocessed") / name
     file = folder / f"{plans}.json"
     if not file.is_file():
         raise UserError(f"{file} does not exist: run synfoc3d preprocess -d {dataset}.")
-    content = json.loads(file.read_text(encoding="utf-8"))
-    if configuration not in content["configurations"]:
-        raise UserError(
-            f"{file.name} has no configuration {configuration!r}."
-            f"{did_you_mean(configuration, content['configurations'])}"
-        )
-    cases = folder / PlansManager(content).get_configuration(configuration).data_identifier
+    cases = folder / read_plans(file, configuration, PLANS_ADVICE).get_configuration(configuration).data_identifier
     if not any(cases.glob("*.pkl")):  # every case has one, whatever the format of its image
         option = "" if plans == "nnUNetPlans" else f" -p {plans}"
         raise UserError(
@@ -188,5 +192,5 @@ def read_preprocessed(dataset: str, configuration: str, plans: str) -> tuple[dic
         UserError: see :func:`check_preprocessed`.
     """
     folder = nnunet_folder("nnUNet_preprocessed") / check_preprocessed(dataset, configuration, plans)
-    content, dataset_json = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in (plans, "dataset"))
-    return content, dataset_json
+    manager = read_plans(folder / f"{plans}.json", configuration, PLANS_ADVICE)
+    return manager.plans, read_description(folder / DESCRIPTION_FILE, DESCRIPTION_ADVICE)

@@ -78,8 +78,9 @@ def _open(
     if file.exists():
         raise UserError(f"{folder} holds a pre-training already: continue it with --c, or give another folder.")
     settings = resolve_pretraining(given, objective=objective or STRUCTURES)
-    folder.mkdir(parents=True, exist_ok=True)
-    return PretrainingState(settings, device, start)
+    state = PretrainingState(settings, device, start)
+    folder.mkdir(parents=True, exist_ok=True)  # not before: wrong settings and weights leave no folder behind
+    return state
 
 
 def _train(state: PretrainingState, validation: Validation, folder: Path, *, deadline: float, bar: "tqdm[Any]") -> None:

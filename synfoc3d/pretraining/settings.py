@@ -8,11 +8,23 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from synfoc3d.config import Precision
-from synfoc3d.sections import FoundationName, Interval, NonNegative, Positive, PositiveInterval, Section, Seed, validate
+from synfoc3d.sections import (
+    LARGEST_IMAGE,
+    AtLeastOne,
+    BatchSize,
+    Count,
+    FoundationName,
+    Interval,
+    NonNegative,
+    Positive,
+    PositiveInterval,
+    Section,
+    Seed,
+    validate,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+MOST_SHAPES = 1000  # in one image
 
 
 class ShapeSettings(Section):
@@ -34,9 +46,9 @@ class ShapeSettings(Section):
         deformation: standard deviation of the smooth displacement.
     """
 
-    organs: AtLeastOne = 8
-    compartments: Count = 3
-    clutter: Count = 6
+    organs: Annotated[int, Field(ge=1, le=MOST_SHAPES)] = 8
+    compartments: Annotated[int, Field(ge=0, le=MOST_SHAPES)] = 3
+    clutter: Annotated[int, Field(ge=0, le=MOST_SHAPES)] = 6
     body_radius: PositiveInterval = (0.7, 1.5)
     compartment_radius: PositiveInterval = (0.2, 0.7)
     organ_radius: PositiveInterval = (0.06, 0.4)
@@ -93,7 +105,7 @@ class ObjectiveSettings(Section):
         dense: weight of the prompt-free loss.
     """
 
-    prompts_per_image: AtLeastOne = 2
+    prompts_per_image: Annotated[int, Field(ge=1, le=MOST_SHAPES)] = 2
     boxes: Share = 0.7
     box_jitter: NonNegative = 0.05
     temperature: Positive = 0.1
@@ -126,8 +138,8 @@ class RunSettings(Section):
     """
 
     steps: AtLeastOne = 20000
-    batch_size: AtLeastOne = 8
-    image_size: Annotated[int, Field(ge=32, multiple_of=16)] = 128
+    batch_size: BatchSize = 8
+    image_size: Annotated[int, Field(ge=32, le=LARGEST_IMAGE, multiple_of=16)] = 128
     lr: Positive = 1e-3
     weight_decay: NonNegative = 0.05
     warmup_steps: Count = 200
@@ -172,7 +184,7 @@ class StackSettings(Section):
             round, as ellipsoids do, and are absent beyond.
     """
 
-    slices: Annotated[int, Field(ge=2)] = 4
+    slices: Annotated[int, Field(ge=2, le=1000)] = 4
     change: Interval = (0.0, 0.15)
     deformation: Interval = (0.0, 0.3)
     thickness: PositiveInterval = (1.0, 12.0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from synfoc3d.checkpoint import save_atomic
 from synfoc3d.errors import UserError
+from synfoc3d.files.checksums import compare_torch_checksums
 from synfoc3d.networks.lora import load_trainable_state, trainable_state
 from synfoc3d.pretraining.objectives import Structures
 from synfoc3d.pretraining.propagation import Propagation
@@ -132,6 +133,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{file} does not exist, so there is nothing to continue: pre-train without --c.")
     try:
+        compare_torch_checksums(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for damaged files
         reason = " ".join(str(error).split("\n")[:1]) or type(error).__name__

@@ -19,6 +19,7 @@ from synfoc3d.inference.models import ModelChoice
 
 MODEL = "Dataset501_Tiny/nnUNetTrainer__nnUNetPlans__2d"
 FOLDER_FILES = ["README.txt", "dataset.json", "dataset_fingerprint.json", "plans.json", "synfoc3d_export.json"]
+CHECKPOINTS = ["fold_0/checkpoint_best.pth", "fold_0/checkpoint_final.pth"]
 # nnU-Net's commands in a process that cannot import this package; 0 processes are this one
 STOCK = """
 import sys
@@ -112,8 +113,18 @@ def predict_masks(trained, tmp_path):
 
 def test_zip_holds_one_model_folder_in_its_dataset(export):
     names = [name for name in zipfile.ZipFile(export()).namelist() if not name.endswith("/")]
-    expected = [f"{MODEL}/{name}" for name in (*FOLDER_FILES, "fold_0/checkpoint_final.pth")]
+    expected = [f"{MODEL}/{name}" for name in (*FOLDER_FILES, *CHECKPOINTS)]
     assert sorted(names) == sorted(expected)
+
+
+def test_best_epoch_lies_beside_the_last_one(export, trained):
+    """MONAI's converter of nnU-Net's models reads both, and from the last one also the other entries."""
+    folder = export("model") / "fold_0"
+    exported = {name: torch.load(folder / f"checkpoint_{name}.pth", weights_only=True) for name in ("best", "final")}
+    for name, checkpoint in exported.items():
+        source = torch.load(trained.results() / f"checkpoint_{name}.pth", weights_only=True)["network_weights"]
+        assert all(torch.equal(checkpoint["network_weights"][key], value) for key, value in source.items())
+        assert {"trainer_name", "init_args", "inference_allowed_mirroring_axes"} <= set(checkpoint)
 
 
 def test_folder_is_the_model_folder_itself(export):
@@ -133,7 +144,10 @@ def test_checkpoint_holds_only_what_the_stock_predictor_reads(export, trained):
 
 def test_another_checkpoint_gets_the_name_nnunet_looks_for(export):
     folder = export("model", checkpoint="checkpoint_best.pth")
-    assert [file.name for file in (folder / "fold_0").iterdir()] == ["checkpoint_final.pth"]
+    names = sorted(file.name for file in (folder / "fold_0").iterdir())
+    assert names == ["checkpoint_best.pth", "checkpoint_final.pth"]
+    weights = [torch.load(folder / "fold_0" / name, weights_only=True)["network_weights"] for name in names]
+    assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
     facts = json.loads((folder / "synfoc3d_export.json").read_text())
     assert facts["folds"]["0"]["checkpoint"] == "checkpoint_best.pth"
 

@@ -22,13 +22,14 @@ CASES = list(product(("regions", "sparse", "partial", "everything"), ("2d", "3d_
 
 @pytest.fixture(scope="session")
 def trained_kind(of_kind):
-    """Return a function that trains SynFoC on a kind of labels for some steps, once."""
+    """Return a function that trains SynFoC on a kind of labels for a step, once."""
     made = set()
 
     def make(kind, configuration):
         project = of_kind(kind)
         if (kind, configuration) not in made:
-            project.command("train", "501", configuration, "0", "--config", project.settings(), "-device", "cpu")
+            settings = project.settings(epochs=1, iterations_per_epoch=1)
+            project.command("train", "501", configuration, "0", "--config", settings, "-device", "cpu")
             made.add((kind, configuration))
         return project
 

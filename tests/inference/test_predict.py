@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
+from functools import partial
 
 import nibabel
 import numpy as np
@@ -15,7 +18,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.inference import pipeline
-from synfoc3d.inference.models import ModelChoice, load_model
+from synfoc3d.inference.models import ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.predict import PredictOptions, predict
 from synfoc3d.networks.architectures import Adaptation
 from synfoc3d.networks.lora import LoRAQKV
@@ -488,14 +491,47 @@ def test_finished_masks_of_other_networks_are_not_taken_for_these(run, refusal, 
 
 
 def test_interrupted_run_tells_which_networks_it_used(run, refusal, scans, monkeypatch):
+    def interrupt_at_the_second(model, *given, segment=TrainedModel.segment, seen=[]):  # noqa: B006 - counts calls
+        seen.append(1)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return segment(model, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainedModel, "segment", interrupt_at_the_second)
+        run(scans, choice("conventional"))
+    assert "of another model" in refusal(scans, choice("foundation"), skip_finished=True)
+    assert run(scans, choice("conventional"), skip_finished=True) == 1
+
+
+def test_folder_without_any_mask_goes_again_after_an_interruption(run, scans, monkeypatch, tmp_path):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("synfoc3d.inference.models.TrainedModel.segment", interrupt)
+    monkeypatch.setattr(TrainedModel, "segment", interrupt)
+    with pytest.raises(KeyboardInterrupt):
         run(scans, choice("conventional"))
-    assert "of another model" in refusal(scans, choice("foundation"), skip_finished=True)
-    assert run(scans, choice("conventional"), skip_finished=True) == 2
+    assert not (tmp_path / "masks").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"step_size": 1.0}, "step_size 0.75"), ({"mirroring": True}, "mirroring False")]
+)
+def test_other_steps_or_mirroring_do_not_continue(run, refusal, scans, changes, said):
+    run(scans / "Btrain002_0000.nii.gz", choice("conventional"), step_size=0.75, mirroring=False)
+    options = {"step_size": 0.75, "mirroring": False} | changes
+    assert f"made with {said}" in refusal(scans, choice("conventional"), skip_finished=True, **options)
+
+
+def test_masks_of_other_scans_keep_the_record_that_is_true_of_them(run, refusal, scans, tmp_path):
+    first, second = (scans / f"{case}_0000.nii.gz" for case in ("Btrain002", "Btrain003"))
+    run(first, choice("conventional"))
+    before = (tmp_path / "masks" / "synfoc3d_predict.json").read_bytes()
+    said = refusal(second, choice("foundation"))
+    assert "holds masks of other scans, such as Btrain002.nii.gz" in said and "of another model" in said
+    assert (tmp_path / "masks" / "synfoc3d_predict.json").read_bytes() == before
+    assert run(first, choice("foundation")) == 1  # replaces the only mask, so nothing false is said
+    assert run(second, choice("foundation")) == 1
 
 
 def test_damaged_record_is_refused(refusal, scan, tmp_path):
@@ -533,7 +569,6 @@ def test_good_scans_are_finished_and_bad_ones_listed(refusal, scans, tmp_path):
 
 
 def test_case_that_breaks_the_network_does_not_stop_the_others(refusal, scans, monkeypatch):
-    from synfoc3d.inference.models import TrainedModel
 
     works = TrainedModel.segment
     calls = []
@@ -552,10 +587,20 @@ def test_mask_that_cannot_be_written_is_listed(refusal, scans, monkeypatch):
     assert "0 of 2 cases segmented, 2 failed" in refusal(scans, choice())
 
 
-def test_dead_worker_is_explained():
-    outcome = pipeline.Outcome()
-    outcome.fail(pipeline.Job("a", (), None), pipeline.BrokenProcessPool())
-    assert outcome.failures["a"].startswith("a worker process died, most likely out of memory; run again with -npp 1")
+def killed_once(marker, work, *arguments, **named):
+    """Die like a process that the kernel ends to free memory, but not the second time."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(*arguments, **named)
+
+
+@pytest.mark.parametrize("name", ["prepare_case", "write_case"])
+def test_killed_worker_fails_no_case(run, scans, tmp_path, monkeypatch, name):
+    work = partial(killed_once, tmp_path / "killed", getattr(pipeline, name))
+    monkeypatch.setattr(pipeline, name, work)
+    assert run(scans, choice(), preprocessing_processes=2, export_processes=2) == 2
+    assert (tmp_path / "killed").exists() and len(list((tmp_path / "masks").glob("*.nii.gz"))) == 2
 
 
 def test_missing_channel_is_named(refusal, two_channels, tmp_path):
@@ -623,3 +668,70 @@ def test_network_that_gives_no_numbers_is_refused(trained, scan, name):
         image = torch.from_numpy(prepare_case([scan], model.info).image)
         with pytest.raises(UserError, match=r"the network gives no numbers \(NaN\)"):
             model.segment(model.predictor(torch.device("cpu")), image)
+
+
+@pytest.fixture
+def spoiled(trained, tmp_path):
+    """Return a function that changes the content of a copied model's checkpoint; gives its results folder."""
+
+    def spoil(change):
+        model = trained.results().parent
+        target = tmp_path / "results" / model.parent.name / model.name
+        (target / "fold_0").mkdir(parents=True)
+        for name in ("plans.json", "dataset.json"):
+            shutil.copy(model / name, target)
+        content = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=True)
+        change(content)
+        torch.save(content, target / "fold_0" / "checkpoint_final.pth")
+        return target
+
+    return spoil
+
+
+def wider(content):
+    content["network_weights"] = {key: torch.cat([value, value]) for key, value in content["network_weights"].items()}
+
+
+SPOILS = {
+    "students": lambda content: content["synfoc3d"].pop("students"),
+    "settings": lambda content: content["synfoc3d"].pop("settings"),
+    "no mapping": lambda content: content["synfoc3d"].update(students=[1, 2]),
+    "weights": lambda content: content.pop("network_weights"),
+    "shape": wider,
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS.keys())
+def test_checkpoint_that_lacks_something_ends_in_a_sentence(trained, spoiled, scans, tmp_path, spoil, capfd):
+    model = spoiled(spoil)
+    commands = {
+        "predict": ["-i", scans, "-o", tmp_path / "masks", "--model", "conventional", "-device", "cpu"],
+        "export": ["-o", tmp_path / "model.zip"],
+    }
+    for name, arguments in commands.items():
+        with pytest.raises(SystemExit, match="1"):
+            trained.command(name, "-d", "501", "-c", "2d", *arguments, results=str(model.parent.parent))
+        error = capfd.readouterr().err
+        assert error.startswith(f"synfoc3d {name}: ") and str(model) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "rank"])
+def test_plans_of_a_later_training_are_refused(trained, spoiled, scans, tmp_path, capfd, command):
+    model = spoiled(lambda _: None)
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["2d"]["spacing"] = [9.0, 9.0]
+    (model / "plans.json").write_text(json.dumps(plans))
+    arguments = [] if command == "export" else ["-i", scans, "-device", "cpu"]
+    with pytest.raises(SystemExit, match="1"):
+        trained.command(
+            command, "-d", "501", "-c", "2d", "-o", tmp_path / "out.zip", *arguments, results=str(model.parent.parent)
+        )
+    assert "final.pth was trained with another spacing in the plans than lies in" in capfd.readouterr().err
+    assert not (tmp_path / "out.zip").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_exported(trained, spoiled, tmp_path, capfd):
+    model = spoiled(lambda content: next(iter(content["network_weights"].values())).fill_(float("nan")))
+    with pytest.raises(SystemExit, match="1"):
+        trained.command("export", "-d", "501", "-c", "2d", "-o", tmp_path / "out.zip", results=str(model.parent.parent))
+    assert "holds weights that are no finite numbers, for example" in capfd.readouterr().err

@@ -31,8 +31,7 @@ ABSENT = {name: ",," for name in CLASSES}
 @pytest.fixture(scope="session")
 def ect(project):
     """The project after one step of ECT in 3d_fullres, in its results folder ``prompts``."""
-    with project.active("prompts") as patch:
-        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
+    with project.active("prompts"):
         foundation = {"name": "compact", "image_size": 32}
         trainer = project.trainer(
             ECT, "3d_fullres", foundation=foundation, batch_size=1, epochs=1, iterations_per_epoch=1

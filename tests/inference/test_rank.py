@@ -95,5 +95,16 @@ def test_training_without_both_teachers_is_refused(run, monkeypatch):
         return {"trainer_name": "nnUNetTrainerSupervised", "synfoc3d": section}
 
     monkeypatch.setattr(module.checkpoints, "load", load)
-    with pytest.raises(UserError, match="nnUNetTrainerSupervised kept no network foundation_teacher"):
+    with pytest.raises(UserError) as caught:
         run()
+    assert str(caught.value) == (
+        "rank compares a conventional network with its teacher and with a foundation network's teacher, but "
+        "nnUNetTrainerSupervised trains no conventional_teacher and no foundation_teacher: give a training of "
+        "nnUNetTrainerSynFoC with -tr."
+    )
+
+
+@pytest.mark.parametrize("pictures", [0, -3])
+def test_number_of_pictures_is_at_least_1(run, pictures):
+    with pytest.raises(UserError, match=f"--pictures must be at least 1, but is {pictures}"):
+        run(pictures=pictures)

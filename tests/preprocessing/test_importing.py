@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import nibabel
@@ -39,6 +40,21 @@ def refused(source, message, **changes):
 
 def files_of(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", [b"u\nx", b"u\xff", b"u\t"])
+    def test_name_that_cannot_be_printed_is_refused(self, source, name):
+        folder = os.fsencode(source / "unlabeled")
+        os.rename(folder + b"/u.nii.gz", folder + b"/" + name + b".nii.gz")
+        refused(source, r"The name of '.*u\\.*' holds signs that cannot be printed; rename")
+
+    def test_file_in_place_of_the_unlabeled_folder(self, source):
+        refused(source, "u.nii.gz is no folder", unlabeled=source / "unlabeled" / "u.nii.gz")
+
+    def test_decathlons_labels_of_another_form(self, source):
+        (source / "labeled" / "dataset.json").write_text('{"labels": {"0": "background", "1": {"name": "x"}}}')
+        refused(source, 'dataset.json has "labels" that are not names by value')
 
 
 class TestResult:
@@ -120,6 +136,27 @@ class TestResult:
         shutil.move(source / "unlabeled", source / "inner")
         (source / "unlabeled").mkdir()
         shutil.move(source / "inner", source / "unlabeled" / layout)
+        assert (run(source) / "imagesUn" / "u_0000.nii.gz").is_file()
+
+    def test_domains_of_other_cases_are_left_out(self, source, caplog):
+        (source / "d.csv").write_text("case,domain\nu,GE\na,Siemens\ntest1,GE\nb,Siemens\ntest2,GE\n")
+        target = run(source, domains=source / "d.csv")
+        assert read_domains(target / "domains.csv") == {"a": "Siemens", "b": "Siemens", "u": "GE"}
+        assert f"These lines of {source / 'd.csv'} are left out, as no such case is imported: test1, test2." in (
+            caplog.messages
+        )
+
+    def test_what_lies_beside_the_folders_is_named(self, source, caplog):
+        (source / "labeled" / "imagesTs").mkdir()
+        (source / "labeled" / "readme.txt").touch()
+        (source / "unlabeled" / "images").mkdir()
+        shutil.copy(source / "unlabeled" / "u.nii.gz", source / "unlabeled" / "images" / "v.nii.gz")
+        assert (run(source) / "imagesUn" / "v_0000.nii.gz").is_file()
+        assert f"Left out of {source / 'labeled'}: imagesTs/, readme.txt." in caplog.messages
+        assert f"Left out of {source / 'unlabeled'}: u.nii.gz." in caplog.messages
+
+    def test_ending_in_capitals_becomes_nnunets(self, source):
+        (source / "unlabeled" / "u.nii.gz").rename(source / "unlabeled" / "u.NII.GZ")
         assert (run(source) / "imagesUn" / "u_0000.nii.gz").is_file()
 
     def test_without_unlabeled_cases(self, source):

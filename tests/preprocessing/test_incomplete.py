@@ -16,7 +16,8 @@ from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.splits import Split, load_splits
 from synfoc3d.preprocessing import incomplete
 from synfoc3d.preprocessing.incomplete import add_incomplete
-from synfoc3d.preprocessing.split_cases import SplitCases, patient_of, read_split_cases
+from synfoc3d.preprocessing.patients import patient_of
+from synfoc3d.preprocessing.split_cases import SplitCases, read_split_cases
 from synfoc3d.preprocessing.split_rules import describe_splits, split_by_count, split_by_ids, write_splits
 
 CLASSES = DeclaredLabels({"x": (1,), "y": (2,), "z": (3,)})

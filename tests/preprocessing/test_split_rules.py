@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from synfoc3d.errors import UserError
 from synfoc3d.files.declared_labels import DeclaredLabels
 from synfoc3d.files.splits import Split, load_splits
-from synfoc3d.preprocessing.split_cases import SplitCases, patient_of, read_split_cases
+from synfoc3d.preprocessing.patients import find_patients, patient_of
+from synfoc3d.preprocessing.split_cases import SplitCases, read_split_cases
 from synfoc3d.preprocessing.split_rules import describe_splits, read_ids, split_by_count, split_by_ids, write_splits
 
 DESCRIPTION = {
@@ -119,7 +121,8 @@ class TestCounts:
         with caplog.at_level(logging.WARNING):
             splits = split_by_count(make_cases(["A_patient0"], scans("B", 2)), 1)
         assert splits == [Split(("A_patient0",), ("B_patient0_f0", "B_patient1_f0"), ())]
-        assert "No patient is left for validation" in caplog.text
+        assert "No patient is left for validation, because the labeled cases take all 1 of imagesTr" in caplog.text
+        assert "Label fewer (--num-labeled)" in caplog.text
 
     def test_fewer_patients_than_folds(self, caplog):
         with caplog.at_level(logging.WARNING):
@@ -185,7 +188,7 @@ class TestIds:
     def test_missing_validation_is_told(self, caplog):
         with caplog.at_level(logging.WARNING):
             assert split_by_ids(self.CASES, ["A_patient0_f0"])[0].val == ()
-        assert "No case is left for validation" in caplog.text
+        assert "No case is left for validation: " in caplog.text and "List some (--val-ids)" in caplog.text
 
     def test_more_scans_of_a_labeled_patient_in_images_un(self):
         (split,) = split_by_ids(self.CASES, ["A_patient0_f0"], ["A_patient0_f9"], [])
@@ -268,6 +271,20 @@ class TestPatients:
             ("hepat_001", "hepat_001"),
             ("subset_a_1", "subset_a_1"),
             ("path_1", "path_1"),
+            ("A0S9V1_ED", "A0S9V1"),
+            ("x_es", "x"),
+            ("ED-017", "017"),
+            ("P7_t1", "P7"),
+            ("case1_T50", "case1"),
+            ("P_01_frame_3", "P_01"),
+            ("P01_slice012", "P01"),
+            ("brain3_baseline.nii", "brain3.nii"),
+            ("brain3_follow-up2", "brain3"),
+            ("brain3_visit-2_pre", "brain3"),
+            ("ED", "ED"),
+            ("study_t1", "study_t1"),
+            ("t_001", "t_001"),
+            ("presto_1", "presto_1"),
         ],
     )
     def test_default_pattern(self, case, patient):
@@ -287,6 +304,60 @@ class TestPatients:
     def test_useless_patterns_are_refused(self, pattern, message):
         with pytest.raises(UserError, match=message):
             patient_of("a1", pattern)
+
+    def test_unlabeled_case_of_another_name_is_its_own_patient(self, caplog):
+        found = find_patients(["a1_x", "a1_y"], ["a2_x", "other"], r"^a(\d)", [])
+        assert found == {"a1_x": "1", "a1_y": "1", "a2_x": "2", "other": "other"}
+        assert "each is a patient of its own: other." in caplog.text
+
+    def test_labeled_case_of_another_name_is_refused(self):
+        with pytest.raises(UserError, match="finds no patient in the name of case 'b'"):
+            find_patients(["a1", "b"], [], r"^a(\d)", [])
+
+    @pytest.mark.parametrize("pattern", ["(", r"\d"])
+    def test_useless_pattern_is_refused_for_unlabeled_cases(self, pattern):
+        with pytest.raises(UserError, match="The patient pattern"):
+            find_patients([], ["a1"], pattern, [])
+
+    def test_those_who_share_a_scan_are_one(self):
+        same = [["patient1_a", "x"], ["patient2_b", "x"], ["gone", "y"]]
+        found = find_patients(["patient1_a", "patient1_c", "patient2_b"], ["x", "y"], None, same)
+        assert found == {**dict.fromkeys(["patient1_a", "patient1_c", "patient2_b", "x"], "patient1"), "y": "y"}
+
+    @pytest.mark.parametrize(
+        ("names", "shown"),
+        [
+            (["P01_1", "P01_2", "P02_1", "P03"], "P01_1, P01_2."),
+            (["P01-left", "P01-right", "P02-left", "x_0"], "P01-left, P01-right."),
+            (["7a", "7b", "8a", "8b", "9"], "7a, 7b; 8a, 8b."),
+            (["ab_t1", "ab_t2", "cd_t1"], "ab_t1, ab_t2."),
+            ([f"p{p}_{s}" for p in range(12) for s in range(10)], "; ..."),
+        ],
+    )
+    def test_names_like_scans_of_one_patient_are_shown_with_a_pattern_that_joins_them(self, caplog, names, shown):
+        assert find_patients(names, [], None, []) == {name: name for name in names}
+        assert shown in caplog.text
+        pattern = caplog.text.rsplit("--patient-pattern '", 1)[1].split("'")[0]
+        joined = find_patients(names, [], pattern, [])
+        stems = {name: name.rstrip("ab") if name[0].isdigit() else re.split("[-_]", name)[0] for name in names}
+        assert Counter(joined.values()) == Counter(stems.values())
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["hippocampus_001", "hippocampus_002"],
+            [f"site{s}_{n:03d}" for s in range(3) for n in range(20)],
+            ["Atrain001", "Btrain001", "Btrain002"],
+            ["patient1_a", "patient1_b", "patient2_a"],
+        ],
+    )
+    def test_other_names_are_not_suspected(self, caplog, names):
+        find_patients(names, [], None, [])
+        assert not caplog.messages
+
+    def test_own_pattern_is_not_doubted(self, caplog):
+        find_patients(["P01_1", "P01_2", "P02_1"], [], "(.+)", [])
+        assert not caplog.messages
 
 
 class TestFiles:
@@ -370,3 +441,28 @@ def test_description_counts_cases_and_patients():
         "0     B       0 (0)    1 (1)      0 (0)",
         "0     C       0 (0)    1 (1)      0 (0)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("prepared", "shown"),
+    [
+        ([], "synfoc3d preprocess -d 501"),
+        (["2d"], "synfoc3d train 501 2d 0"),
+        (["2d", "3d_fullres"], "synfoc3d train 501 3d_fullres 0"),
+    ],
+)
+def test_next_command_fits_what_is_prepared(nnunet_folders, capsys, prepared, shown):
+    from synfoc3d.cli import main
+
+    raw, folder = (nnunet_folders / f"nnUNet_{kind}" / "Dataset501_Test" for kind in ("raw", "preprocessed"))
+    for name in ("imagesTr/a_0000", "labelsTr/a", "imagesTr/b_0000", "labelsTr/b"):
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / f"{name}.nii.gz").touch()
+    (raw / "dataset.json").write_text(json.dumps(DESCRIPTION))
+    if prepared:
+        planned = {name: {"data_identifier": f"Plans_{name}"} for name in ("2d", "3d_fullres")}
+        for name in prepared:
+            (folder / planned[name]["data_identifier"]).mkdir(parents=True)
+        (folder / "nnUNetPlans.json").write_text(json.dumps({"configurations": planned}))
+    main(["split", "-d", "501", "--folds", "1"])
+    assert capsys.readouterr().out.endswith(f"\nNext: {shown}\n")

@@ -1,12 +1,9 @@
 """Preprocessing through nnU-Net itself, on generated scans of 24 x 20 x 12 voxels."""
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
-from multiprocessing.pool import ThreadPool
-from types import SimpleNamespace
 
 import blosc2
 import nibabel
@@ -17,6 +14,8 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 from synfoc3d.errors import UserError
 from synfoc3d.preprocessing import stock, unlabeled
 from synfoc3d.preprocessing.unlabeled import preprocess_dataset
+
+from ..shortcuts import sample_few_voxels, start_no_pools
 
 SHAPE = (24, 20, 12)
 AFFINE = np.diag([1.0, 1.2, 3.0, 1.0])
@@ -64,7 +63,8 @@ def prepared(tmp_path_factory, write_nifti):
         for name in (STOCK, OURS):
             make_raw(root / "nnUNet_raw" / name, write_nifti)
         with pytest.MonkeyPatch.context() as inner:
-            use_threads(inner)
+            start_no_pools(inner)
+            sample_few_voxels(inner)
             extract_fingerprints([501], num_processes=1, verbose=False)
             plan_experiments([501])
             preprocess([501], configurations=["2d"], num_processes=[1])
@@ -74,12 +74,6 @@ def prepared(tmp_path_factory, write_nifti):
             preprocess_dataset(502, ["2d"], num_processes=1)
         preprocess_dataset(STOCK, ["2d"], num_processes=2)
     return root
-
-
-def use_threads(patch):
-    """Let nnU-Net's own pools be threads: a spawned process takes seconds to import torch."""
-    patch.setattr(multiprocessing, "get_context", lambda _: SimpleNamespace(Pool=ThreadPool))
-    patch.setattr("nnunetv2.utilities.utils.Pool", ThreadPool)
 
 
 def set_folders(patch, root):

@@ -47,6 +47,7 @@ def test_experiment_of_one_step_runs_in_the_checkout(project, tmp_path):
     plan.write_text(yaml.safe_dump(PLAN | {"settings": settings}))
     with project.active("checkout_results") as patch:
         patch.setenv("nnUNet_def_n_proc", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for such small work would burn the cores
         done = synfoc3d("experiment", plan, "-o", tmp_path / "out", "-device", "cpu")
     assert done.returncode == 0, (
         done.stdout + done.stderr + "".join(log.read_text() for log in tmp_path.glob("out/**/log.txt"))

@@ -3,7 +3,7 @@
 import random
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -70,8 +70,8 @@ def test_saving_leaves_only_the_file(tmp_path: Path) -> None:
 
 
 def test_failed_saving_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(_: Any, file: Path) -> None:
-        file.write_bytes(b"half")
+    def full_disk(_: Any, file: BinaryIO) -> None:
+        file.write(b"half")
         raise OSError("no space left on device")
 
     save_atomic({"synfoc3d": 1}, tmp_path / "a.pth")

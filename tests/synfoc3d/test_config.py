@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from synfoc3d import config
-from synfoc3d.config import MethodSettings, Settings, differences, override, read_partial, resolve
+from synfoc3d.config import MethodSettings, Settings, override, read_partial, resolve
 from synfoc3d.errors import UserError
 from synfoc3d.methods.acmt import ACMTSettings
 from synfoc3d.methods.cfr import CFRSettings
@@ -19,7 +19,7 @@ from synfoc3d.methods.magicnet import MagicNetSettings
 from synfoc3d.methods.mean_teacher import MeanTeacherSettings
 from synfoc3d.methods.self_training import SelfTrainingSettings
 from synfoc3d.methods.synfoc import SynFoCSettings
-from synfoc3d.sections import DataFacts
+from synfoc3d.sections import DataFacts, differences
 
 PRESETS = sorted(
     entry.name.removesuffix(".yaml")
@@ -263,6 +263,28 @@ def test_another_optimizer_starts_from_its_own_defaults() -> None:
     assert (optimizer.weight_decay, optimizer.schedule) == (0, "constant")
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("adam", 1e-4, 1e-4)),
+        ({"lr": 1e-3}, ("adam", 1e-3, 1e-4)),
+        ({"name": "sgd", "lr": 0.5}, ("sgd", 0.5, 0)),
+    ],
+)
+def test_a_method_s_own_defaults_fill_in_what_is_not_given(given: dict, expected: tuple) -> None:
+    tree = {"optimizers": {"foundation": given}, "augmentation": {"blur": [0, 1]}}
+    settings = resolve(tree, ECTSettings)
+    optimizer = settings.optimizers.foundation
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == expected
+    assert settings.optimizers.conventional == resolve({}, SynFoCSettings).optimizers.conventional
+    assert (settings.augmentation.brightness, settings.augmentation.blur) == ((0.6, 1.4), (0, 1))
+
+
+def test_errors_in_sections_with_own_defaults_name_the_key() -> None:
+    with pytest.raises(UserError, match=r"my.yaml: optimizers.foundation.lr: .*greater than 0"):
+        resolve(override({}, ["optimizers.foundation.lr=-1"]), ECTSettings, "my.yaml")
+
+
 def test_override_goes_into_sections_and_reads_yaml() -> None:
     assignments = ["epochs=3", "method.tau=0.9", "method.structures=[[1], [1, 2]]", "foundation.full_finetune=true"]
     settings = resolve(override({"method": {"window": 2}}, assignments), SynFoCSettings)
@@ -375,10 +397,11 @@ def test_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_partial(str(file))
 
 
-def test_empty_file_is_the_default(tmp_path: Path) -> None:
+def test_empty_file_is_a_mistake(tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.touch()
-    assert read_partial(str(file)) == {}
+    with pytest.raises(UserError, match=r"my\.yaml is empty, but must hold a mapping of settings"):
+        read_partial(str(file))
 
 
 def test_file_that_extends_a_preset_changes_single_values(tmp_path: Path) -> None:
@@ -442,13 +465,32 @@ def test_differences_are_named() -> None:
     assert differences(changed()[0], changed()[0]) == []
 
 
-def test_continuing_with_other_settings_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(config.CONFIG_VARIABLE, "my.yaml")
-    with pytest.raises(UserError, match=r"seed, method\.tau, optimizers\.foundation\.lr"):
-        config.refuse_difference(*changed())
-    config.refuse_difference(changed()[0], changed()[0])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"epochs": 10**20},
+        {"iterations_per_epoch": 10**7},
+        {"val_iterations_per_epoch": 10**7},
+        {"batch_size": 10**5},
+        {"save_every_minutes": 1e300},
+        {"foundation": {"image_size": 16_000_000}},
+        {"foundation": {"lora_rank": 10**9}},
+        {"foundation": {"chunk": 10**9}},
+        {"optimizers": {"conventional": {"lr": 1e300}}},
+        {"optimizers": {"foundation": {"warmup": 10**9}}},
+        {"augmentation": {"blur": [0.1, 1e30]}},
+    ],
+)
+def test_numbers_that_no_computer_can_follow_are_refused(tree: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="Input should be less than or equal to"):
+        resolve(tree, SynFoCSettings)
 
 
-def test_continuing_without_settings_keeps_the_saved_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(config.CONFIG_VARIABLE, raising=False)
-    config.refuse_difference(*changed())
+def test_home_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(UserError, match=r"foundation\.checkpoint: ~nouser/a\.pth begins with the home folder"):
+        resolve({"foundation": {"checkpoint": "~nouser/a.pth"}}, SynFoCSettings)
+
+
+def test_reason_why_a_value_is_refused_is_told() -> None:
+    with pytest.raises(UserError, match="--set epochs=010: .*010 is another number in YAML than it looks like"):
+        override({}, ["epochs=010"])

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
-from synfoc3d.config import MethodSettings, differences, read_partial, resolve
+from synfoc3d.config import MethodSettings, read_partial, resolve
 from synfoc3d.experiment.checks import _method_class, _students, is_stock, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
 from synfoc3d.methods.augmentation import is_color
@@ -22,6 +22,8 @@ from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 from synfoc3d.networks.build import arranged, image_size_of
 from synfoc3d.networks.canvas import Canvas
 from synfoc3d.prediction_modes import find_mode
+from synfoc3d.preprocessing.patients import find_patients
+from synfoc3d.sections import differences
 
 EXPERIMENTS = sorted(preset_plans())
 ROOT = Path(__file__).parents[2]
@@ -173,6 +175,12 @@ def test_published_figures_are_possible(experiment: str) -> None:
     both = [(at["dice"] / 100, at["jaccard"] / 100) for at in figures if "jaccard" in at]
     assert all(dice / (2 - dice) <= jaccard < dice for dice, jaccard in both)
     assert all(at["asd"] < at["hd95"] for at in figures if "hd95" in at)
+
+
+@pytest.mark.parametrize("experiment", ["prostate", "fundus", "mnms", "busi", "mnms_ect"])
+def test_published_numbers_of_labels_count_images_whatever_their_names(experiment: str) -> None:
+    names = ["A0S9V1_ED", "A0S9V1_ES", "patient1_slice01", "patient1_slice02"]
+    assert find_patients(names, [], read_plan(experiment).patient_pattern, []) == {name: name for name in names}
 
 
 def test_averages_of_the_published_sites_are_those_of_the_table() -> None:

@@ -19,9 +19,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_method_of_the_page_trains_for_an_epoch(project, folder, quick, configuration):
+def test_method_of_the_page_trains_for_an_epoch(project, folder, configuration):
     with project.active("add_a_method") as patch:
-        quick(patch)
         patch.setenv("nnUNet_extTrainer", str(folder))
         trainer = project.trainer(TRAINER, configuration, epochs=1, method={"weight": 2, "noise": 0.5})
         trainer.disable_checkpointing = True

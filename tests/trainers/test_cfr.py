@@ -20,14 +20,15 @@ from synfoc3d.networks.canvas import CanvasFoundation
 
 FIRST, SECOND = "nnUNetTrainerCFRFineTune", "nnUNetTrainerCFR"
 CANVAS = {"name": "compact", "image_size": 64, "checkpoint": "random"}
-HIDDEN = ("Atrain003", "Atrain004")
 PREDICT = "-d 501 -c 3d_fullres --disable_tta -step_size 1 -npp 1 -nps 1 -device cpu".split()
 
 
+NETWORK = {FIRST: {"foundation": CANVAS}, SECOND: {"foundation": {}}}  # it is named for the first stage alone
+
+
 def begin(project, trainer, **changes):
-    """A trainer object of a 3D training; the foundation network is named for the first stage alone."""
-    foundation = {"foundation": CANVAS if trainer == FIRST else {}}
-    return project.trainer(trainer, "3d_fullres", **{**foundation, **changes})
+    """A trainer object of a 3D training."""
+    return project.trainer(trainer, "3d_fullres", **NETWORK[trainer] | changes)
 
 
 def folder_of(project, trainer, results="cfr"):
@@ -43,27 +44,6 @@ def cfr(project, tmp_path_factory):
     return project
 
 
-def continued(project, trainer, results):
-    """Train until the first checkpoint_latest.pth lies there, die, and continue."""
-    save = checkpoints.save_atomic
-
-    def save_and_die(checkpoint, file):
-        save(checkpoint, file)
-        if file.name == "checkpoint_latest.pth":
-            raise KeyboardInterrupt
-
-    with project.active(results) as patch:
-        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
-        with pytest.MonkeyPatch.context() as kill:
-            kill.setattr(checkpoints, "save_atomic", save_and_die)
-            with pytest.raises(KeyboardInterrupt):
-                begin(project, trainer).run_training()
-        again = project.trainer(trainer, "3d_fullres", resume=True)
-        again.load_checkpoint(str(folder_of(project, trainer, results) / "checkpoint_latest.pth"))
-        again.run_training()
-    return again
-
-
 def final(project, trainer, results="cfr"):
     return torch.load(folder_of(project, trainer, results) / "checkpoint_final.pth", weights_only=True)
 
@@ -73,7 +53,7 @@ def test_killed_and_continued_training_is_the_uninterrupted_one(trainer, cfr, sa
     results = f"continued_{trainer}"
     if trainer == SECOND:  # its first stage lies beside it
         shutil.copytree(folder_of(cfr, FIRST).parent, folder_of(cfr, FIRST, results).parent)
-    continued(cfr, trainer, results)
+    cfr.kill_and_continue(results, trainer, "3d_fullres", **NETWORK[trainer])
     first, second = final(cfr, trainer), final(cfr, trainer, results)
     assert same_weights(first["synfoc3d"]["method"], second["synfoc3d"]["method"])
     assert read_log(folder_of(cfr, trainer)) == read_log(folder_of(cfr, trainer, results))
@@ -81,16 +61,8 @@ def test_killed_and_continued_training_is_the_uninterrupted_one(trainer, cfr, sa
 
 @pytest.mark.parametrize("trainer", [FIRST, SECOND])
 def test_labels_of_unlabeled_cases_change_no_bit(trainer, cfr, tmp_path, same_weights):
-    copy = cfr.copy(tmp_path)
-    for case in HIDDEN:
-        for file in (
-            copy.preprocessed / "nnUNetPlans_3d_fullres" / f"{case}_seg.b2nd",
-            copy.preprocessed / "gt_segmentations" / f"{case}.nii.gz",
-            copy.raw / "labelsTr" / f"{case}.nii.gz",
-        ):
-            file.unlink()
-    with copy.active("cfr") as patch:
-        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
+    copy = cfr.copy_without_hidden_labels(tmp_path, "3d_fullres")
+    with copy.active("cfr"):
         labeler = {"labeler": str(folder_of(cfr, FIRST) / "checkpoint_final.pth")} if trainer == SECOND else {}
         again = begin(copy, trainer, method=labeler)
         again.disable_checkpointing = True
@@ -120,8 +92,8 @@ def test_pseudo_labels_are_those_of_the_first_stage(cfr):
     with cfr.active("cfr"):
         trainer = begin(cfr, SECOND)
         trainer.initialize()
+        student = checkpoints.rebuild_foundation(final(cfr, FIRST), trainer.labels.space.num_channels)
     labeler, patch = trainer.method._labeler, torch.rand(1, 1, *trainer.configuration_manager.patch_size)
-    student = checkpoints.rebuild_foundation(final(cfr, FIRST), trainer.labels.space.num_channels)
     assert isinstance(labeler, CanvasFoundation) and labeler.image_size == 64
     assert not any(parameter.requires_grad for parameter in labeler.parameters())
     with torch.no_grad():
@@ -248,8 +220,7 @@ def test_checkpoints_name_their_labeled_cases(cfr):
 @pytest.mark.parametrize("name", ["nnUNetTrainerSAMed", "nnUNetTrainerSynFoC"])
 def test_network_that_sees_slices_may_label_too(name, cfr):
     results = f"slices_{name}"
-    with cfr.active(results) as patch:
-        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
+    with cfr.active(results):
         cfr.trainer(name, "3d_fullres", epochs=1).run_training()
         method = {"labeler": str(folder_of(cfr, name, results) / "checkpoint_final.pth")}
         trainer = begin(cfr, SECOND, method=method, epochs=1)
@@ -262,8 +233,7 @@ def test_network_that_sees_slices_may_label_too(name, cfr):
 def test_training_of_any_module_is_continued_with_or_without_its_settings(module, cfr):
     results, method = f"again_{module}", {"module": module}
     shutil.copytree(folder_of(cfr, FIRST).parent, folder_of(cfr, FIRST, results).parent)
-    with cfr.active(results) as patch:
-        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
+    with cfr.active(results):
         begin(cfr, SECOND, method=method).run_training()
         for settings in ({"resume": True}, {"method": method}, {"method": method, "foundation": CANVAS}):
             again = cfr.trainer(SECOND, "3d_fullres", **{"foundation": {}, **settings})

@@ -14,7 +14,6 @@ from synfoc3d.trainers.life_cycle.final_validation import validate_modes
 
 ECT = "nnUNetTrainerECT"
 COMPACT = {"name": "compact", "image_size": 32}
-HIDDEN = ("Atrain003", "Atrain004")
 CONFIGURATIONS = ["2d", "3d_fullres"]
 
 
@@ -82,22 +81,8 @@ def test_slices_of_a_stack_are_turned_alike(ect):
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_killed_and_continued_training_is_the_uninterrupted_one(configuration, ect, same_weights, read_log):
-    results, save = f"ect_again_{configuration}", checkpoints.save_atomic
-
-    def save_and_die(checkpoint, file):
-        save(checkpoint, file)
-        if file.name == "checkpoint_latest.pth":
-            raise KeyboardInterrupt
-
-    with ect.active(results) as patch:
-        patch.setattr("synfoc3d.trainers.life_cycle.curves.EpochLog._draw", lambda *_: None)
-        with pytest.MonkeyPatch.context() as kill:
-            kill.setattr(checkpoints, "save_atomic", save_and_die)
-            with pytest.raises(KeyboardInterrupt):
-                begin(ect, configuration).run_training()
-        again = ect.trainer(ECT, configuration, resume=True)
-        again.load_checkpoint(str(ect.results(results, ECT, configuration) / "checkpoint_latest.pth"))
-        again.run_training()
+    results = f"ect_again_{configuration}"
+    ect.kill_and_continue(results, ECT, configuration, foundation=COMPACT, batch_size=1)
     first, second = final(ect, configuration), final(ect, configuration, results)
     assert same_weights(first["synfoc3d"]["method"], second["synfoc3d"]["method"])
     folders = [ect.results(name, ECT, configuration) for name in ("ect", results)]
@@ -105,14 +90,7 @@ def test_killed_and_continued_training_is_the_uninterrupted_one(configuration, e
 
 
 def test_labels_of_unlabeled_cases_change_no_bit(ect, tmp_path, same_weights):
-    copy = ect.copy(tmp_path)
-    for case in HIDDEN:
-        for file in (
-            copy.preprocessed / "nnUNetPlans_3d_fullres" / f"{case}_seg.b2nd",
-            copy.preprocessed / "gt_segmentations" / f"{case}.nii.gz",
-            copy.raw / "labelsTr" / f"{case}.nii.gz",
-        ):
-            file.unlink()
+    copy = ect.copy_without_hidden_labels(tmp_path, "3d_fullres")
     again = copy.train("ect", ECT, "3d_fullres", foundation=COMPACT, batch_size=1)
     assert same_weights(final(ect, "3d_fullres")["synfoc3d"]["method"], again.method.state_dict())
 

@@ -186,11 +186,10 @@ def test_changed_annotations_are_refused(of_kind, tmp_path):
 
 
 @pytest.fixture
-def partly(of_kind, tmp_path, quick):
+def partly(of_kind, tmp_path):
     """A copy of the project with partial labels, trained for an epoch of two and validated."""
     copy = of_kind("partial").copy(tmp_path)
-    with copy.active() as patch:
-        quick(patch)
+    with copy.active():
         copy.trainer("nnUNetTrainerSupervised", epochs=1, iterations_per_epoch=1).run_training()
         trainer = copy.trainer("nnUNetTrainerSupervised", resume=True)
         trainer.load_checkpoint(str(copy.results(trainer="nnUNetTrainerSupervised") / "checkpoint_final.pth"))

@@ -5,29 +5,11 @@ import nibabel
 import numpy as np
 import pytest
 
-HIDDEN = ("Atrain003", "Atrain004")
-
-
-def label_files(project, configuration="2d"):
-    """Every file that tells something about the labels of the unlabeled cases."""
-    folder = project.preprocessed / f"nnUNetPlans_{configuration}"
-    return {
-        case: (
-            folder / f"{case}_seg.b2nd",
-            project.preprocessed / "gt_segmentations" / f"{case}.nii.gz",
-            project.raw / "labelsTr" / f"{case}.nii.gz",
-        )
-        for case in HIDDEN
-    }
-
 
 @pytest.fixture(scope="session")
 def without_labels(trained, tmp_path_factory):
     """A training whose unlabeled cases have no label file at all."""
-    copy = trained.copy(tmp_path_factory.mktemp("without"))
-    for files in label_files(copy).values():
-        for file in files:
-            file.unlink()
+    copy = trained.copy_without_hidden_labels(tmp_path_factory.mktemp("without"))
     return copy, copy.train("nnUNet_results")
 
 
@@ -35,7 +17,7 @@ def without_labels(trained, tmp_path_factory):
 def with_garbage(trained, tmp_path_factory):
     """A training whose unlabeled cases have random labels, some of them out of range."""
     copy = trained.copy(tmp_path_factory.mktemp("garbage"))
-    for preprocessed, truth, raw in label_files(copy).values():
+    for preprocessed, truth, raw in copy.hidden_labels():
         shape = blosc2.open(str(preprocessed)).shape
         values = np.random.default_rng(0).integers(-1, 9, shape).astype(np.int16)
         preprocessed.unlink()

@@ -24,12 +24,9 @@ class Darker(MeanTeacher):
 @pytest.fixture(scope="module")
 def darker(project):
     """A trainer of this method after one epoch."""
-    with pytest.MonkeyPatch.context() as patch:
-        from synfoc3d.methods import mean_teacher
-
-        patch.setattr(mean_teacher, "MeanTeacher", Darker)
-        trainer = project.train("darker", "nnUNetTrainerMeanTeacher", epochs=1)
-    return trainer
+    with project.active("darker") as patch:
+        patch.setattr(type(project.trainer("nnUNetTrainerMeanTeacher")), "method_class", Darker)
+        return project.train("darker", "nnUNetTrainerMeanTeacher", epochs=1)
 
 
 def test_strong_view_of_the_method_is_shown(darker):

@@ -37,18 +37,24 @@ def rebuild(value):
     return torch.device(value["__device__"]) if "__device__" in value else {k: rebuild(v) for k, v in value.items()}
 
 
+@pytest.fixture(scope="module")
+def full_size(project, tmp_path_factory):
+    """The project with networks of the sizes that version 0.1 trained."""
+    return project.full_size(tmp_path_factory.mktemp("full_size"))
+
+
 @pytest.fixture
-def old(project, tmp_path):
+def old(full_size):
     """Return a function that lays an old checkpoint into a results folder; gives the project there and its file."""
 
     def lay(name):
         torch.manual_seed(0)
         content = rebuild(json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes())))
         content["synfoc3d"]["random"] = checkpoints.random_state()
-        folder = project.results(f"old_{name}", MODELS[name][0])
+        folder = full_size.results(f"old_{name}", MODELS[name][0])
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("plans.json", "dataset.json"):
-            source = project.preprocessed / {"plans.json": "nnUNetPlans.json"}.get(file, file)
+            source = full_size.preprocessed / {"plans.json": "nnUNetPlans.json"}.get(file, file)
             (folder.parent / file).write_text(source.read_text())
         torch.save(content, folder / "checkpoint_final.pth")
         return folder / "checkpoint_final.pth"
@@ -57,10 +63,10 @@ def old(project, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "model"), [(name, model) for name, (_, models) in MODELS.items() for model in models])
-def test_old_checkpoint_predicts(old, project, tmp_path, name, model):
+def test_old_checkpoint_predicts(old, full_size, project, tmp_path, name, model):
     old(name)
     scans = project.root / "scans" / "unlabeled"
-    project.command(
+    full_size.command(
         "predict", "-i", scans, "-o", tmp_path / "masks", "-d", "501", "-c", "2d", "-tr", MODELS[name][0],
         "--model", model, "-device", "cpu", "-npp", "1", "-nps", "1", results=f"old_{name}",
     )  # fmt: skip
@@ -68,11 +74,10 @@ def test_old_checkpoint_predicts(old, project, tmp_path, name, model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_old_checkpoint_continues(old, project, quick, name):
+def test_old_checkpoint_continues(old, full_size, name):
     file = old(name)
-    with project.active(f"old_{name}") as patch:
-        quick(patch)
-        trainer = project.trainer(MODELS[name][0], resume=True)
+    with full_size.active(f"old_{name}"):
+        trainer = full_size.trainer(MODELS[name][0], resume=True)
         trainer.load_checkpoint(str(file))
         weights = {key: value.clone() for key, value in trainer.method.state_dict().items()}
         trainer.num_epochs, trainer.disable_checkpointing = 3, True
@@ -81,16 +86,16 @@ def test_old_checkpoint_continues(old, project, quick, name):
     assert any(not torch.equal(value, weights[key]) for key, value in trainer.method.state_dict().items())
 
 
-def test_old_setting_of_the_warm_up_is_the_optimizers_now(old, project):
+def test_old_setting_of_the_warm_up_is_the_optimizers_now(old, full_size):
     file = old("samed")
-    with project.active("old_samed"):
-        trainer = project.trainer(MODELS["samed"][0], resume=True)
+    with full_size.active("old_samed"):
+        trainer = full_size.trainer(MODELS["samed"][0], resume=True)
         trainer.load_checkpoint(str(file))
     assert trainer.settings.optimizers.foundation.warmup == 250
 
 
 @pytest.mark.parametrize("network", ["conventional", "foundation"])
-def test_old_training_of_one_network_is_the_bases_now(old, project, network):
+def test_old_training_of_one_network_is_the_bases_now(old, full_size, network):
     file = old("synfoc")
     content = torch.load(file, weights_only=True)
     section = content["synfoc3d"]
@@ -99,10 +104,10 @@ def test_old_training_of_one_network_is_the_bases_now(old, project, network):
         section[part] = {network: section[part][network]}
     section["method"] = {key: value for key, value in section["method"].items() if key.startswith(network)}
     torch.save(content, file)
-    with project.active("old_synfoc"):
+    with full_size.active("old_synfoc"):
         with pytest.raises(UserError, match="continue with -tr nnUNetTrainerSynFoCBase"):
-            project.trainer(resume=True).load_checkpoint(str(file))
-        trainer = project.trainer("nnUNetTrainerSynFoCBase", resume=True)
+            full_size.trainer(resume=True).load_checkpoint(str(file))
+        trainer = full_size.trainer("nnUNetTrainerSynFoCBase", resume=True)
         trainer.load_checkpoint(str(file))
     assert trainer.settings.method.network == network
     # nnU-Net's network has several names for most of its tensors, which hold different random numbers here

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.figures import figure_file
 from synfoc3d.files.layout import CURVES_FILE, LOG_FILE
@@ -25,18 +26,18 @@ class EpochLog:
     Args:
         folder: receives ``synfoc3d_log.csv`` and ``synfoc3d_progress.png``.
         panels: of the picture; values that are in none of them get one panel more.
-        before_epoch: rows of an earlier run up to here (excluded) are kept when it is continued.
+        rows: of the epochs that a continued training has done.
     """
 
-    def __init__(self, folder: Path, panels: Sequence[Panel] = (), before_epoch: int = 0) -> None:
+    def __init__(self, folder: Path, panels: Sequence[Panel] = (), rows: Sequence[Mapping[str, float]] = ()) -> None:
         self.panels = tuple(panels)
         self.csv_file = folder / LOG_FILE
         self.picture = folder / CURVES_FILE
-        self.rows: list[dict[str, float]] = []
-        if before_epoch and self.csv_file.is_file():
-            with self.csv_file.open(newline="") as file:
-                rows = [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["epoch"] < before_epoch]
+        self.rows: list[dict[str, float]] = [dict(row) for row in rows]
+
+    def rows_before(self, epoch: int) -> list[dict[str, float]]:
+        """Return the rows up to an epoch (excluded), which a checkpoint keeps."""
+        return [dict(row) for row in self.rows if row["epoch"] < epoch]
 
     def add(self, epoch: int, values: Mapping[str, float]) -> None:
         """Add numbers to the row of an epoch, the last row or a new one."""
@@ -82,6 +83,27 @@ class EpochLog:
                     axis.set_ylim(-0.02, 1.02)
                 axis.grid(alpha=0.3)
                 axis.legend(fontsize=8)
+
+
+def read_rows(folder: Path, before_epoch: int) -> list[dict[str, float]]:
+    """Read the rows of a log up to an epoch (excluded), for a checkpoint of version 0.1, which does not keep them.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = folder / LOG_FILE
+    if not before_epoch or not file.is_file():
+        return []
+    try:
+        with file.open(newline="", encoding="utf-8") as opened:
+            rows = [{k: float(v) if v else math.nan for k, v in row.items()} for row in csv.DictReader(opened)]
+        first = rows[0]["epoch"]  # there is one, as an epoch is done
+        return [row for row in rows if first <= row["epoch"] < before_epoch]
+    except (ValueError, TypeError, LookupError, csv.Error):
+        raise UserError(
+            f"{file} is damaged, and the checkpoint, of an older version, does not keep its rows: restore it, or "
+            "remove it to continue without the curves of the epochs before."
+        ) from None
 
 
 def epoch_means(outputs: Sequence[Mapping[str, float]]) -> dict[str, float]:

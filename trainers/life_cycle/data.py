@@ -12,8 +12,6 @@ import blosc2
 import numpy as np
 import torch
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
-from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
@@ -25,13 +23,11 @@ from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
-from tqdm import tqdm
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.layout import IMAGE_ENDING, LABEL_ENDING
-from synfoc3d.networks.intensity import intensity_range
 from synfoc3d.nnunet.labels import DatasetLabels, MergedLabels, annotated_locations, merged_values
+from synfoc3d.trainers.life_cycle.workers import end_with_parent
 
 UNKNOWN = -1  # label of a voxel whose truth is not known; only quality logs look at it
 SPATIAL = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
@@ -192,6 +188,7 @@ class PairedLoader(SlimDataLoaderBase):
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)  # a forked process hangs in the first parallel region if its parent had one
         self.number += thread_id
+        end_with_parent()
 
     def generate_train_batch(self) -> dict[str, Any]:
         """Make ``data``, ``target``, ``value_range`` and, where classes were not annotated, ``known``.
@@ -245,45 +242,6 @@ def random_numbers_of(*key: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def start_workers(loader: PairedLoader, processes: int, pin_memory: bool) -> Any:  # noqa: ANN401 - either augmenter
-    """Run a loader in so many worker processes (0: in this one); they take turns, in the order of the batches."""
-    if processes == 0:
-        return SingleThreadedAugmenter(loader, None)
-    loader.number_of_threads_in_multithreaded = processes
-    workers = MultiThreadedAugmenter(
-        loader, None, processes, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002
-    )
-    workers.restart()  # start them now, while this process holds little memory
-    return workers
-
-
-def case_ranges(folders: Mapping[str, Path], cache: Path) -> dict[str, np.ndarray]:
-    """Measure every case's intensity range on its whole preprocessed image, or read it from the file it is kept in.
-
-    Args:
-        folders: the folder of preprocessed images of each case.
-        cache: JSON file; an entry is used again while size and time of the case's image file are unchanged.
-
-    Returns:
-        (C, 2) float32 per case: 0.5th and 99.5th percentile of each channel.
-    """
-    known = read_json_cache(cache)
-    ranges, missing = {}, []
-    for case, folder in folders.items():
-        entry = known.get(case)
-        stamp = image_stamp(folder, case)
-        if entry and entry["stamp"] == stamp:
-            ranges[case] = np.array(entry["range"], dtype=np.float32)
-        else:
-            missing.append(case)
-    for case in tqdm(missing, desc="Intensity ranges", disable=not missing):
-        ranges[case] = intensity_range(open_image(folders[case], case)[:])
-        known[case] = {"stamp": image_stamp(folders[case], case), "range": ranges[case].tolist()}
-    if missing:
-        atomic_write_text(cache, json.dumps(known))
-    return ranges
-
-
 def read_json_cache(cache: Path) -> dict[str, Any]:
     """Read a JSON file of things that can be made anew; an absent or damaged one is empty."""
     try:
@@ -297,5 +255,10 @@ def read_json_cache(cache: Path) -> dict[str, Any]:
 
 def image_stamp(folder: Path, case: str) -> list[int | str]:
     """Return folder, size and time of a case's preprocessed image, by which a change is noticed."""
-    status = image_file(folder, case).stat()
-    return [str(folder.name), status.st_size, status.st_mtime_ns]
+    return stamp_of(image_file(folder, case))
+
+
+def stamp_of(file: Path) -> list[int | str]:
+    """Return folder, size and time of a preprocessed file."""
+    status = file.stat()
+    return [file.parent.name, status.st_size, status.st_mtime_ns]

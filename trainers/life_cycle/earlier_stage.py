@@ -9,7 +9,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.config import FoundationSettings, Settings
+from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_FINAL, CHECKPOINT_LATEST
 from synfoc3d.networks.arrangement import Arrangement
@@ -36,10 +36,11 @@ class EarlierStage:
     def __init__(self, trainer: Trainer, earlier: str, file: str | None) -> None:
         self.file = _find(trainer, earlier) if file is None else _named(Path(file))
         checkpoint = checkpoints.load(self.file)
-        _check(trainer, self.file, checkpoint)
-        section = checkpoints.section_of(checkpoint)
-        self.settings = FoundationSettings.model_validate(section["settings"]["foundation"])
-        self.identity: dict[str, Any] = dict(section["foundation"])
+        with checkpoints.as_written(self.file):
+            _check(trainer, self.file, checkpoint)
+            section = checkpoints.section_of(checkpoint)
+            self.settings = FoundationSettings.model_validate(section["settings"]["foundation"])
+            self.identity: dict[str, Any] = dict(section["foundation"])
         self.record = {"trainer": checkpoint["trainer_name"], "file": str(self.file), "sha256": file_hash(self.file)}
         self._checkpoint = checkpoint
 
@@ -52,23 +53,10 @@ class EarlierStage:
         Raises:
             UserError: the file of the network's base is missing or has changed.
         """
-        network = checkpoints.rebuild_foundation(self._checkpoint, num_channels)
+        with checkpoints.as_written(self.file):
+            network = checkpoints.rebuild_foundation(self._checkpoint, num_channels)
         merge(network)
         return network.requires_grad_(False).eval()
-
-
-def with_foundation_of(saved: Settings, given: Settings, default: FoundationSettings) -> Settings:
-    """Return given settings with the foundation network that an earlier stage decided, where they do not contradict it.
-
-    Args:
-        saved: of the training that took the stage's.
-        given: to continue it.
-        default: what the section is where nothing was set.
-    """
-    set_anew = differences(given.foundation, default)
-    if any(getattr(given.foundation, key) != getattr(saved.foundation, key) for key in set_anew):
-        return given
-    return given.model_copy(update={"foundation": saved.foundation})
 
 
 def refuse_other_foundation(given: FoundationSettings, earlier: EarlierStage, default: FoundationSettings) -> None:

@@ -2,10 +2,8 @@
 
 import json
 import math
-import multiprocessing
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,6 +22,7 @@ from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
 from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, write_case
 from synfoc3d.nnunet.labels import foreground
+from synfoc3d.nnunet.pools import Task, worker_pool
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.prediction_modes import PredictionMode, possible_modes
 from synfoc3d.preferred_mode import foreground_dice, preferred_mode, write_validation_dice
@@ -104,8 +103,8 @@ def _segment_cases(
     cases = trainer.do_split()[1]
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
     processes = min(default_num_processes, len(cases))
-    waiting: deque[Future[None]] = deque()
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as exports:
+    waiting: deque[Task] = deque()
+    with worker_pool(processes) as exports:
         for case in tqdm(dataset.identifiers, desc="Validation", disable=None):
             trainer.print_to_log_file(f"predicting {case} ({', '.join(folder.name for folder in folders.values())})")
             data, _, _, properties = dataset.load_case(case)

@@ -7,15 +7,16 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from synfoc3d.files.layout import intensity_cache
 from synfoc3d.nnunet.labels import manager_without_ignore
+from synfoc3d.trainers.life_cycle.case_facts import measure_cases
 from synfoc3d.trainers.life_cycle.case_labels import label_cases
 from synfoc3d.trainers.life_cycle.data import (
     PairedLoader,
     PartlyAnnotatedCases,
     UnlabeledCases,
-    case_ranges,
-    start_workers,
     weak_transforms,
 )
+from synfoc3d.trainers.life_cycle.dependencies import dependencies_of, refuse_changed_data
+from synfoc3d.trainers.life_cycle.workers import start_workers
 
 Trainer = Any  # the base trainer, whose module imports this one
 TRAINING, VALIDATION = 0, 1  # streams of batches, each with random numbers of its own
@@ -31,7 +32,11 @@ class _Transforms(NamedTuple):
 
 
 def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
-    """Make the batches of training and of online validation, from the trainer's epoch on."""
+    """Make the batches of training and of online validation, from the trainer's step on.
+
+    Raises:
+        UserError: data that do not fit, or have changed since a continued training began.
+    """
     transforms = _transforms(trainer)
     labeled, val = trainer.get_tr_and_val_datasets()
     folders = trainer.unlabeled_folders()
@@ -42,7 +47,11 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     trainer.labeled_cases = sorted(labeled.identifiers)
     trainer.labels.check(labeled.identifiers, folders)
     trainer.print_to_log_file(trainer.labels.describe(labeled.identifiers, folders))
-    ranges = case_ranges(everything, intensity_cache(trainer.preprocessed))
+    facts = measure_cases(everything, {*labeled.identifiers, *val.identifiers}, intensity_cache(trainer.preprocessed))
+    ranges = {case: fact.value_range for case, fact in facts.items()}
+    trainer.depends_on = dependencies_of(trainer, facts)
+    if trainer.continued is not None:
+        refuse_changed_data(trainer, trainer.continued.depends_on.get("data", {}))
     unlabeled = None
     if folders:
         labeler = trainer.method.case_labeler
@@ -57,7 +66,7 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
         ranges,
         known,
         seed=(seed, TRAINING),
-        first=epoch * trainer.num_iterations_per_epoch,
+        first=epoch * trainer.num_iterations_per_epoch + len(trainer.continued.steps if trainer.continued else ()),
     )
     online = PairedLoader(
         _patches(trainer, val, trainer.configuration_manager.patch_size, transforms.validation),

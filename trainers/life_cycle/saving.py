@@ -1,7 +1,7 @@
 """What a training keeps in its checkpoint, and how it goes on from there."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
@@ -12,13 +12,31 @@ from synfoc3d.trainers.life_cycle.earlier_stage import refuse_changed_stage
 Trainer = Any  # the base trainer, whose module imports this one
 
 
+class Continued(NamedTuple):
+    """What a continued training takes up when it starts, in its folder and with its data.
+
+    Attributes:
+        epochs: that are done.
+        random: state of the random numbers.
+        curves: rows of the log, one per epoch that is done; None in checkpoints of 0.1, whose log is in its file alone.
+        steps: what the steps of the unfinished epoch have logged.
+        depends_on: see :func:`~synfoc3d.trainers.life_cycle.dependencies.dependencies_of`; empty in those of 0.1.
+    """
+
+    epochs: int
+    random: Mapping[str, Any]
+    curves: list[dict[str, float]] | None
+    steps: list[dict[str, float]]
+    depends_on: Mapping[str, Any]
+
+
 def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
-    """Return a valid nnU-Net checkpoint of a training after its current epoch, with our section.
+    """Return a valid nnU-Net checkpoint of a training where it stands, with our section.
 
     The frozen base of a foundation network is left out, unless no file gives it again.
     """
     with_base = trainer.foundation_identity["in_checkpoint"]
-    frozen = _frozen_keys(trainer)
+    frozen = frozen_keys(trainer)
     section = {
         "settings": trainer.settings.model_dump(mode="json"),
         "foundation": trainer.foundation_identity,
@@ -30,7 +48,10 @@ def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "training": trainer.training_id,
         "best_epochs": {name: best.state() for name, best in trainer.best_epochs.items()},
-        "random": checkpoints.random_state(),
+        "curves": trainer.curves.rows_before(trainer.epochs_done),
+        "unfinished_epoch": list(trainer.steps_of_epoch),
+        "depends_on": trainer.depends_on,
+        "random": trainer.random_after_steps or checkpoints.random_state(),
     }
     scaler = trainer.grad_scaler
     return {
@@ -38,9 +59,9 @@ def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
         "network_weights": trainer.network.state_dict() if "conventional" in trainer.students else {},
         "optimizer_state": trainer.optimizer.state_dict(),
         "grad_scaler_state": scaler.state_dict() if scaler is not None else None,
-        "logging": checkpoints.plain(trainer.logger.get_checkpoint()),
-        "_best_ema": checkpoints.plain(trainer._best_ema),
-        "current_epoch": trainer.current_epoch + 1,
+        "logging": {key: values[: trainer.epochs_done] for key, values in trainer.logger.get_checkpoint().items()},
+        "_best_ema": trainer._best_ema,
+        "current_epoch": trainer.epochs_done,
         "init_args": trainer.my_init_kwargs,
         "trainer_name": type(trainer).__name__,
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
@@ -50,6 +71,10 @@ def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
 
 def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     """Put a training that was built with a checkpoint's settings back to where the checkpoint was written.
+
+    Args:
+        trainer: the training.
+        checkpoint: content of the checkpoint.
 
     Raises:
         UserError: the weights do not fit, or the frozen base or the labels are not those that were trained with.
@@ -64,22 +89,29 @@ def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
         )
     # not nnU-Net's own loading: given a dict, it fails; given a file, it unpickles whatever code lies in there
     trainer.my_init_kwargs = checkpoint["init_args"]
-    trainer.current_epoch = checkpoint["current_epoch"]
+    trainer.current_epoch = trainer.epochs_done = checkpoint["current_epoch"]
     trainer.logger.load_checkpoint(checkpoint["logging"])
     trainer._best_ema = checkpoint["_best_ema"]
     trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
     if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-    checkpoints.load_partial(trainer.method, section["method"], _frozen_keys(trainer), "method")
+    checkpoints.load_partial(trainer.method, section["method"], frozen_keys(trainer), "method")
     for name, state in section["optimizers"].items():
         trainer.optimizers[name].load_state_dict(state)
     for name, state in section.get("best_epochs", {}).items():  # checkpoints of 0.1 have none
         trainer.best_epochs[name] = BestEpoch(**state)
     trainer.training_id = section.get("training")
-    trainer.resume_random_state = section["random"]
+    checkpoints.restore_random_state(section["random"])  # now, so that a damaged one is told; and when all is built
+    trainer.continued = Continued(
+        checkpoint["current_epoch"],
+        section["random"],
+        section.get("curves"),
+        section.get("unfinished_epoch", []),
+        section.get("depends_on", {}),
+    )
 
 
-def _frozen_keys(trainer: Trainer) -> set[str]:
+def frozen_keys(trainer: Trainer) -> set[str]:
     """Return the entries of the method's state that belong to the frozen base, the teachers' shared copies included."""
     if trainer.foundation_identity["in_checkpoint"]:
         return set()

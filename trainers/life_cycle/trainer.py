@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from time import time
 from typing import Any, ClassVar
@@ -19,29 +19,35 @@ from synfoc3d import checkpoint as checkpoints
 from synfoc3d import config
 from synfoc3d.errors import UserError
 from synfoc3d.files import layout
-from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.locks import Lock
 from synfoc3d.files.splits import Split, read_splits
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
-from synfoc3d.methods.base import Labeled, Method, Panel, Progress, full_resolution
+from synfoc3d.methods.base import Labeled, Method, full_resolution
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import arranged
 from synfoc3d.networks.in_plane import in_plane_size
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
-from synfoc3d.networks.weights.provenance import provenance
 from synfoc3d.nnunet.labels import DatasetLabels
 from synfoc3d.nnunet.training import data_facts, refuse_stage
-from synfoc3d.trainers.life_cycle.batches import labeled_stream, make_batch
+from synfoc3d.trainers.life_cycle.batches import labeled_stream
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.building import make_builder
+from synfoc3d.trainers.life_cycle.continuing import open_checkpoint, settings_to_continue
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
+from synfoc3d.trainers.life_cycle.dependencies import refuse_other_training, tell_other_machine
 from synfoc3d.trainers.life_cycle.duration import DurationLog
-from synfoc3d.trainers.life_cycle.earlier_stage import with_foundation_of
 from synfoc3d.trainers.life_cycle.final_validation import validate_rest
+from synfoc3d.trainers.life_cycle.health import Health
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
-from synfoc3d.trainers.life_cycle.saving import checkpoint_of, restore
+from synfoc3d.trainers.life_cycle.plain_log import AVERAGE, PlainLog
+from synfoc3d.trainers.life_cycle.records import make_curves, write_settings
+from synfoc3d.trainers.life_cycle.run_folder import only_training, refuse_other_folds, remove_scores
+from synfoc3d.trainers.life_cycle.running import run
+from synfoc3d.trainers.life_cycle.saving import Continued, checkpoint_of, restore
+from synfoc3d.trainers.life_cycle.steps import take_step
 from synfoc3d.trainers.life_cycle.validation import (
     HITS,
     count_hits,
@@ -49,6 +55,8 @@ from synfoc3d.trainers.life_cycle.validation import (
     mean_dice,
 )
 from synfoc3d.trainers.life_cycle.whole_volumes import VOLUMES, Views, in_plane_views, whole_volumes
+
+NO_FOUNDATION = {"name": None, "checkpoint": None, "sha256": None, "in_checkpoint": True}
 
 
 class SemiSupervisedTrainer(nnUNetTrainer):
@@ -69,6 +77,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 - nnU-Net's signature
     ) -> None:
+        self.continues = bool(plans.get("continue_training"))  # which nnU-Net takes out
         self.data_facts = data_facts(plans, configuration, dataset_json)
         # before nnU-Net makes folders
         settings = self.complete(config.from_environment(self.method_class.Settings, self.data_facts))
@@ -79,20 +88,21 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         if self.method_class.walks_volumes:
             self.configuration_manager = whole_volumes(self.plans_manager, self.configuration_manager)
             self.oversample_foreground_percent = 0.0  # nnU-Net would shift the volume to center a class
-        folder = Path(self.preprocessed_dataset_folder_base)
-        self.labels = DatasetLabels(self.label_manager, dataset_json, folder)
-        self.foundation_identity: dict[str, Any] = {
-            "name": None,
-            "checkpoint": None,
-            "sha256": None,
-            "in_checkpoint": True,
-        }
-        self.labeled_cases: list[str] = []  # known once there are data
+        self.labels = DatasetLabels(self.label_manager, dataset_json, Path(self.preprocessed_dataset_folder_base))
+        self.foundation_identity: dict[str, Any] = NO_FOUNDATION
+        self.labeled_cases: list[str] = []  # known, as what follows, once there are data
+        self.depends_on: dict[str, Any] = {}  # what, besides settings, a continued training must find as it was
         self.earlier_stage: dict[str, str] | None = None  # the training whose network this one learns from
         self.training_id: str | None = uuid4().hex  # tells the checkpoints of this training from those of another
-        self.resume_random_state: Mapping[str, Any] | None = None
+        self.continued: Continued | None = None
+        self.lock: Lock | None = None  # of the folder, while it is trained
+        self.epochs_done = 0
+        self.steps_of_epoch: list[dict[str, float]] = []  # what they have logged
+        self.random_after_steps: dict[str, Any] | None = None  # while validation, which changes nothing, goes on
         self.last_save = time()
-        self.duration = DurationLog(self)
+        self.duration, self.health = DurationLog(self), Health(self)
+        self.logger.__class__ = PlainLog  # nnU-Net made it, perhaps with a connection to a server
+        self.curves = EpochLog(Path(self.output_folder))
         self.apply_settings(settings)
 
     # --- settings -------------------------------------------------------------------------------------------------
@@ -153,12 +163,13 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         first = next(iter(self.optimizers.values()))
         return first, _NoSchedule()
 
-    def _optimizer_settings(self, network: nn.Module) -> config.OptimizerSettings:
+    def optimizer_settings(self, network: nn.Module) -> config.OptimizerSettings:
+        """Return the settings of a network's optimizer."""
         kinds = self.settings.optimizers
         return kinds.foundation if isinstance(network, Arrangement) else kinds.conventional
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        return make_optimizer(network, self._optimizer_settings(network))
+        return make_optimizer(network, self.optimizer_settings(network))
 
     def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
         """Compute the labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
@@ -220,89 +231,50 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     # --- training -------------------------------------------------------------------------------------------------
 
+    def run_training(self) -> None:
+        """Train in a folder that is this training's alone; see :func:`~synfoc3d.trainers.life_cycle.running.run`."""
+        run(self)
+
     def on_train_start(self) -> None:
         """Start as nnU-Net does, with the resolved settings written beside the results."""
+        refuse_other_folds(self)
         super().on_train_start()
-        foundation = self.foundation_identity | self._provenance()
-        facts = {"earlier_stage": self.earlier_stage} if self.earlier_stage else {}
-        text = config.to_yaml(self.settings, trainer=type(self).__name__, foundation=foundation, **facts)
-        atomic_write_text(Path(self.output_folder) / layout.SETTINGS_FILE, text)
-        self.curves = EpochLog(Path(self.output_folder), self.panels(), self.current_epoch)
-        if self.resume_random_state is not None:
-            checkpoints.restore_random_state(self.resume_random_state)
-            self.resume_random_state = None
-
-    def _provenance(self) -> dict[str, str]:
-        """Say where the foundation weights come from and whether they have seen this dataset, and return it."""
-        dataset = self.plans_manager.dataset_name
-        found = provenance(self.settings.foundation.model_dump(), self.foundation_identity, dataset)
-        if found is None:
-            return {}
-        self.print_to_log_file(found.sentence(dataset))
-        return found.facts()
-
-    def panels(self) -> list[Panel]:
-        """Return the curves of this training's picture: the loss, the method's own, validation and learning rates."""
-        val_dice = tuple(f"val_dice_{name}" for name in self.students)
-        rates = tuple(f"lr_{name}" for name in self.trained)
-        validation = Panel("validation Dice", val_dice, is_share=True)
-        return [Panel("loss", ("loss",)), *self.method.panels, validation, Panel("learning rate", rates)]
+        write_settings(self)
+        self.curves = make_curves(self)
+        if self.continued is not None:
+            tell_other_machine(self, self.continued.depends_on)
+            self.steps_of_epoch = list(self.continued.steps)
+            checkpoints.restore_random_state(self.continued.random)
 
     def on_train_epoch_start(self) -> None:
         """Start an epoch as nnU-Net does, every network in train mode and every learning rate at this epoch."""
         self.step = self.current_epoch * self.num_iterations_per_epoch
         self._set_learning_rates()
         super().on_train_epoch_start()
+        self.step += len(self.steps_of_epoch)
         self.method.train()
         self.duration.start_epoch()
 
     def train_step(self, batch: dict) -> dict:
-        """Take one step of every student; return plain numbers to log."""
+        """Take one step of every student; return plain numbers to log.
+
+        Raises:
+            UserError: the training cannot be right any more, or the device has too little memory.
+        """
         self._set_learning_rates()
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad(set_to_none=True)
-        total = self.num_epochs * self.num_iterations_per_epoch
-        # in full precision: a blur with weights of 8 bits shifts the gray values
-        views = make_batch(
-            batch, self.device, self.settings.foundation.intensity, self.method.strong_view, self.labels.space
-        )
-        with autocast(self.settings.precision, self.device.type):
-            loss, logs = self.method.training_step(views, Progress(self.step, total))
-        if self.grad_scaler is None:
-            loss.backward()
-        else:
-            self.grad_scaler.scale(loss).backward()
-        for name, optimizer in self.optimizers.items():
-            self._optimize(optimizer, self.trained[name])
-        if self.grad_scaler is not None:
-            self.grad_scaler.update()
-        self.method.update_teachers(self.step)
+        values, views = take_step(self, batch)
         self.step += 1
-        scalars = [
-            torch.as_tensor(value, dtype=torch.float32, device=loss.device) for value in (loss.detach(), *logs.values())
-        ]
-        values = torch.stack(scalars).cpu().tolist()  # one transfer
+        self.health.check_step(values, views)
         self.duration.count_step()
-        return dict(zip(("loss", *logs), values, strict=True))
+        return values
 
     def _set_learning_rates(self) -> None:
         for name, optimizer in self.optimizers.items():
-            settings = self._optimizer_settings(self.trained[name])
+            settings = self.optimizer_settings(self.trained[name])
             rate = learning_rate(
                 settings, step=self.step, steps_per_epoch=self.num_iterations_per_epoch, epochs=self.num_epochs
             )
             set_learning_rate(optimizer, rate)
-
-    def _optimize(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
-        if self.grad_scaler is not None:
-            self.grad_scaler.unscale_(optimizer)
-        largest = self._optimizer_settings(network).gradient_norm
-        if largest is not None:
-            nn.utils.clip_grad_norm_(network.parameters(), largest)
-        if self.grad_scaler is None:
-            optimizer.step()
-        else:
-            self.grad_scaler.step(optimizer)
 
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         """Log as nnU-Net does, and the means of our own values."""
@@ -338,56 +310,83 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.curves.add(self.current_epoch, {f"val_dice_{name}": dice for name, dice in self.val_dice.items()})
 
     def on_epoch_end(self) -> None:
-        """End as nnU-Net does, but write checkpoint_latest by the clock; add curves and every student's best epoch."""
-        due = time() - self.last_save >= 60 * self.settings.save_every_minutes
-        self.save_every = 1 if due else sys.maxsize
-        self.curves.write()  # before the checkpoint, so that a kill in between loses no row of the table
-        for name, best in self.best_epochs.items():
-            if best.is_reached(self.val_dice[name]):
-                self.print_to_log_file(f"New best EMA pseudo Dice ({name}): {best.best:.4f}")
-                self.save_checkpoint(str(Path(self.output_folder) / layout.best_checkpoint(name, self.first)))
+        """End as nnU-Net does; write curves, every student's best epoch, and checkpoint_latest by the clock."""
+        self.health.check_state()
+        self.epochs_done = self.current_epoch + 1
+        self.steps_of_epoch, self.random_after_steps = [], None
+        self.curves.write()
+        best = self._new_best()
+        self.save_every = sys.maxsize  # what nnU-Net would save here lacks the end of the epoch
         super().on_epoch_end()
-        if due:
+        for name, average in best.items():
+            self.print_to_log_file(f"New best EMA pseudo Dice ({name}): {average:.4f}")
+            self.save_checkpoint(str(Path(self.output_folder) / layout.best_checkpoint(name, self.first)))
+        if self.epochs_done < self.num_epochs and time() - self.last_save >= 60 * self.settings.save_every_minutes:
+            self.save_checkpoint(str(Path(self.output_folder) / layout.CHECKPOINT_LATEST))
             self.last_save = time()
         self.duration.end_epoch()
+
+    def _new_best(self) -> dict[str, float | None]:
+        """Return the average of each student that is at its best; nnU-Net's own, from which one may go on, is last."""
+        best = {name: one.best for name, one in self.best_epochs.items() if one.is_reached(self.val_dice[name])}
+        average = self.logger.get_value(AVERAGE, -1)
+        if self._best_ema is None or math.isnan(self._best_ema) or average > self._best_ema:
+            self._best_ema = best[self.first] = average
+        return best
+
+    def on_train_end(self) -> None:
+        """End as nnU-Net does; figures of a final validation before it are of another final epoch."""
+        if self.continued is not None and self.epochs_done > self.continued.epochs:
+            remove_scores(self)
+        super().on_train_end()
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write a valid nnU-Net checkpoint with our section: networks without frozen base, optimizers, random state."""
+        """Write a valid nnU-Net checkpoint with our section: networks without frozen base, optimizers, random state.
+
+        Raises:
+            UserError: a weight is no number, or the folder is another process's by now.
+        """
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
+        if self.lock is not None:
+            self.lock.check()
+        self.health.check_state()
         checkpoints.save_atomic(checkpoint_of(self), Path(filename))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Continue exactly where a checkpoint was written, with its settings.
 
         Raises:
-            UserError: unreadable checkpoint, changed base weights, or settings given that differ from its own.
+            UserError: unreadable checkpoint, one of another training or of other data, changed base weights, or
+                settings given that differ from its own.
         """
-        checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            checkpoint = checkpoints.load(Path(checkpoint))
-        section = checkpoints.section_of(checkpoint)
-        if not self.was_initialized:
+        checkpoint, file = open_checkpoint(filename_or_checkpoint, furthest=self.continues)
+        with checkpoints.as_written(file):
+            section = checkpoints.section_of(checkpoint, type(self).__name__)
+            refuse_other_training(self, checkpoint, file)
             saved = self.complete(checkpoints.saved_settings(section, self.method_class.Settings, self.data_facts))
-            given = self.settings
-            if section.get("earlier_stage"):
-                given = with_foundation_of(saved, given, self.complete(config.Settings()).foundation)
-            config.refuse_difference(given=given, saved=saved)
-            self.apply_settings(saved)
+        if not self.was_initialized:
+            self.apply_settings(settings_to_continue(self, saved))
             self.initialize()
-        restore(self, checkpoint)
+        with checkpoints.as_written(file):
+            restore(self, checkpoint)
 
     # --- final validation -----------------------------------------------------------------------------------------
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate nnU-Net's network as nnU-Net does, then every other way to predict; keep which of them is best."""
+        """Validate nnU-Net's network as nnU-Net does, then every other way to predict; keep which of them is best.
+
+        Raises:
+            UserError: another process is at work in the folder.
+        """
         self.method.eval()
-        if any(student is self.network for student in self.students.values()):
-            super().perform_actual_validation(save_probabilities)
-        validate_rest(self)
+        with only_training(Path(self.output_folder)):
+            if any(student is self.network for student in self.students.values()):
+                super().perform_actual_validation(save_probabilities)
+            validate_rest(self)
 
 
 class _NoSchedule:

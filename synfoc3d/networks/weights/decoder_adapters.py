@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from synfoc3d.config import NO_ADAPTERS
 from synfoc3d.errors import UserError
+from synfoc3d.files.checksums import compare_torch_checksums
 from synfoc3d.networks.weights.known import file_hash
 from synfoc3d.networks.weights.loading import refuse_unusable
 
@@ -68,6 +69,7 @@ def read_adapters(file: Path) -> DecoderAdapters:
     if not file.is_file():
         raise UserError(f"The adapters {file} do not exist or are no file; check foundation.adapters.")
     try:
+        compare_torch_checksums(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # many types, depending on where a file is cut or damaged
         raise UserError(f"{file} cannot be read; give {KIND} as foundation.adapters.") from error

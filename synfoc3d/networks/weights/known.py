@@ -11,6 +11,7 @@ from pathlib import Path
 
 from synfoc3d.config import RANDOM
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.home import expand_home
 from synfoc3d.networks.weights.trained_on import (
     GENERATED,
     LITE_MEDSAM,
@@ -206,8 +207,15 @@ def known_network(name: str) -> KnownNetwork:
 
 
 def home_folder() -> Path:
-    """Return the folder of this package's files on the machine: SYNFOC3D_HOME, or ``~/.synfoc3d``."""
-    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".synfoc3d").expanduser().absolute()
+    """Return the folder of this package's files on the machine: SYNFOC3D_HOME, or ``~/.synfoc3d``.
+
+    Raises:
+        UserError: it begins with the home folder of a user whom this machine does not know.
+    """
+    try:
+        return expand_home(os.environ.get(HOME_VARIABLE) or "~/.synfoc3d").absolute()
+    except ValueError as error:
+        raise UserError(f"{HOME_VARIABLE}: {error}; set it to a folder with its whole path.") from None
 
 
 def checkpoint_folder() -> Path:
@@ -251,7 +259,7 @@ def find_checkpoint(name: str, given: str | None) -> Path | None:
     if found is None:
         raise UserError(
             f"The foundation network {name} needs its published weights: {how_to_get(known)}. A new training may also "
-            "name the file with --set foundation.checkpoint=FILE, or take foundation.name=compact, which needs none."
+            "name the file by its setting foundation.checkpoint, or take foundation.name=compact, which needs none."
         )
     return found
 

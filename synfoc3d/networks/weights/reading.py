@@ -8,11 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.checksums import compare_torch_checksums
 from synfoc3d.networks.encoders.base import State
 from synfoc3d.networks.weights.known import SAFETENSORS, WHOLE_MODEL
 
 IGNORED_KEYS = ("pixel_mean", "pixel_std")
 """Image statistics some files hold: the network sees images in [0, 1] without them."""
+
+STATE_KEYS = ("model", "state_dict")
+"""Under which training code puts the weights beside other things, such as an optimizer's state."""
 
 PARALLEL_PREFIX = "module."
 """What torch's data-parallel wrappers put before every name."""
@@ -25,16 +29,17 @@ def read_state(path: Path) -> State:
     """Read the state dict of a file on the CPU, without running code that lies in it.
 
     Args:
-        path: a file of safetensors, by its ending; or a torch file with a state dict, plain or under the key "model",
-            saved on any device. The prefix "module." of parallel training and image statistics are left out of the
-            names.
+        path: a file of safetensors, by its ending; or a torch file with a state dict, plain or under the key "model" or
+            "state_dict", saved on any device. The prefix "module." of parallel training and image statistics are left
+            out of the names.
 
     Raises:
         UserError: missing, damaged or unsafe file, or no state dict.
     """
     content = _read_file(path)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
+    if isinstance(content, dict):
+        inside = [content[key] for key in STATE_KEYS if isinstance(content.get(key), dict)]
+        content = inside[0] if inside else content
     if not isinstance(content, dict) or not all(_is_weight(*item) for item in content.items()):
         raise UserError(f"{path} holds no state dict of weights; give a weight file of SAM, SAM 2 or MedSAM.")
     state = {name.removeprefix(PARALLEL_PREFIX): value for name, value in content.items()}
@@ -56,6 +61,8 @@ def _read_file(path: Path) -> object:
         raise UserError(f"The foundation checkpoint {path} does not exist or is no file; check the path.")
     safetensors = path.suffix == SAFETENSORS
     try:
+        if _is_whole_zip(path):  # older files of torch are none, and carry no checksum
+            compare_torch_checksums(path)
         return load_file(path) if safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"{path} may not be read by this user; change its permissions.") from error

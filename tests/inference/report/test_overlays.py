@@ -72,7 +72,9 @@ def write(tmp_path, write_nifti):
 
 def evaluation(dice_by_case):
     cases = [
-        CaseResult(case, "", Path("r"), Path("p"), {str(i): CaseMetrics({"dice": d}, 9, 9) for i, d in enumerate(dice)})
+        CaseResult(
+            case, "", Path("r"), Path("p"), {str(i): CaseMetrics({"dice": d}, 9, 9, 0, 100) for i, d in enumerate(dice)}
+        )
         for case, dice in dice_by_case.items()
     ]
     return Evaluation(Path("l"), Path("p"), {"0": (1,), "1": (2,)}, tuple(cases), ())

@@ -84,7 +84,7 @@ def evaluate(data, index, cases, domain_of, value):
     results = []
     for place, case in enumerate(cases):
         figures = {"dice": value - place / 100, "jaccard": value / 2, "hd95": 10 * value, "asd": 5 * value}
-        metrics = CaseMetrics(figures, 9, 9)
+        metrics = CaseMetrics(figures, 9, 9, 0, 100)
         files = [data / folder / f"{case}.nii.gz" for folder in ("labelsTr", f"masks_{index}")]
         results.append(CaseResult(case, domain_of(place), *files, {"RV": metrics, "LV": metrics}))
     return Evaluation(data / "labelsTr", data / f"masks_{index}", {"RV": (1,), "LV": (2,)}, tuple(results), ())

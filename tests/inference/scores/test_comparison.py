@@ -21,9 +21,9 @@ NAN = math.nan
 def figures(dice):
     """All metrics of a case from its Dice; NaN stands for a structure absent from both masks."""
     if math.isnan(dice):
-        return CaseMetrics(dict.fromkeys(METRICS, NAN), 0, 0)
+        return CaseMetrics(dict.fromkeys(METRICS, NAN), 0, 0, 0, 100)
     values = {"dice": dice, "jaccard": dice / (2 - dice), "hd95": 50 * (1 - dice), "asd": 20 * (1 - dice)}
-    return CaseMetrics(values, 9, 9)
+    return CaseMetrics(values, 9, 9, 0, 100)
 
 
 @pytest.fixture

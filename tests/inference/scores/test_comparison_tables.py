@@ -22,7 +22,10 @@ MEANS["better"] = {"dice": 0.7, "jaccard": 0.6, "hd95": 8.0, "asd": 5.0}
 
 
 def evaluation(model, slice=None):
-    metrics = {"RV": CaseMetrics(MEANS["base"], 20, 21), "LV": CaseMetrics(dict.fromkeys(METRICS, NAN), 0, 0)}
+    metrics = {
+        "RV": CaseMetrics(MEANS["base"], 20, 21, 19, 100),
+        "LV": CaseMetrics(dict.fromkeys(METRICS, NAN), 0, 0, 0, 100),
+    }
     cases = [CaseResult(case, f"{case}-site", Path("r"), Path("p"), metrics, slice) for case in "GS"]
     return Evaluation(Path("labels"), Path(model), {"RV": (1,), "LV": (2,)}, tuple(cases), ())
 
@@ -381,3 +384,7 @@ def test_where_all_classes_are_annotated_the_number_of_cases_has_no_row():
     comparison = make()
     assert "annotated" not in terminal(comparison) + markdown(comparison) + latex(comparison)
     assert not [line for line in terminal(comparison).splitlines() if line.startswith("n ")]
+
+
+def test_what_is_wrong_with_the_figures_comes_first():
+    assert terminal(replace(make(), marks=(MARK,))).startswith(MARK[:40])

@@ -422,7 +422,8 @@ def test_json_agrees_with_nnunet(tmp_path, folders):
         theirs = compute_metrics(*files, NibabelIO(), [(1, 2), 2])["metrics"]
         for region in ((1, 2), 2):
             for name in ("Dice", "IoU", "n_pred", "n_ref"):
-                assert case["metrics"][region][name] == pytest.approx(theirs[region][name], nan_ok=True)
+                found = case["metrics"][region][name]
+                assert (math.nan if found is None else found) == pytest.approx(theirs[region][name], nan_ok=True)
 
 
 # ---- regions and ignored voxels
@@ -612,10 +613,11 @@ def test_regions_are_annotated_by_name(tmp_path, folders):
 def test_nnunet_reads_the_json_of_partly_annotated_cases(tmp_path, partial):
     evaluate(partial, annotated=annotated_file(tmp_path, "a,RV"), output=tmp_path / "results.json")
     content = load_summary_json(str(tmp_path / "results.json"))
-    assert math.isnan(content["metric_per_case"][0]["metrics"][2]["n_ref"])  # 0 where both masks are empty
+    assert content["metric_per_case"][0]["metrics"][2]["n_ref"] is None  # 0 where both masks are empty
     for label in (1, 2):  # as nnU-Net averages
         for name, mean in content["mean"][label].items():
-            assert mean == np.nanmean([case["metrics"][label][name] for case in content["metric_per_case"]])
+            values = [case["metrics"][label][name] for case in content["metric_per_case"]]
+            assert mean == np.mean([value for value in values if value is not None])
     assert content["foreground_mean"]["Dice"] == pytest.approx((0.75 + 1) / 2)
     assert [(row["case"], row["class"]) for row in content["cases"]] == [("a", "RV"), ("b", "RV"), ("b", "LV")]
     assert content["annotations"] == {
@@ -627,3 +629,25 @@ def test_nnunet_reads_the_json_of_partly_annotated_cases(tmp_path, partial):
 def test_completely_annotated_cases_say_nothing_of_annotations(tmp_path, partial):
     evaluate(partial, output=tmp_path / "results.json")
     assert "annotations" not in json.loads((tmp_path / "results.json").read_text())
+
+
+def test_numbers_of_voxels_are_those_of_nnunet_and_the_file_is_json(tmp_path, folders):
+    """Counted by nnU-Net itself, which leaves ignored voxels out; one class is in no mask of b, so it has none."""
+    write_dataset_json(tmp_path / "data", one=1, two=2, ignore=3)
+    write(folders[0], a=cube(0, 0, 0) + cube(3, 3, 3, value=2) + cube(0, 3, 0, value=3), b=cube(2, 2, 2))
+    write(folders[1], a=cube(1, 0, 0), b=cube(2, 2, 2))
+    evaluate(folders, output=tmp_path / "results.json")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    ours = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    for mine in ours["metric_per_case"]:
+        files = mine["reference_file"], mine["prediction_file"]
+        theirs = compute_metrics(*files, NibabelIO(), [1, 2], 3)["metrics"]
+        for value in (1, 2):
+            for name in ("TP", "FP", "FN", "TN", "n_pred", "n_ref"):
+                assert mine["metrics"][str(value)][name] == theirs[value][name]
+    first, second = (case["metrics"] for case in ours["metric_per_case"])
+    assert first["1"]["TP"] and first["1"]["FP"] and first["2"]["FN"] and second["2"]["Dice"] is None
+    assert ours["mean"]["1"]["TN"] == (first["1"]["TN"] + second["1"]["TN"]) / 2

@@ -18,9 +18,9 @@ def evaluation(dice_by_case, domain_of=None, unpredicted=()):
     cases = []
     for case, values in dice_by_case.items():
         metrics = {
-            label: CaseMetrics(dict.fromkeys(METRICS, math.nan), 0, 0)
+            label: CaseMetrics(dict.fromkeys(METRICS, math.nan), 0, 0, 0, 100)
             if math.isnan(dice)
-            else CaseMetrics({"dice": dice, "jaccard": dice / 2, "hd95": 3.0, "asd": 1.5}, 9, 9)
+            else CaseMetrics({"dice": dice, "jaccard": dice / 2, "hd95": 3.0, "asd": 1.5}, 9, 9, 0, 100)
             for label, dice in zip(("RV", "LV"), values, strict=False)
         }
         cases.append(CaseResult(case, (domain_of or {}).get(case, ""), Path("r"), Path("p"), metrics))

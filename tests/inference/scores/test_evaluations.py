@@ -19,12 +19,12 @@ from synfoc3d.metrics import PER_SLICE, PER_VOLUME, CaseMetrics
 
 pytestmark = pytest.mark.usefixtures("four_metrics")
 MISSED = {"dice": 0.0, "jaccard": 0.0, "hd95": 50.0, "asd": 50.0}
-BOTH_EMPTY = CaseMetrics(dict.fromkeys(MISSED, math.nan), 0, 0)
-PREDICTION_EMPTY = CaseMetrics(MISSED, 30, 0)
+BOTH_EMPTY = CaseMetrics(dict.fromkeys(MISSED, math.nan), 0, 0, 0, 100)
+PREDICTION_EMPTY = CaseMetrics(MISSED, 30, 0, 0, 100)
 
 
 def metrics(dice, hd95=2.0):
-    return CaseMetrics({"dice": dice, "jaccard": dice / (2 - dice), "hd95": hd95, "asd": hd95 / 2}, 30, 20)
+    return CaseMetrics({"dice": dice, "jaccard": dice / (2 - dice), "hd95": hd95, "asd": hd95 / 2}, 30, 20, 0, 100)
 
 
 def case(name, domain, **by_class):
@@ -112,7 +112,7 @@ def test_names_of_the_cases_occur_once():
 
 
 def test_an_invented_structure_is_an_empty_reference():
-    result = evaluation(case("a", "", RV=CaseMetrics(MISSED, 0, 20)))
+    result = evaluation(case("a", "", RV=CaseMetrics(MISSED, 0, 20, 0, 100)))
     assert result.empty_masks()["RV"]["reference"] == 1
 
 
@@ -160,7 +160,7 @@ def test_json_has_the_cases_of_nnunet(two_domains, tmp_path):
     first = written(two_domains, tmp_path)["metric_per_case"][0]
     assert Path(first["reference_file"]).name == Path(first["prediction_file"]).name == "a1.nii.gz"
     assert first["metrics"]["1"]["n_ref"] == 30 and first["metrics"]["1"]["n_pred"] == 20
-    assert set(first["metrics"]["2"]) == {"Dice", "IoU", "HD95", "ASD", "n_pred", "n_ref"}
+    assert set(first["metrics"]["2"]) == {"Dice", "IoU", "HD95", "ASD", "n_pred", "n_ref", "TP", "FP", "FN", "TN"}
 
 
 def test_csv_is_tidy(two_domains, tmp_path):

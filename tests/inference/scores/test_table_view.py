@@ -69,7 +69,7 @@ def test_numbers(metric, value, signed, text):
 
 def make(means, folder=Path("data"), difference=0.01, p_holm=NAN):
     """A comparison of models by their mean of every metric, on one case and class; the first is the baseline."""
-    metrics = {"LV": CaseMetrics(dict.fromkeys(METRICS, 0.5), 9, 9)}
+    metrics = {"LV": CaseMetrics(dict.fromkeys(METRICS, 0.5), 9, 9, 0, 100)}
     mask = folder / "a.nii.gz"
     evaluation = Evaluation(folder, folder, {"LV": (1,)}, (CaseResult("a", "", mask, mask, metrics),), ())
     baseline, *others = means

@@ -1,5 +1,6 @@
 """The demo's whole chain of commands, with one step of one training."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from synfoc3d.commands import demo
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.plan import read_plan
 
+FORKED = Path(__file__).parents[2] / "forked"
 SMALL = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 1}
 
 
@@ -23,6 +25,8 @@ def small_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plan["methods"] = {"supervised": plan["methods"]["supervised"] | {"settings": SMALL}}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(plan))
     monkeypatch.setattr(demo, "PLAN", str(tmp_path / "small.yaml"))
+    monkeypatch.setenv("PYTHONPATH", str(FORKED), prepend=os.pathsep)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a forked worker hangs where its parent had further threads
     for name, count in (("TRAIN_PER_SCANNER", 2), ("LABELED", 2), ("TEST_PER_SCANNER", 1)):
         monkeypatch.setattr(demo, name, count)
     return tmp_path / "demo"

@@ -45,6 +45,8 @@ def test_shown_commands_work_up_to_the_import(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "raw").mkdir()
     main(shown[0][1:])
     assert (tmp_path / "raw" / "Dataset501_Generated" / "labelsTr" / "Atrain003.nii.gz").is_file()
+    domains = (tmp_path / "raw" / "Dataset501_Generated" / "domains.csv").read_text().splitlines()
+    assert len(domains) == 1 + 12 and "Dtrain003,D" in domains  # not the test cases
 
 
 def test_too_few_cases_for_one_class_each_end_in_a_sentence(tmp_path: Path, capsys) -> None:

@@ -170,7 +170,7 @@ def test_home_that_does_not_exist_is_named(tmp_path, monkeypatch):
 
 def test_default_home_is_in_the_users(tmp_path, monkeypatch):
     monkeypatch.delenv("SYNFOC3D_HOME", raising=False)
-    monkeypatch.setattr("synfoc3d.doctor.weights.Path.home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert f"none in {tmp_path / '.synfoc3d' / 'checkpoints'}" in check_weights()[-1].text
 
 

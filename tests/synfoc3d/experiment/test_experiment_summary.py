@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from synfoc3d.errors import UserError
 from synfoc3d.experiment.plan import parse_plan
 from synfoc3d.experiment.summary import Cell, Scores, read_scores, summarize, write_summary
 
@@ -178,3 +179,27 @@ def test_numbers_of_annotated_cases_are_read_and_shown(tmp_path: Path) -> None:
         f"{sentence} LV in 5, RV in 3 (A); LV in 2, RV in 4 (B)."
     )
     assert "annotated" not in written(FOUND)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is no valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "is no result of synfoc3d evaluate"),
+        ('{"summary": [1]}', "is no result of synfoc3d evaluate"),
+        ('{"summary": []}', "is no result of synfoc3d evaluate"),
+    ],
+)
+def test_damaged_evaluation_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "e.json").write_text(text)
+    with pytest.raises(UserError, match=rf"e\.json {said}"):
+        read_scores(tmp_path / "e.json")
+
+
+def test_null_of_an_evaluation_is_no_number(tmp_path: Path) -> None:
+    file = write_evaluation(tmp_path / "e.json", {("all cases", "lesion"): 0.7})
+    content = json.loads(file.read_text())
+    content["summary"][0]["mean"]["hd95"] = None
+    file.write_text(json.dumps(content))
+    assert math.isnan(read_scores(file).overall["hd95"])

@@ -341,7 +341,9 @@ class TestFolder:
 
     def test_damaged_plan_of_the_folder_is_named(self, project: Any, started: Path) -> None:
         (started / "plan.yaml").write_text("dataset: [", encoding="utf-8")
-        with pytest.raises(UserError, match=r"plan\.yaml is not valid YAML"):
+        with pytest.raises(
+            UserError, match=r"plan\.yaml is not valid YAML.* own copy of its plan: restore it from the plan"
+        ):
             self.prepare(project, started)
 
     @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from itertools import product
 
 import nibabel
 import numpy as np
@@ -83,7 +84,7 @@ class TestGzip:
     @pytest.mark.parametrize("voxels_end_in", ["first", "second"])
     def test_checksum_of_the_second_of_two_streams_counts(self, large, tmp_path, flip_bit, voxels_end_in):
         content = gzip.decompress(large.read_bytes())
-        parts = (content, b"notes") if voxels_end_in == "first" else (content[:50000], content[50000:])
+        parts = (content, b"") if voxels_end_in == "first" else (content[:50000], content[50000:])
         path = tmp_path / "a.nii.gz"
         path.write_bytes(b"".join(map(gzip.compress, parts)))
         assert outcome(path, read_scan(large)) == "read"
@@ -138,24 +139,95 @@ class TestNrrdAndMha:
         with pytest.raises(UserError, match=f"a.{ending} cannot be read, it is damaged .*end"):
             read_scan(path)
 
-    def test_voxels_in_another_file_are_not_looked_for(self, tmp_path):
+    def test_voxels_in_another_file_are_refused(self, tmp_path):
         path, _ = write_with_sitk(tmp_path / "a.nrrd")
         header, voxels = path.read_bytes().split(b"\n\n", 1)
         (tmp_path / "voxels.gz").write_bytes(voxels)
         path.write_bytes(header + b"\ndata file: voxels.gz\n\n")
+        (tmp_path / "voxels.raw").write_bytes(bytes(24))
+        (tmp_path / "b.mha").write_text(
+            "ObjectType = Image\nNDims = 3\nDimSize = 4 3 2\nElementType = MET_UCHAR\nElementDataFile = voxels.raw\n"
+        )
+        assert SimpleITK.ReadImage(str(path)).GetSize() == (30, 20, 10)
+        assert SimpleITK.ReadImage(str(tmp_path / "b.mha")).GetSize() == (4, 3, 2)
+        for file in (path, tmp_path / "b.mha"):
+            with pytest.raises(UserError, match="its voxels lie in another file, .* write both as one file"):
+                read_scan(file)
+
+
+VOXELS = np.random.default_rng(0).integers(0, 200, (9, 7, 8)).astype(np.uint8)
+
+
+def write_format(path):
+    """Write a file, uncompressed where a format leaves the choice, whose last byte belongs to it."""
+    values = VOXELS[0] if path.suffix in (".png", ".bmp") else VOXELS
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), str(path), useCompression=False)
+    return path
+
+
+class TestLength:
+    """Most readers give whatever they find: ITK fills up a .gipl, tifffile leaves pages out."""
+
+    @pytest.mark.parametrize(
+        ("ending", "change"),
+        [
+            *product(["nii", "nii.gz", "nrrd", "mha", "gipl", "png", "bmp"], [-200, -9, -1, 1, 9]),
+            *product(["tif", "tiff"], [-200, -9, -1]),  # nothing in a TIFF says how long it is
+        ],
+    )
+    def test_cut_or_longer_file_is_refused_by_both_ways_in(self, tmp_path, ending, change):
+        path = write_format(tmp_path / f"a.{ending}")
+        whole = read_scan(path)
         check_checksum(path)
+        np.testing.assert_array_equal(whole.values.ravel(), VOXELS[: len(whole.values[0])].ravel())
+        content = path.read_bytes()
+        path.write_bytes(content[:change] if change < 0 else content + b"x" * change)
+        for read in (read_scan, check_checksum):
+            with pytest.raises(UserError, match=f"a.{ending} cannot be read, it is damaged"):
+                read(path)
 
+    @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+    def test_header_that_forgets_slices_is_refused(self, tmp_path, ending):
+        path = write_format(tmp_path / "a.nii")
+        content = bytearray(path.read_bytes())
+        content[46:48] = (5).to_bytes(2, "little")  # slices, of 9
+        path = tmp_path / f"b.{ending}"
+        path.write_bytes(gzip.compress(content) if ending == "nii.gz" else content)
+        for read in (read_scan, check_checksum):
+            with pytest.raises(UserError, match=f"it is longer than its header says, by {4 * 7 * 8} bytes"):
+                read(path)
 
-class TestWithoutChecksum:
-    def test_voxels_are_not_read(self, tmp_path):
-        (tmp_path / "a.nii").write_text("no image")
-        check_checksum(tmp_path / "a.nii")
+    @pytest.mark.parametrize("ending", ["nrrd", "mha"])
+    def test_compressed_voxels_must_be_as_many_as_the_header_says(self, tmp_path, ending):
+        path, _ = write_with_sitk(tmp_path / f"a.{ending}")
+        path.write_bytes(path.read_bytes().replace(b"30 20 10\n", b"30 20 8\n", 1))
+        with pytest.raises(UserError, match=f"longer than its header says, by {2 * 20 * 30 * 2} bytes"):
+            read_scan(path)
 
-    def test_bytes_behind_the_voxels_of_a_nifti_are_ignored(self, tmp_path, write_image):
-        path = write_image(tmp_path / "a.nii")
-        whole = read_scan(path).values.copy()
-        path.write_bytes(path.read_bytes() + b"more")
-        np.testing.assert_array_equal(read_scan(path).values, whole)
+    def test_color_channels_count(self, tmp_path):
+        colors = SimpleITK.GetImageFromArray(np.zeros((2, 3, 3, 3), np.int16), isVector=True)
+        SimpleITK.WriteImage(colors, str(tmp_path / "a.mha"))
+        check_checksum(tmp_path / "a.mha")
+
+    def test_cut_tif_of_compressed_pages_is_refused(self, tmp_path):
+        path = tmp_path / "a.tif"
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(VOXELS), str(path), useCompression=True)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) * 2 // 3])
+        with pytest.raises(UserError, match=r"a.tif cannot be read, it is damaged .*(offset|corrupted)"):
+            read_scan(path)
+
+    def test_every_chunk_of_a_png_has_its_checksum_compared(self, tmp_path, flip_bit):
+        path = write_format(tmp_path / "whole.png")
+        for byte in range(0, path.stat().st_size, 5):
+            with pytest.raises(UserError, match="a.png cannot be read, it is damaged"):
+                check_checksum(flip_bit(shutil.copy(path, tmp_path / "a.png"), byte))
+
+    def test_bmp_without_a_length_is_read(self, tmp_path):
+        path = write_format(tmp_path / "a.bmp")
+        content = path.read_bytes()
+        path.write_bytes(content[:2] + bytes(4) + content[6:])
+        np.testing.assert_array_equal(read_scan(path).values[0, 0], VOXELS[0])
 
 
 def test_file_that_cannot_be_opened_is_named(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.domains import check_domains, read_domains, write_domains
+from synfoc3d.files.domains import check_domains, domains_of_cases, read_domains, write_domains
 
 
 @pytest.fixture
@@ -62,3 +62,8 @@ def test_unknown_case_is_refused(tmp_path):
 def test_case_without_domain_is_refused(tmp_path):
     with pytest.raises(UserError, match="no line for case 'b'"):
         check_domains({"a": "x"}, {"a", "b"}, tmp_path / "d.csv")
+
+
+def test_misspelled_line_is_shown_for_a_case_without_one(tmp_path):
+    with pytest.raises(UserError, match=r"no line for case 'patient_1'; add one. Did you mean 'patient1'\?"):
+        domains_of_cases({"patient1": "x", "a": "x"}, {"patient_1", "a"}, tmp_path / "d.csv")

@@ -181,8 +181,29 @@ class TestReading:
         content = bytearray(path.read_bytes())
         content[312:328] = bytes(16)  # the third row of the header's affine
         path.write_bytes(content)
+        with pytest.raises(UserError, match=r"a.nii has voxels of 1 x 1.5 x 0 mm \(x, y, z\)"):
+            read_scan(path)
+
+    def test_affine_without_three_directions_is_refused(self, tmp_path, write_image):
+        path = write_image(tmp_path / "a.nii")
+        content = bytearray(path.read_bytes())
+        content[296:328] = np.float32([0, 1.5, 4, 0, 0, 0, 0, 0]).tobytes()  # y and z of voxels both run along y
+        path.write_bytes(content)
         with pytest.raises(UserError, match="affine that is no placement"):
             read_scan(path)
+
+    @pytest.mark.parametrize(("size", "ending"), [(1e-9, "nii"), (1e6, "nii"), (1e6, "nrrd"), (1e6, "mha")])
+    def test_voxels_of_an_impossible_size_are_refused(self, tmp_path, size, ending):
+        image = SimpleITK.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(4, 3, 2))
+        image.SetSpacing((size, 1.0, 2.0))
+        SimpleITK.WriteImage(image, str(tmp_path / f"a.{ending}"))
+        with pytest.raises(UserError, match=rf"has voxels of {size:g} x 1 x 2 mm".replace("+", r"\+")):
+            read_scan(tmp_path / f"a.{ending}")
+
+    @pytest.mark.parametrize("size", [4e-6, 20.0])  # of an electron microscope; of thick slices
+    def test_small_and_large_voxels_are_read(self, tmp_path, write_image, size):
+        scan = read_scan(write_image(tmp_path / "a.nii", affine=np.diag([size, size, size, 1.0])))
+        assert scan.spacing == pytest.approx((size,) * 3)
 
 
 class TestOrientation:

@@ -22,9 +22,53 @@ def test_file_and_preset_are_read(tmp_path: Path) -> None:
     assert read_yaml("soup", PRESETS, RECIPE) == {"water": 1}
 
 
-@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n"])
-def test_file_without_values_is_an_empty_mapping(text: str, tmp_path: Path) -> None:
-    assert read_yaml(write(tmp_path, text), PRESETS, RECIPE) == {}
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "null\n", "{}\n", "[]\n"])
+def test_file_without_values_is_refused(text: str, tmp_path: Path) -> None:
+    """A training would run for days by the defaults."""
+    file = write(tmp_path, text)
+    with pytest.raises(UserError) as refusal:
+        read_yaml(file, PRESETS, RECIPE)
+    assert str(refusal.value) == f"{file} is empty, but must hold a list of things to buy: fill it, or leave it out."
+
+
+def test_preset_may_be_empty() -> None:
+    assert read_yaml("defaults", {"defaults": "# none\n"}, RECIPE) == {}
+
+
+@pytest.mark.parametrize("number", ["010", "-007", "0_10", "1:30", "1:30.5", "190:20:30"])
+@pytest.mark.parametrize("text", ["a: {}", "a: [1, {}]", "{}: a"])
+def test_numbers_in_base_8_or_60_are_refused(number: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"{number} is another number in YAML than it looks like"):
+        parse_yaml(text.format(number))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("10", 10), ("0x1F", 31), ("0.5", 0.5), ("-0", 0), ("'010'", "010")]
+)
+def test_other_numbers_are_read(text: str, value: object) -> None:
+    assert parse_yaml(f"a: {text}") == {"a": value}
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "x: &a {y: *a}", "x: &a {y: [{z: *a}]}"])
+def test_anchors_that_hold_themselves_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^an anchor \(&\) holds itself \(\*\)$"):
+        parse_yaml(text)
+
+
+def test_anchors_that_multiply_are_refused_at_once() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
+    with pytest.raises(ValueError, match="multiply to more than 100000 values"):
+        parse_yaml("\n".join(lines))
+
+
+def test_anchors_that_repeat_are_read() -> None:
+    assert parse_yaml("x: &a {y: 1}\nz: [*a, *a]") == {"x": {"y": 1}, "z": [{"y": 1}, {"y": 1}]}
+
+
+def test_deep_nesting_is_refused() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_yaml("[" * 5000 + "]" * 5000)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.architectures import ARCHITECTURES, Adaptation
-from synfoc3d.networks.build import adaptation_of, architecture_of, build_foundation, image_size_of
+from synfoc3d.networks.build import adaptation_of, architecture_of, arranged, build_foundation, image_size_of
 from synfoc3d.networks.foundation import build_sam
 
 SMALL: dict[str, Any] = {"name": "compact", "image_size": 64}
@@ -232,3 +232,8 @@ def test_frozen_encoders_are_shown_what_they_were_trained_on(name: str, standard
         mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         expected = (expected - mean[:, None, None]) / deviation[:, None, None]
     torch.testing.assert_close(shown[0], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_checkpointing_of_an_encoder_that_is_frozen_is_refused() -> None:
+    with pytest.raises(UserError, match=r"adapts the decoders alone: leave out foundation\.checkpointing\.$"):
+        arranged(FoundationSettings(name="compact", checkpointing=True), "propagation", (8, 32, 32))

@@ -7,7 +7,7 @@ from torch import nn
 from synfoc3d.errors import UserError
 from synfoc3d.networks.decoder_lora import LoRATransposed, adapted_copy
 from synfoc3d.networks.foundation import build_sam
-from synfoc3d.networks.lora import LoRALayer, merge, unmerge
+from synfoc3d.networks.lora import LoRALayer, merge, merged_for_training, unmerge
 
 
 @pytest.fixture
@@ -69,6 +69,38 @@ def test_merged_adapters_give_the_same_masks_and_unmerging_is_exact(network):
     torch.testing.assert_close(network.decode(features, decoder=adapted)[0], expected, atol=1e-4, rtol=1e-4)
     unmerge(adapted)
     assert torch.equal(network.decode(features, decoder=adapted)[0], expected)
+
+
+def gradients(decoder, masks):
+    trained = {name: p for name, p in decoder.named_parameters() if p.requires_grad}
+    return dict(
+        zip(trained, torch.autograd.grad(masks.square().mean(), trained.values(), allow_unused=True), strict=True)
+    )
+
+
+def test_weights_computed_once_give_the_same_masks_and_gradients(network):
+    adapted, features = adapted_copy(network.mask_decoder, 4), features_of(network)
+    leave_start(adapted)
+    twice = lambda: sum(network.decode(features, decoder=adapted)[0] * factor for factor in (1, 2))  # noqa: E731
+    expected = twice()
+    on_the_side = gradients(adapted, expected)
+    with merged_for_training(adapted):
+        masks = twice()
+    torch.testing.assert_close(masks, expected, atol=1e-4, rtol=1e-4)
+    for name, gradient in gradients(adapted, masks).items():
+        assert (gradient is None) == (on_the_side[name] is None), name
+        if gradient is not None:
+            assert (gradient - on_the_side[name]).norm() <= 1e-4 * on_the_side[name].norm(), name
+    assert torch.equal(twice(), expected), "the adapters are on the side again"
+
+
+def test_weights_computed_once_are_rounded_to_autocast_s_format_and_lower_no_precision_inside(network):
+    adapted = adapted_copy(network.mask_decoder, 4)
+    leave_start(adapted)
+    layer = next(module for module in adapted.modules() if isinstance(module, LoRALayer))
+    exact = layer.corrected_weight()
+    with torch.autocast("cpu", torch.bfloat16), merged_for_training(adapted):
+        assert torch.equal(layer.folded, exact.bfloat16())
 
 
 def test_correction_of_a_transposed_convolution_is_twice_b_after_a():

@@ -6,6 +6,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
 from synfoc3d.config import FoundationOptimizerSettings, OptimizerSettings
+from synfoc3d.errors import UserError
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 
 EPOCHS, STEPS = 4, 5
@@ -64,3 +65,12 @@ def test_optimizer_with_one_rate_has_one_group():
     network = nn.ModuleDict({"image_encoder": nn.Linear(2, 2), "mask_decoder": nn.Linear(2, 2)})
     optimizer = make_optimizer(network, FoundationOptimizerSettings(name="adamw", lr=0.01))
     assert len(optimizer.param_groups) == 1  # as in the checkpoints of 0.1
+
+
+def test_rate_of_an_encoder_in_which_nothing_trains_is_refused():
+    network = nn.ModuleDict({"image_encoder": nn.Linear(2, 2), "decoder": nn.Linear(2, 2)})
+    settings = FoundationOptimizerSettings(name="adamw", lr=0.1, encoder_lr=0.01)
+    assert len(make_optimizer(network, settings).param_groups) > 1
+    network["image_encoder"].requires_grad_(False)
+    with pytest.raises(UserError, match=r"^optimizers\.foundation\.encoder_lr=0\.01 is for what trains"):
+        make_optimizer(network, settings)

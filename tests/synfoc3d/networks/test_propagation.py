@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from synfoc3d.losses.label_space import Classes, Regions
+from synfoc3d.networks import propagation
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
 from synfoc3d.networks.slicewise import SlicewiseFoundation
@@ -86,6 +87,15 @@ def test_variants_are_those_of_a_slow_loop(changes):
     masks = foundation.follow(foundation.embed(images), 4, chains)
     for mask, one in zip(masks, chains, strict=True):
         torch.testing.assert_close(mask, one_by_one(foundation, images, one), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_more_questions_than_are_asked_at_once_have_the_same_answers(monkeypatch):
+    foundation, images = make(carry=False), volumes(2, 3)
+    chains = [Chain(b, c, 1, 20.0, 30.0 + b) for b in range(2) for c in range(2)]
+    masks = foundation.follow(foundation.embed(images), 3, chains)
+    monkeypatch.setattr(propagation, "AT_ONCE", 5)  # 12 questions
+    torch.testing.assert_close(foundation.follow(foundation.embed(images), 3, chains), masks, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

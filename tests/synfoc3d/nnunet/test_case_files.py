@@ -184,7 +184,7 @@ def test_channel_without_a_place_is_refused(channels):
     header["srow_x"] = header["srow_y"]  # two axes in one direction
     values = np.asarray(image.dataobj)
     nibabel.save(nibabel.Nifti1Image(values, header.get_sform(), header), second)
-    with pytest.raises(UserError, match=rf"{second} has an affine that is no placement in space"):
+    with pytest.raises(UserError, match=rf"{second} has voxels of 0 x "):
         prepare_case([first, second], info)
 
 

@@ -132,3 +132,10 @@ def test_copy_alone_will_do(dataset, monkeypatch):
     labels = dataset(PLAIN, "x,a")
     monkeypatch.delenv("nnUNet_raw")
     assert labels.known(["x"])["x"].tolist() == [True, True, False]
+
+
+def test_more_regions_than_can_be_trained_are_refused_in_a_sentence():
+    labels = {"background": 0} | {f"r{value}": [value, value + 1] for value in range(1, 26)}
+    manager = LabelManager(labels, list(range(1, 26)))
+    with pytest.raises(UserError, match=r"declares 25 regions, but at most 24 can be trained together: take some out"):
+        label_space(manager)

@@ -49,7 +49,7 @@ class Stored:
     codes: tuple = (1, 1)
     unit: str = "mm"
     version: type = nibabel.Nifti1Image
-    has_pixdim: bool = True
+    has_pixdim: bool = True  # or it is 1 along all axes
 
     def write(self, path, values):
         image = self.version(values, None)
@@ -75,6 +75,7 @@ UPRIGHT, TURNED, MIRRORED = np.eye(3), np.eye(3)[:, [2, 0, 1]], np.diag([-1.0, 1
 SIZES = (1.0, 1.5, 4.0)
 STRAIGHT = placement((0, 0, 0), MIRRORED, SIZES)
 OBLIQUE = placement((0.3, -0.2, 0.1), TURNED, SIZES)
+IN_METERS = np.diag([0.001, 0.001, 0.001, 1]) @ OBLIQUE
 SHEARED = placement((0.3, -0.2, 0.1), UPRIGHT, SIZES, shear=0.4)
 KINDS = {
     "no code": Stored(STRAIGHT, OBLIQUE, (0, 0)),
@@ -84,7 +85,7 @@ KINDS = {
     "sheared": Stored(STRAIGHT, SHEARED, (0, 2)),
     "sheared beside a qform": Stored(OBLIQUE, SHEARED, (1, 2)),
     "micrometers": Stored(OBLIQUE, OBLIQUE, unit="micron"),
-    "meters": Stored(OBLIQUE, OBLIQUE, unit="meter"),
+    "meters": Stored(IN_METERS, IN_METERS, unit="meter"),
     "no unit": Stored(OBLIQUE, OBLIQUE, unit="unknown"),
     "second version": Stored(STRAIGHT, OBLIQUE, (2, 2), version=nibabel.Nifti2Image),
     **{f"codes {q} and {s}": Stored(STRAIGHT, OBLIQUE, (q, s)) for q, s in itertools.product(range(1, 5), repeat=2)},
@@ -205,7 +206,8 @@ def test_format_that_cannot_hold_the_scans_place_is_refused(tmp_path, kind, endi
 
 @st.composite
 def stored_scans(draw):
-    sizes = draw(st.tuples(*[st.floats(0.2, 6.0)] * 3))
+    unit = draw(st.sampled_from(UNITS))
+    sizes = np.array(draw(st.tuples(*[st.floats(0.2, 6.0)] * 3))) * (0.001 if unit == "meter" else 1)
     signs = np.array(draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3)))
     turns = st.tuples(*[st.floats(-1.5, 1.5)] * 3)
     axes = np.eye(3)[:, list(draw(st.permutations(range(3))))] * signs
@@ -214,7 +216,7 @@ def stored_scans(draw):
     sform = placement(draw(turns), axes, sizes, shear) if draw(st.booleans()) else qform
     codes = draw(st.tuples(st.integers(0, 4), st.integers(0, 4)))
     version = draw(st.sampled_from([nibabel.Nifti1Image, nibabel.Nifti2Image]))
-    return Stored(qform, sform, codes, draw(st.sampled_from(UNITS)), version, draw(st.booleans()))
+    return Stored(qform, sform, codes, unit, version, draw(st.booleans()))
 
 
 @given(

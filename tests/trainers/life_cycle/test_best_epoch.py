@@ -25,11 +25,8 @@ def trained_for_four_epochs(project):
         return on_epoch_end(self)
 
     on_epoch_end = SemiSupervisedTrainer.on_epoch_end
-    with project.active("best") as patch, pytest.MonkeyPatch.context() as watch:
+    with project.active("best"), pytest.MonkeyPatch.context() as watch:
         watch.setattr(SemiSupervisedTrainer, "on_epoch_end", observed)
-        from synfoc3d.trainers.life_cycle.curves import EpochLog
-
-        patch.setattr(EpochLog, "_draw", lambda *_: None)
         trainer = project.trainer(epochs=4, iterations_per_epoch=1)
         trainer.run_training()
     return project.results("best"), weights

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from synfoc3d.errors import UserError
 from synfoc3d.methods.base import Panel
-from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
+from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means, read_rows
 
 
 @pytest.fixture
@@ -39,26 +40,45 @@ def test_values_of_one_epoch_share_a_row(log):
     assert [row["epoch"] for row in log.rows] == [0, 1]
 
 
-def test_continued_log_writes_the_earlier_rows_again_unchanged(log):
+@pytest.mark.parametrize("source", ["checkpoint", "file"])
+def test_continued_log_writes_the_earlier_rows_again_unchanged(log, source):
     before = log.csv_file.read_text()
-    continued = EpochLog(log.csv_file.parent, (), 2)
+    rows = log.rows_before(2) if source == "checkpoint" else read_rows(log.csv_file.parent, 2)
+    continued = EpochLog(log.csv_file.parent, (), rows)
     continued.write()
     assert continued.csv_file.read_text() == before
 
 
 def test_continued_log_forgets_epochs_after_the_checkpoint(log):
-    continued = EpochLog(log.csv_file.parent, (), 1)
-    continued.add(1, {"loss": 2.0})
-    assert [row["loss"] for row in continued.rows] == [1.25, 2.0]
+    for rows in (log.rows_before(1), read_rows(log.csv_file.parent, 1)):
+        continued = EpochLog(log.csv_file.parent, (), rows)
+        continued.add(1, {"loss": 2.0})
+        assert [row["loss"] for row in continued.rows] == [1.25, 2.0]
+
+
+def test_rows_of_a_checkpoint_do_not_follow_the_log(log):
+    rows = log.rows_before(2)
+    log.add(1, {"loss": 9.0})
+    assert rows[1]["loss"] == 1 / 3
 
 
 def test_fresh_log_ignores_an_earlier_file(log):
     assert EpochLog(log.csv_file.parent).rows == []
+    assert read_rows(log.csv_file.parent, 0) == []
 
 
 def test_empty_cells_are_read_as_unknown(log):
-    rows = EpochLog(log.csv_file.parent, (), 2).rows
+    rows = read_rows(log.csv_file.parent, 2)
     assert math.isnan(rows[1]["pseudo_dice"]) and math.isnan(rows[0]["val_dice_conventional"])
+
+
+@pytest.mark.parametrize(
+    "text", ["epoch,loss\n0,1.2\n1,x\n", "loss\n1\n", "epoch,loss\n0,1,2\n", "\0\n", "epoch\n\xff"]
+)
+def test_damaged_log_of_an_older_version_is_refused(log, text):
+    log.csv_file.write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"synfoc3d_log.csv is damaged, .* remove it to continue"):
+        read_rows(log.csv_file.parent, 2)
 
 
 def test_means_leave_out_unknown_values():

@@ -1,7 +1,5 @@
 """The two data streams."""
 
-import json
-import os
 import random
 
 import blosc2
@@ -16,12 +14,9 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
-from synfoc3d.errors import UserError
 from synfoc3d.trainers.life_cycle.data import (
     UNKNOWN,
     UnlabeledCases,
-    case_ranges,
-    open_image,
     random_numbers_of,
     weak_transforms,
 )
@@ -91,41 +86,6 @@ def test_weak_view_of_labeled_patches_keeps_spatial_and_label_steps(nnunet_trans
 
 def test_weak_view_of_unlabeled_patches_keeps_spatial_steps_only(nnunet_transforms):
     assert kinds(weak_transforms(nnunet_transforms, False)) == [SpatialTransform, MirrorTransform]
-
-
-def test_ranges_are_percentiles_of_the_whole_case(folder):
-    found = case_ranges({"first": folder}, folder.parent / "cache.json")["first"]
-    image = open_image(folder, "first")[:]
-    expected = [np.percentile(channel, [0.5, 99.5]) for channel in image]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-
-
-def test_ranges_are_remembered(folder):
-    cache = folder.parent / "cache.json"
-    case_ranges({"first": folder}, cache)
-    content = json.loads(cache.read_text())
-    content["first"]["range"] = [[1, 2], [3, 4]]
-    cache.write_text(json.dumps(content))
-    assert case_ranges({"first": folder}, cache)["first"].tolist() == [[1, 2], [3, 4]]
-
-
-def test_range_of_a_changed_image_is_computed_anew(folder):
-    cache = folder.parent / "cache.json"
-    before = case_ranges({"first": folder, "second": folder}, cache)
-    os.replace(folder / "second.b2nd", folder / "first.b2nd")
-    assert np.array_equal(case_ranges({"first": folder}, cache)["first"], before["second"])
-
-
-def test_damaged_cache_is_replaced(folder):
-    cache = folder.parent / "cache.json"
-    cache.write_text("{")
-    case_ranges({"first": folder}, cache)
-    assert list(json.loads(cache.read_text())) == ["first"]
-
-
-def test_image_that_was_not_preprocessed_is_named(folder):
-    with pytest.raises(UserError, match=r"third.b2nd does not exist: run synfoc3d preprocess"):
-        case_ranges({"third": folder}, folder.parent / "cache.json")
 
 
 def test_hidden_label_is_shown_for_logging(folder):

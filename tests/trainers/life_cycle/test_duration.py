@@ -170,10 +170,7 @@ def test_gpu_and_short_training_need_no_advice(device, seconds):
 
 
 def test_trainer_writes_both_lines_into_its_log(project):
-    with project.active("duration") as patch:
-        from synfoc3d.trainers.life_cycle.curves import EpochLog
-
-        patch.setattr(EpochLog, "_draw", lambda *_: None)
+    with project.active("duration"):
         foundation = {"name": "compact", "image_size": 160, "checkpoint": "random"}
         changes = {"epochs": 2, "iterations_per_epoch": 7, "foundation": foundation}
         trainer = project.trainer("nnUNetTrainerSAMed", **changes)

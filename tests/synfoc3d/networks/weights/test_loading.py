@@ -207,12 +207,19 @@ def test_vit_b_loads_at_other_sizes(vit_b_file: Path, size: int) -> None:
 
 
 def test_encoder_of_vit_b_equals_segment_anythings(vit_b_file: Path) -> None:
+    """All weights and windows are, and so are the answers of a block of each kind between the ends of the encoder."""
     network = build_sam("vit_b", 1024, 3).eval()
     load_checkpoint(network, vit_b_file)
-    sam = sam_model_registry["vit_b"](checkpoint=str(vit_b_file)).eval()
+    encoders = network.image_encoder, sam_model_registry["vit_b"](checkpoint=str(vit_b_file)).image_encoder.eval()
+    ours, theirs = (encoder.state_dict() for encoder in encoders)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    windows, expected = ([block.window_size for block in encoder.blocks] for encoder in encoders)
+    assert windows == expected and windows[1:3] == [14, 0]
+    for encoder in encoders:
+        encoder.blocks = encoder.blocks[1:3]  # all twelve take 20 s
     image = torch.rand(1, 3, 1024, 1024, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(network.image_encoder(image), sam.image_encoder(image), atol=1e-5, rtol=0)
+        torch.testing.assert_close(*(encoder(image) for encoder in encoders), atol=1e-5, rtol=0)
 
 
 def structure_true_file(name: str, path: Path) -> tuple[Path, State]:
@@ -406,3 +413,11 @@ def test_weight_of_another_shape_is_refused_and_nothing_is_loaded(
     with pytest.raises(UserError, match=rf"has {name} of shape \({shape[0]}, {shape[1]}.* the network needs"):
         load_checkpoint(network, save({**sam_state, name: torch.zeros(shape)}, tmp_path / "bent.pth"))
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("beside", [{}, {"epoch": 3, "optimizer": {"lr": 1e-4}}])
+def test_state_dict_of_training_code_is_read(tmp_path: Path, beside: dict[str, object]) -> None:
+    weights = {"image_encoder.a": torch.arange(3.0)}
+    renamed = {f"module.{name}": value for name, value in weights.items()}
+    torch.save({"state_dict": renamed} | beside, tmp_path / "a.pth")
+    assert torch.equal(read_state(tmp_path / "a.pth")["image_encoder.a"], weights["image_encoder.a"])

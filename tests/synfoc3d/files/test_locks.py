@@ -1,0 +1,142 @@
+"""Locks: one process at a time, and no dead process keeps the others out."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from synfoc3d.errors import UserError
+from synfoc3d.files import locks
+from synfoc3d.files.locks import Lock, this_process
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / ".fold_0.lock"
+
+
+def lay(file: Path, age: float = 0.0, **changes: object) -> None:
+    """Write another process's lock that is so many seconds old."""
+    file.write_text(json.dumps(asdict(replace(this_process(), **changes))))
+    now = file.stat().st_mtime
+    os.utime(file, (now - age, now - age))
+
+
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_lock_is_there_while_held_and_leaves_nothing(file: Path) -> None:
+    with Lock(file, "trains").held():
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
+    assert not list(file.parent.iterdir())
+
+
+def test_lock_goes_with_an_error(file: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Lock(file, "trains").held():
+        raise ZeroDivisionError
+    assert not list(file.parent.iterdir())
+
+
+def test_living_process_is_named_and_keeps_its_lock(file: Path) -> None:
+    sentence = (
+        rf"Process {os.getpid()} on \S+ trains in fold_0 since .*: wait until it is done, .* delete .*fold_0.lock"
+    )
+    with Lock(file, "trains").held() as first:
+        with pytest.raises(UserError, match=sentence), Lock(file, "trains in fold_0").held():
+            pass
+        first.check()
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pid": "dead"},
+        {"born": "1"},  # its number is another process's by now
+        {"machine": "another", "age": locks.SILENCE + 5},
+        {"machine": "", "age": locks.SILENCE + 5},
+    ],
+    ids=["dead", "number used again", "silent machine", "silent, and cannot be asked"],
+)
+def test_lock_of_a_dead_process_is_taken_over(file: Path, changes: dict[str, object]) -> None:
+    if changes.get("pid"):
+        changes = {"pid": dead_process()}
+    lay(file, **changes)  # type: ignore[arg-type]
+    with Lock(file, "trains").held() as lock:
+        lock.check()
+        assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_lock_of_a_zombie_is_taken_over(file: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is not buried
+    lay(file, pid=pid)
+    with Lock(file, "trains").held():
+        pass
+    os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("age", [0.0, locks.SILENCE - 30])
+def test_lock_of_another_machine_holds_while_its_time_goes_on(file: Path, age: float) -> None:
+    lay(file, age, machine="another", host="node7", pid=1)
+    with pytest.raises(UserError, match="Process 1 on node7"), Lock(file, "trains").held():
+        pass
+
+
+def test_damaged_lock_holds_until_it_is_old(file: Path) -> None:
+    file.write_text("")
+    with pytest.raises(UserError, match="Another process trains: wait"), Lock(file, "trains").held():
+        pass
+    os.utime(file, (0, 0))
+    with Lock(file, "trains").held() as lock:
+        lock.check()
+
+
+def test_time_of_a_held_lock_goes_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "HEARTBEAT", 0.01)
+    with Lock(file, "trains").held() as lock:
+        os.utime(file, (0, 0))
+        for _ in range(500):
+            if file.stat().st_mtime > 0:
+                break
+            lock._ended.wait(0.01)
+        assert file.stat().st_mtime > 0
+
+
+def test_process_whose_lock_was_taken_stops_and_leaves_it(file: Path) -> None:
+    with Lock(file, "trains").held() as lock:
+        lay(file, host="node7", pid=1)
+        with pytest.raises(UserError, match=r"process 1 on node7 has taken .*fold_0.lock from this process"):
+            lock.check()
+    assert file.exists()
+
+
+def test_lock_on_a_file_system_without_links(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with Lock(file, "trains").held() as lock:
+        lock.check()
+        with pytest.raises(UserError, match="wait until it is done"), Lock(file, "trains").held():
+            pass
+    assert not list(file.parent.iterdir())
+
+
+def test_live_lock_that_came_meanwhile_is_put_back(file: Path) -> None:
+    lay(file, pid=dead_process())
+    judged = locks._owner_in(file)
+    lay(file, host="node7")
+    Lock(file, "trains")._clear_away(judged)
+    assert json.loads(file.read_text())["host"] == "node7"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]

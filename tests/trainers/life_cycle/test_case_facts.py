@@ -1,0 +1,105 @@
+"""What is measured on whole preprocessed cases, and remembered."""
+
+import json
+import os
+
+import blosc2
+import numpy as np
+import pytest
+
+from synfoc3d.errors import UserError
+from synfoc3d.trainers.life_cycle import case_facts
+from synfoc3d.trainers.life_cycle.case_facts import digest_of_voxels, measure_cases
+from synfoc3d.trainers.life_cycle.data import open_image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two preprocessed cases, one of them with a label."""
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    for number, case in enumerate(("first", "second")):
+        write(folder / f"{case}.b2nd", np.random.default_rng(number).normal(size=(2, 3, 5, 4)).astype(np.float32))
+    write(folder / "first_seg.b2nd", np.ones((1, 3, 5, 4), np.int16))
+    return folder
+
+
+def write(file, values):
+    file.unlink(missing_ok=True)
+    blosc2.asarray(values, urlpath=str(file))
+
+
+def measure(folder, *cases, labeled=()):
+    return measure_cases(dict.fromkeys(cases, folder), labeled, folder.parent / "cache.json")
+
+
+def test_ranges_are_percentiles_of_the_whole_case(folder):
+    found = measure(folder, "first")["first"].value_range
+    expected = [np.percentile(channel, [0.5, 99.5]) for channel in open_image(folder, "first")[:]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_facts_are_remembered(folder, monkeypatch):
+    first = measure(folder, "first", labeled=["first"])["first"]
+    monkeypatch.setattr(case_facts, "digest_of_voxels", None)
+    monkeypatch.setattr(case_facts, "intensity_range", None)
+    again = measure(folder, "first", labeled=["first"])["first"]
+    assert np.array_equal(again.value_range, first.value_range) and again[1:] == first[1:]
+
+
+def test_facts_of_a_changed_image_are_new(folder):
+    before = measure(folder, "first", "second")
+    os.replace(folder / "second.b2nd", folder / "first.b2nd")
+    after = measure(folder, "first")["first"]
+    assert np.array_equal(after.value_range, before["second"].value_range)
+    assert after.image == before["second"].image != before["first"].image
+
+
+def test_one_voxel_of_a_label_changes_its_digest_alone(folder):
+    before = measure(folder, "first", labeled=["first"])["first"]
+    label = np.ones((1, 3, 5, 4), np.int16)
+    label[0, 1, 1, 1] = 2
+    write(folder / "first_seg.b2nd", label)
+    after = measure(folder, "first", labeled=["first"])["first"]
+    assert after.image == before.image and after.label != before.label
+
+
+def test_preprocessing_once_more_changes_no_digest(folder):
+    before = measure(folder, "first", labeled=["first"])["first"]
+    for name in ("first.b2nd", "first_seg.b2nd"):
+        values = blosc2.open(str(folder / name))[:]
+        (folder / name).unlink()
+        blosc2.asarray(values, urlpath=str(folder / name), chunks=(1, 1, 5, 4), cparams={"clevel": 1})
+    assert measure(folder, "first", labeled=["first"])["first"][1:] == before[1:]
+
+
+def test_label_that_is_not_asked_for_is_not_read(folder):
+    (folder / "first_seg.b2nd").unlink()
+    assert measure(folder, "first")["first"].label == ""
+
+
+def test_digest_knows_shape_and_type():
+    values = np.arange(6, dtype=np.float32)
+    digests = {digest_of_voxels(v) for v in (values, values.reshape(2, 3), values.view(np.int32), values + 1)}
+    assert len(digests) == 4 and digest_of_voxels(values[::-1][::-1]) in digests
+
+
+def test_memory_of_an_older_version_is_completed(folder):
+    cache = folder.parent / "cache.json"
+    new = measure(folder, "first")["first"]
+    content = json.loads(cache.read_text())
+    del content["first"]["image"]
+    cache.write_text(json.dumps(content))
+    assert measure(folder, "first")["first"].image == new.image
+
+
+def test_damaged_memory_is_replaced(folder):
+    cache = folder.parent / "cache.json"
+    cache.write_text("{")
+    measure(folder, "first")
+    assert list(json.loads(cache.read_text())) == ["first"]
+
+
+def test_image_that_was_not_preprocessed_is_named(folder):
+    with pytest.raises(UserError, match=r"third.b2nd does not exist: run synfoc3d preprocess"):
+        measure(folder, "third")

@@ -1,0 +1,66 @@
+"""How a training goes on: from which checkpoint, and with which settings."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synfoc3d import checkpoint as checkpoints
+from synfoc3d.config import CONFIG_VARIABLE, Settings, read_partial, resolve
+from synfoc3d.errors import UserError
+from synfoc3d.sections import differences, merge
+from synfoc3d.trainers.life_cycle.run_folder import furthest_checkpoint
+
+Trainer = Any  # the base trainer, whose module imports this one
+
+
+def open_checkpoint(given: dict[str, Any] | str, *, furthest: bool) -> tuple[Mapping[str, Any], Path]:
+    """Read the checkpoint to go on from.
+
+    Args:
+        given: its file, or its content.
+        furthest: take the one of the same folder whose training has come further, if there is one.
+
+    Returns:
+        Its content and its file; of content that was given, a name for messages in the place of the file.
+
+    Raises:
+        UserError: it cannot be read, is none of this package's trainers, or lies beside those of another training.
+    """
+    if isinstance(given, dict):
+        checkpoints.section_of(given)
+        return given, Path("The checkpoint")
+    file = furthest_checkpoint(Path(given)) if furthest else Path(given)
+    checkpoint = checkpoints.load(file)
+    checkpoints.section_of(checkpoint)
+    return checkpoint, file
+
+
+def settings_to_continue(trainer: Trainer, saved: Settings) -> Settings:
+    """Return the settings of a continued training: its own, with more epochs where they are asked for.
+
+    Args:
+        trainer: the training.
+        saved: settings of its checkpoint.
+
+    Raises:
+        UserError: SYNFOC3D_CONFIG is set and changes other settings, or takes epochs away; the sentence names the keys.
+    """
+    source = os.environ.get(CONFIG_VARIABLE)
+    if not source:
+        return saved
+    tree = merge(saved.model_dump(mode="json"), read_partial(source))
+    trainer.apply_settings(trainer.complete(resolve(tree, trainer.method_class.Settings, source, trainer.data_facts)))
+    given: Settings = trainer.settings
+    changed = [key for key in differences(given, saved) if key != "epochs"]
+    if changed:
+        raise UserError(
+            f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and "
+            "--set (epochs alone may be raised), or train anew."
+        )
+    if given.epochs < saved.epochs:
+        raise UserError(
+            f"The training is one of {saved.epochs} epochs, which may become more, but not {given.epochs}: continue "
+            "without epochs, or train anew."
+        )
+    return given

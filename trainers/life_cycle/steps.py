@@ -1,0 +1,145 @@
+"""One training step: forward, backward, optimizers; with less memory where there is too little."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from synfoc3d.errors import UserError
+from synfoc3d.methods.base import Batch, Progress
+from synfoc3d.networks.arrangement import Arrangement
+from synfoc3d.networks.base import FoundationNetwork
+from synfoc3d.networks.precision import autocast
+from synfoc3d.trainers.life_cycle.batches import make_batch
+
+Trainer = Any  # the base trainer, whose module imports this one
+CHUNKS = (8, 2, 1)  # images per call of the foundation network, tried one after the other
+
+
+def take_step(trainer: Trainer, raw: dict[str, Any]) -> tuple[dict[str, float], Batch]:
+    """Take one step of every student.
+
+    Args:
+        trainer: the training, its learning rates set.
+        raw: what :class:`~synfoc3d.trainers.life_cycle.data.PairedLoader` gives.
+
+    Returns:
+        Plain numbers to log, and the batch that they are of.
+
+    Raises:
+        UserError: the device's memory does not suffice for a step.
+    """
+    try:
+        loss, logs, batch = _gradients(trainer, raw)
+        for name, optimizer in trainer.optimizers.items():
+            _optimize(trainer, optimizer, trainer.trained[name])
+    except torch.OutOfMemoryError as error:
+        raise UserError(_no_memory(trainer)) from error
+    if trainer.grad_scaler is not None:
+        trainer.grad_scaler.update()
+    trainer.method.update_teachers(trainer.step)
+    scalars = [
+        torch.as_tensor(value, dtype=torch.float32, device=loss.device) for value in (loss.detach(), *logs.values())
+    ]
+    values = torch.stack(scalars).cpu().tolist()  # one transfer
+    return dict(zip(("loss", *logs), values, strict=True)), batch
+
+
+def _gradients(trainer: Trainer, raw: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Batch]:
+    """Compute the gradients of a step; where memory runs out, once more, from the same state with less."""
+    while True:
+        before = _State(trainer) if trainer.device.type == "cuda" else None
+        try:
+            return _attempt(trainer, raw)
+        except torch.OutOfMemoryError:
+            if before is None or not _need_less(trainer):
+                raise
+        before.restore()  # behind the handler, whose error holds what the attempt has computed
+        torch.cuda.empty_cache()
+
+
+def _attempt(trainer: Trainer, raw: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Batch]:
+    for optimizer in trainer.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
+    total = trainer.num_epochs * trainer.num_iterations_per_epoch
+    # in full precision: a blur with weights of 8 bits shifts the gray values
+    views = make_batch(
+        raw, trainer.device, trainer.settings.foundation.intensity, trainer.method.strong_view, trainer.labels.space
+    )
+    with autocast(trainer.settings.precision, trainer.device.type):
+        loss, logs = trainer.method.training_step(views, Progress(trainer.step, total))
+    if trainer.grad_scaler is None:
+        loss.backward()
+    else:
+        trainer.grad_scaler.scale(loss).backward()
+    return loss, logs, views
+
+
+def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
+    scaler = trainer.grad_scaler
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    largest = trainer.optimizer_settings(network).gradient_norm
+    if largest is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), largest)
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+
+
+class _State:
+    """What the forward pass of a step changes: random numbers, and buffers such as running means."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.numbers = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state()
+        self.buffers = [(buffer, buffer.clone()) for buffer in trainer.method.buffers()]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Go back to it."""
+        random.setstate(self.numbers[0])
+        np.random.set_state(self.numbers[1])
+        torch.set_rng_state(self.numbers[2])
+        torch.cuda.set_rng_state(self.numbers[3])
+        for buffer, value in self.buffers:
+            buffer.copy_(value)
+
+
+def _need_less(trainer: Trainer) -> bool:
+    """Let the foundation networks need less memory and say so in the log; return False where no more can be done."""
+    arranged = [module for module in trainer.method.modules() if isinstance(module, Arrangement)]
+    networks = [module for module in trainer.method.modules() if isinstance(module, FoundationNetwork)]
+    if not arranged:
+        return False
+    current = arranged[0].chunk
+    chunk = next((size for size in CHUNKS if not current or size < current), None)
+    if chunk is not None:
+        for module in arranged:
+            module.chunk = chunk
+        change = f"foundation.chunk={chunk}"
+    elif not all(network.checkpointing for network in networks):
+        for network in networks:
+            network.checkpointing = True
+        change = "foundation.checkpointing=true"
+    else:
+        return False
+    trainer.print_to_log_file(
+        f"The GPU's memory ran out in step {trainer.step}, which is repeated with {change}; results do not change."
+    )
+    return True
+
+
+def _no_memory(trainer: Trainer) -> str:
+    helps = {
+        "foundation.checkpointing=true": any(
+            isinstance(module, FoundationNetwork) and not module.checkpointing for module in trainer.method.modules()
+        ),
+        "batch_size=1": trainer.batch_size > 1,
+        "a smaller foundation.image_size": any(isinstance(module, Arrangement) for module in trainer.method.modules()),
+    }
+    settings = ", ".join(setting for setting, helping in helps.items() if helping)
+    advice = f"train anew with {settings}, or on" if settings else "train on"
+    return f"The GPU's memory does not suffice for step {trainer.step}: {advice} a GPU with more that is not in use."
