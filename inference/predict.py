@@ -289,9 +289,12 @@ def _refuse_other_masks(jobs: Sequence[Job], record: Mapping[str, Any]) -> None:
         UserError: what differs.
     """
     folder = jobs[0].target.parent
-    file, own = folder / PREDICTION_FILE, {job.mask for job in jobs}
-    others = [mask for mask in sorted(folder.glob(f"*{jobs[0].ending}")) if mask not in own]
-    if not others or not file.is_file():
+    file, own = folder / PREDICTION_FILE, {job.mask.name for job in jobs}
+    if not file.is_file():
+        return
+    endings = tuple({job.ending for job in jobs})
+    others = [mask for mask in sorted(folder.iterdir()) if mask.name.endswith(endings) and mask.name not in own]
+    if not others:
         return
     try:
         difference = _difference(dict(parse_json(file.read_text(encoding="utf-8"))), record)

@@ -142,9 +142,9 @@ def _voxel_bytes(path: Path) -> int:
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    kind = reader.GetPixelID()
-    is_complex = "complex" in SimpleITK.GetPixelIDValueAsString(kind)  # of which two numbers are one component
-    pixel = SimpleITK.Image([1] * reader.GetDimension(), kind, 0 if is_complex else reader.GetNumberOfComponents())
+    is_vector = "vector" in SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())  # a complex number has one component
+    components = reader.GetNumberOfComponents() if is_vector else 0
+    pixel = SimpleITK.Image([1] * reader.GetDimension(), reader.GetPixelID(), components)
     return int(np.prod(reader.GetSize())) * pixel.GetSizeOfPixelComponent() * pixel.GetNumberOfComponentsPerPixel()
 
 

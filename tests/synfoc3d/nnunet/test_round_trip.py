@@ -49,7 +49,7 @@ class Stored:
     codes: tuple = (1, 1)
     unit: str = "mm"
     version: type = nibabel.Nifti1Image
-    has_pixdim: bool = True
+    has_pixdim: bool = True  # or it is 1 along all axes
 
     def write(self, path, values):
         image = self.version(values, None)
@@ -206,7 +206,8 @@ def test_format_that_cannot_hold_the_scans_place_is_refused(tmp_path, kind, endi
 
 @st.composite
 def stored_scans(draw):
-    sizes = draw(st.tuples(*[st.floats(0.2, 6.0)] * 3))
+    unit = draw(st.sampled_from(UNITS))
+    sizes = np.array(draw(st.tuples(*[st.floats(0.2, 6.0)] * 3))) * (0.001 if unit == "meter" else 1)
     signs = np.array(draw(st.tuples(*[st.sampled_from([-1.0, 1.0])] * 3)))
     turns = st.tuples(*[st.floats(-1.5, 1.5)] * 3)
     axes = np.eye(3)[:, list(draw(st.permutations(range(3))))] * signs
