@@ -1,7 +1,9 @@
 """``synfoc3d pretrain``: train a foundation network, or a part of it, on generated images."""
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_LATEST
+from synfoc3d.files.locks import Lock
 from synfoc3d.networks.precision import autocast
 from synfoc3d.pretraining.batches import generator_of
 from synfoc3d.pretraining.held_out import Validation, averaged
@@ -17,6 +20,7 @@ from synfoc3d.pretraining.record import write_curves, write_record, write_weight
 from synfoc3d.pretraining.settings import STRUCTURES, resolve_pretraining
 from synfoc3d.pretraining.state import PretrainingState, load_state
 
+LOCK_FILE = ".pretrain.lock"
 PROMPT_STREAM = 7
 """Added to the seed of the prompts, so that they do not repeat the random numbers of the images."""
 
@@ -50,20 +54,34 @@ def pretrain(
         The weights file.
 
     Raises:
-        UserError: wrong settings, nothing to continue, or a folder that holds a run already.
+        UserError: wrong settings, nothing to continue, a folder that holds a run already or in which another process
+            pre-trains, or losses that are no finite numbers.
     """
-    state = _open(folder, given, objective, device=device, start=start, resume=resume)
-    deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
-    validation = Validation(state.task)
-    if not state.rows:
-        _validate(state, validation, [])
-    with tqdm(total=state.settings.steps, initial=state.step, unit="step", desc="pretrain") as bar:
-        _train(state, validation, folder, deadline=deadline, bar=bar)
-    state.save(folder / CHECKPOINT_LATEST)
-    write_curves(state, folder)
-    weights = write_weights(state, folder)
-    write_record(state, folder, weights)
+    with _own(folder):
+        state = _open(folder, given, objective, device=device, start=start, resume=resume)
+        deadline = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
+        validation = Validation(state.task)
+        if not state.rows:
+            _validate(state, validation, [])
+        with tqdm(total=state.settings.steps, initial=state.step, unit="step", desc="pretrain") as bar:
+            _train(state, validation, folder, deadline=deadline, bar=bar)
+        state.save(folder / CHECKPOINT_LATEST)
+        write_curves(state, folder)
+        weights = write_weights(state, folder)
+        write_record(state, folder, weights)
     return weights
+
+
+@contextmanager
+def _own(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, which is not left behind where nothing came into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with Lock(folder / LOCK_FILE, f"pre-trains in {folder}").held():
+            yield
+    finally:
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def _open(
@@ -78,9 +96,7 @@ def _open(
     if file.exists():
         raise UserError(f"{folder} holds a pre-training already: continue it with --c, or give another folder.")
     settings = resolve_pretraining(given, objective=objective or STRUCTURES)
-    state = PretrainingState(settings, device, start)
-    folder.mkdir(parents=True, exist_ok=True)  # not before: wrong settings and weights leave no folder behind
-    return state
+    return PretrainingState(settings, device, start)
 
 
 def _train(state: PretrainingState, validation: Validation, folder: Path, *, deadline: float, bar: "tqdm[Any]") -> None:
@@ -122,4 +138,11 @@ def _validate(state: PretrainingState, validation: Validation, since_last: list[
     row: dict[str, float] = {"step": state.step, "seconds": state.seconds}
     if since_last:
         row |= averaged(since_last, "train_")
-    state.rows.append(row | validation(state.average))
+    row |= validation(state.average)
+    broken = [key for key in ("train_loss", "val_loss") if not math.isfinite(row.get(key, 0.0))]
+    if broken:  # before anything is saved
+        raise UserError(
+            f"Step {state.step}: no finite number in {' and '.join(broken)}, so the networks are lost and the "
+            "pre-training stops; what was saved before is good. Train anew with a smaller lr, or precision=float32."
+        )
+    state.rows.append(row)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.config import CONFIG_VARIABLE, Settings, read_partial, resolve
+from synfoc3d.config import CONFIG_VARIABLE, Settings, from_environment, read_partial
 from synfoc3d.errors import UserError
-from synfoc3d.sections import differences, merge
+from synfoc3d.sections import differences
 from synfoc3d.trainers.life_cycle.run_folder import furthest_checkpoint
 
 Trainer = Any  # the base trainer, whose module imports this one
@@ -49,18 +49,30 @@ def settings_to_continue(trainer: Trainer, saved: Settings) -> Settings:
     source = os.environ.get(CONFIG_VARIABLE)
     if not source:
         return saved
-    tree = merge(saved.model_dump(mode="json"), read_partial(source))
-    trainer.apply_settings(trainer.complete(resolve(tree, trainer.method_class.Settings, source, trainer.data_facts)))
-    given: Settings = trainer.settings
-    changed = [key for key in differences(given, saved) if key != "epochs"]
+    trainer.apply_settings(trainer.complete(from_environment(trainer.method_class.Settings, trainer.data_facts)))
+    given, tree = trainer.settings, read_partial(source)
+    changed = [key for key in differences(given, saved) if key != "epochs" and _names(tree, key)]
     if changed:
         raise UserError(
             f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and "
             "--set (epochs alone may be raised), or train anew."
         )
-    if given.epochs < saved.epochs:
+    epochs = int(given.epochs) if _names(tree, "epochs") else saved.epochs
+    if epochs < saved.epochs:
         raise UserError(
-            f"The training is one of {saved.epochs} epochs, which may become more, but not {given.epochs}: continue "
-            "without epochs, or train anew."
+            f"The training is one of {saved.epochs} epochs, which may become more, but not {epochs}: continue without "
+            "epochs, or train anew."
         )
-    return given
+    return saved.model_copy(update={"epochs": epochs})
+
+
+def _names(tree: Mapping[str, Any], key: str) -> bool:
+    """Return whether a partial tree says something of a dotted key, or of what lies in it."""
+    node: Any = tree
+    for name in key.split("."):
+        if not isinstance(node, Mapping):
+            return node is not None  # a section without values changes nothing
+        if name not in node:
+            return False
+        node = node[name]
+    return True

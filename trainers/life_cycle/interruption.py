@@ -48,9 +48,9 @@ class Interruption:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         insists = number == signal.SIGINT and self.received and monotonic() - self._time > IMPATIENT
+        if self.received is None:  # also where it ends at once: python swallows errors in the middle of a fork
+            self.received, self._time = number, monotonic()
         if self.waits and not insists:
-            if self.received is None:
-                self.received, self._time = number, monotonic()
             return
         before: Callable[..., Any] | int | None = self._before[number]
         if callable(before):

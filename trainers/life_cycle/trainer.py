@@ -69,6 +69,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     method_class: ClassVar[type[Method]]
     configuration_manager: ConfigurationManager
+    _best_ema: float | None  # nnU-Net's
 
     def __init__(
         self,

@@ -3,12 +3,14 @@
 import csv
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_LATEST
+from synfoc3d.files.locks import Lock
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.weights.loading import load_checkpoint
 from synfoc3d.pretraining import loop
@@ -158,3 +160,41 @@ def test_checkpoint_of_something_else(tmp_path):
     torch.save({"network_weights": {}}, tmp_path / CHECKPOINT_LATEST)
     with pytest.raises(UserError, match="no checkpoint of a pre-training"):
         pretrain(tmp_path, {}, resume=True)
+
+
+def test_second_run_in_the_same_folder_is_refused(tmp_path):
+    with Lock(tmp_path / loop.LOCK_FILE, "pre-trains").held():
+        with pytest.raises(UserError, match="pre-trains in .*: wait until it is done"):
+            pretrain(tmp_path, TINY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_settings_leave_no_folder(tmp_path):
+    with pytest.raises(UserError):
+        pretrain(tmp_path / "run", TINY | {"steps": -1})
+    assert not list(tmp_path.iterdir())
+
+
+def test_loss_that_is_no_number_stops_before_a_good_file_is_replaced(tmp_path, monkeypatch):
+    def break_a_weight(state):
+        losses = step(state)
+        if state.step == 3:
+            for network in (state.network, state.average):
+                next(p for p in network.parameters() if p.requires_grad).data.fill_(float("nan"))
+        return losses
+
+    step = loop._step
+    monkeypatch.setattr(loop, "_step", break_a_weight)
+    with pytest.raises(UserError, match="Step 4: no finite number in train_loss and val_loss, .* saved before is good"):
+        pretrain(tmp_path, TINY)
+    content = torch.load(tmp_path / CHECKPOINT_LATEST, weights_only=True)
+    assert content["step"] == 2 and all(bool(torch.isfinite(v).all()) for v in content["average"].values())
+    assert not (tmp_path / WEIGHTS).exists()
+
+
+def test_damaged_checkpoint_is_refused(tmp_path, finished, flip_bit):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / CHECKPOINT_LATEST
+    flip_bit(file, byte=file.stat().st_size // 2)
+    with pytest.raises(UserError, match="cannot be read .the checksum of"):
+        pretrain(tmp_path / "run", {}, resume=True)
