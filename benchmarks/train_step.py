@@ -19,7 +19,7 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from synfoc3d.config import resolve
+from synfoc3d.config import RANDOM, resolve
 from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.acmt import ACMT
@@ -54,6 +54,8 @@ def unet(dimensions: int, stages: int = 5) -> nn.Module:
 def measure(name: str, args: argparse.Namespace) -> dict[str, object]:
     method, size = METHODS[name], tuple(args.patch if args.patch[0] > 1 else args.patch[1:])
     given = {key: getattr(args, key) for key in ("checkpoint", "image_size", "checkpointing")}
+    if args.checkpoint == RANDOM and method.arrangement != "propagation":
+        given["full_finetune"] = False  # random weights would train as a whole
     own = {"window": args.window} if "window" in method.Settings.model_fields else {}
     settings = resolve({"foundation": {"name": args.foundation, **given}, "method": own}, method.Settings)
     foundation, labels = arranged(settings.foundation, method.arrangement, size), Classes(CLASSES)
@@ -112,7 +114,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, nargs=3, default=(1, 256, 224), metavar=("D", "H", "W"))
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--foundation", default="compact")
-    parser.add_argument("--checkpoint", help="weights of the foundation network; default: where they are looked for")
+    parser.add_argument("--checkpoint", help="weights of the foundation network, or random; default: as found")
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--window", type=int, default=0, help="the setting method.window, of methods that have it")
     parser.add_argument("--precision", default="auto")

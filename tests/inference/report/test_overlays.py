@@ -180,7 +180,7 @@ def test_a_scan_on_another_grid_is_left_out(write, caplog):
 def test_a_scan_at_another_place_is_left_out(write, caplog):
     reference, scan = write("reference", labels()), write("scan", np.zeros(SHAPE, np.float32), "LAS")
     assert draw_case(reference, {}, CLASSES, scan)[0].scan is None
-    assert "voxels away" in caplog.text
+    assert "store both along the same ones" in caplog.text
 
 
 def test_a_damaged_scan_is_left_out(write, tmp_path, caplog):
