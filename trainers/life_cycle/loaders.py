@@ -16,6 +16,7 @@ from synfoc3d.trainers.life_cycle.data import (
     weak_transforms,
 )
 from synfoc3d.trainers.life_cycle.dependencies import dependencies_of, refuse_changed_data
+from synfoc3d.trainers.life_cycle.run_folder import make_room
 from synfoc3d.trainers.life_cycle.workers import start_workers
 
 Trainer = Any  # the base trainer, whose module imports this one
@@ -76,6 +77,7 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
         seed=(seed, VALIDATION),
         first=epoch * trainer.num_val_iterations_per_epoch,
     )
+    make_room(trainer)  # before workers read pseudo-labels there
     processes, pin = get_allowed_n_proc_DA(), trainer.device.type == "cuda"
     return start_workers(train, processes, pin), start_workers(online, min(processes, 1), pin)
 

@@ -33,6 +33,15 @@ def only_training(fold: Path) -> Iterator[Lock]:
         yield lock
 
 
+def make_room(trainer: Trainer) -> None:
+    """Set the results of an earlier training aside where a new one is sure to begin: all that it needs is there."""
+    if trainer.lock is None or trainer.continued is not None:
+        return
+    before = set_aside(Path(trainer.output_folder), Path(trainer.log_file))
+    if before:
+        trainer.print_to_log_file(f"The results of an earlier training of this fold are in {before} now.")
+
+
 def set_aside(fold: Path, log: Path) -> Path | None:
     """Move the results of an earlier training away, in one step, before a new one begins.
 

@@ -10,7 +10,7 @@ from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import CHECKPOINT_LATEST
 from synfoc3d.trainers.life_cycle.interruption import Interruption
-from synfoc3d.trainers.life_cycle.run_folder import only_training, set_aside
+from synfoc3d.trainers.life_cycle.run_folder import only_training
 from synfoc3d.trainers.life_cycle.workers import QuietThreads, end_workers, next_batch
 
 Trainer = Any  # the base trainer, whose module imports this one
@@ -23,18 +23,14 @@ def run(trainer: Trainer) -> None:
         UserError: another process trains the same fold, the training cannot be right any more, or a worker was killed.
         SystemExit: SIGTERM or SIGINT came; what was done lies in checkpoint_latest.pth.
     """
-    folder = Path(trainer.output_folder)
-    with only_training(folder) as trainer.lock, QuietThreads(), Interruption() as interruption:
-        if trainer.continued is None:
-            before = set_aside(folder, Path(trainer.log_file))
-            if before:
-                trainer.print_to_log_file(f"The results of an earlier training of this fold are in {before} now.")
+    with only_training(Path(trainer.output_folder)) as trainer.lock, QuietThreads(), Interruption() as interruption:
         try:
             trainer.on_train_start()
             _run_epochs(trainer, interruption)
             trainer.on_train_end()
         finally:
             end_workers(trainer.dataloader_train, trainer.dataloader_val)
+            trainer.lock = None
         if interruption.received is not None:
             trainer.print_to_log_file(f"Ended by {_name(interruption)} before the final validation: run it with --val.")
             interruption.end()

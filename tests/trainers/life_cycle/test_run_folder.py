@@ -144,6 +144,17 @@ def test_second_training_that_dies_early_leaves_nothing_beside_the_first_ones_ch
     assert f"The results of an earlier training of this fold are in {aside} now." in open(trainer.log_file).read()
 
 
+def test_start_that_is_refused_leaves_the_results_where_they_are(project, results, monkeypatch):
+    def refuse(*_):
+        raise UserError("no such data")
+
+    trainer = project.trainer(NAME, **SHORT, seed=9)
+    monkeypatch.setattr(trainer.labels, "check", refuse)
+    with pytest.raises(UserError, match="no such data"):
+        trainer.run_training()
+    assert not list(results.parent.glob("replaced_*")) and "seed: 9" not in (results / "synfoc3d.yaml").read_text()
+
+
 def test_training_beside_a_running_one_is_refused_before_it_changes_anything(project, results):
     before = sorted(path.name for path in results.iterdir())
     with Lock(training_lock(results), "trains").held(), pytest.raises(UserError, match="is at work in"):
