@@ -92,9 +92,8 @@ def import_dataset(
     labeled_cases, unlabeled_cases = _collect(labeled, unlabeled)
     cases = [*labeled_cases, *unlabeled_cases]
     check_names(cases)
-    domain_of = None
-    if domains is not None:
-        domain_of = domains_of_cases(read_domains(domains), {files.case for files in cases}, domains)
+    names = {files.case for files in cases}
+    domain_of = domains_of_cases(read_domains(domains), names, domains) if domains is not None else None
     if annotated is None and (labeled / ANNOTATIONS_FILE).is_file():
         annotated = labeled / ANNOTATIONS_FILE
     annotations = read_annotations(annotated) if annotated is not None else {}
@@ -115,10 +114,7 @@ def import_dataset(
     check_labels(labels, labeled_cases, facts)
     if annotated is not None:
         _check_annotations(annotations, labels, labeled_cases, facts=facts, source=annotated)
-    for suspicion in suspicions(cases, facts, labels):
-        log.warning("%s", suspicion)
-    hashes = {path: hashed for one in facts.values() for path, hashed in one.fingerprints.items()}
-    same = same_scans({files.case: files.images for files in cases}, hashes)
+    same = _tell_suspicions(cases, facts, labels)
     if same:
         dataset_json[SAME_SCANS] = same
     anew = _written_anew(labeled_cases, facts, numbers)
@@ -127,6 +123,16 @@ def import_dataset(
     if annotations:
         log.info("%d labeled cases are partly annotated, by %s.", len(annotations), annotated)
     return target
+
+
+def _tell_suspicions(
+    cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts], labels: DeclaredLabels
+) -> list[list[str]]:
+    """Warn of what looks like a mistake; return the groups of cases that hold the same scan."""
+    for suspicion in suspicions(cases, facts, labels):
+        log.warning("%s", suspicion)
+    hashes = {path: hashed for one in facts.values() for path, hashed in one.fingerprints.items()}
+    return same_scans({files.case: files.images for files in cases}, hashes)
 
 
 def _written_anew(
