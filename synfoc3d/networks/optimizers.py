@@ -12,12 +12,14 @@ EXPONENT = 0.9  # of both polynomial schedules
 SCALE = "scale"  # entry of a group of parameters: its learning rate over that of the settings
 NO_DECAY = "attention_biases"  # of TinyViT: tables of positions, which its authors never decay
 ENCODER = "image_encoder."
+CLASS_TOKENS = "tokens"  # of a PropagatingFoundation: they start at zero, beside adapters that were warmed up
+FASTER = 100.0  # rate of class tokens over that of the adapters; at the same one they tell no classes apart
 
 
 def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Make an optimizer over a network's trainable parameters.
 
-    Norms and biases are decayed like all others, but not the tables of attention biases.
+    Norms and biases are decayed like all others, but not the tables of attention biases. Class tokens learn faster.
 
     Args:
         network: the student; frozen parameters are left out.
@@ -52,6 +54,8 @@ def _groups(network: nn.Module, settings: OptimizerSettings) -> list[dict[str, A
         )
     for name, parameter in trained.items():
         scale = encoder_lr / settings.lr if encoder_lr and ENCODER in name else 1.0
+        if name == CLASS_TOKENS:
+            scale = FASTER
         groups.setdefault((scale, name.endswith(NO_DECAY)), []).append(parameter)
     return [
         {"params": parameters, SCALE: scale} | ({"weight_decay": 0.0} if undecayed else {})

