@@ -19,7 +19,9 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +39,8 @@ PATIENCE = 30.0  # seconds in which a process that was asked to end must have en
 HANGS = 600.0  # seconds for a whole try
 # pools are forked here, to save time; python cannot end in the middle of a fork, and says so
 SWALLOWED = re.compile(
-    r"Exception ignored in: <function .*\nTraceback \(most recent call last\):\n(?: .*\n|\n)*SystemExit.*\n"
+    r"Exception ignored in: <function .*\nTraceback \(most recent call last\):\n(?: .*\n|\n)*"
+    r"(?:SystemExit|KeyboardInterrupt).*\n"
 )
 
 
@@ -67,6 +70,8 @@ def train(project: Project, configuration: str, results: str, log: Path, *, resu
     status: int | str | None = 1
     try:
         status = _call(project, configuration, results, settings, resume=resume, workers=workers)
+    except BaseException:  # noqa: BLE001 - it must be in the log, as the process ends here
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         with contextlib.suppress(BaseException):
@@ -113,7 +118,15 @@ def group_is_gone(group: int, seconds: float) -> bool:
 
 
 def kill_again_and_again(
-    project: Project, configuration: str, name: str, log: Path, *, rng: random.Random, seconds: float, tally: Tally
+    project: Project,
+    configuration: str,
+    name: str,
+    log: Path,
+    *,
+    kinds: Sequence[signal.Signals],
+    rng: random.Random,
+    seconds: float,
+    tally: Tally,
 ) -> int:
     """Kill a training until a try comes to its end; return the number of kills."""
     fold, kills = project.results(name, TRAINER, configuration), 0
@@ -127,7 +140,7 @@ def kill_again_and_again(
             if status:
                 tally.note("failed try", f"{name} ended with {status}: {log}")
             return kills
-        kind, whole_group = rng.choice(KINDS), rng.random() < 0.5
+        kind, whole_group = rng.choice(kinds), rng.random() < 0.5
         (os.killpg if whole_group else os.kill)(pid, kind)
         status = wait_for(pid, PATIENCE)
         kills += 1
@@ -136,7 +149,8 @@ def kill_again_and_again(
             tally.note("hang", where)
             os.killpg(pid, signal.SIGKILL)
             wait_for(pid, PATIENCE)
-        elif kind != signal.SIGKILL and status not in (0, 128 + kind):
+        # negative: before the command took the signal for its own
+        elif kind != signal.SIGKILL and status not in (0, 128 + kind, -kind):
             tally.note("exit status", f"{where}: {status}")
         if not group_is_gone(pid, PATIENCE):
             tally.note("workers left", where)
@@ -208,11 +222,13 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=20, help="number of kills at least, default: 20")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", type=Path, help="folder for data, results and logs; default: a temporary one")
+    parser.add_argument("-k", nargs="+", default=[kind.name for kind in KINDS], help="signals, default: all")
     parser.add_argument("-c", nargs="+", default=["2d", "3d_fullres"], help="configurations, default: both")
     args = parser.parse_args()
     root = args.o or Path(tempfile.mkdtemp())
     root.mkdir(parents=True, exist_ok=True)
     project = make_project(root, args.c)
+    kinds = [signal.Signals[name] for name in args.k]
     rng, tally, seconds, number = random.Random(args.seed), Tally(), {}, 0
     for configuration in args.c:
         start = time.monotonic()
@@ -226,7 +242,7 @@ def main() -> None:
         configuration, name = rng.choice(args.c), f"killed_{number}"
         log = root / f"{name}.log"
         span = 1.1 * seconds[configuration]
-        here = kill_again_and_again(project, configuration, name, log, rng=rng, seconds=span, tally=tally)
+        here = kill_again_and_again(project, configuration, name, log, kinds=kinds, rng=rng, seconds=span, tally=tally)
         kills += here
         fold = project.results(name, TRAINER, configuration)
         found = compare(project.results("whole", TRAINER, configuration), fold) if fold.is_dir() else ["no results"]

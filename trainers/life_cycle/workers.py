@@ -86,7 +86,11 @@ def end_workers(*augmenters: Any) -> None:  # noqa: ANN401 - either augmenter, o
     """End the processes behind batches; those that do not end in order are terminated."""
     for batches in augmenters:
         if isinstance(batches, Workers):
-            batches._finish(PATIENCE)
+            with contextlib.suppress(Exception):  # whatever is wrong with their queues, the training's end is not
+                batches._finish(PATIENCE)
+            for process in batches.started:
+                if process.is_alive():
+                    process.kill()
 
 
 class QuietThreads:
