@@ -46,14 +46,16 @@ def load_nifti(path: Path) -> Image:
     """Return nibabel's image of a file whose header can be believed; voxels are read when asked for.
 
     Raises:
-        UserError: the voxels are colors or complex numbers, or without size; the affine is no placement in space; or
-            qform and sform say different sizes of voxels.
+        UserError: there are no voxels, or they are colors or complex numbers, or without size; the affine is no
+            placement in space; or qform and sform say different sizes of voxels.
         Exception: whatever nibabel meets in a damaged file.
     """
     image: Image = nibabel.load(path)
     dtype = image.get_data_dtype()
     if dtype.kind not in "biuf":
         raise UserError(f"{path} stores colors or complex numbers ({dtype}); convert it to plain numbers.")
+    if min(image.shape, default=0) < 1:
+        raise UserError(f"{path} holds no voxels, its shape (x, y, z) is {image.shape}; replace or remove it.")
     header = image.header
     has_qform, has_sform = header["qform_code"] > 0, header["sform_code"] > 0
     stored = _stored_header(path)["pixdim"][1:4]

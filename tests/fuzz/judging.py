@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from inputs import BadInput, Place
 
+from synfoc3d.files.layout import CHECKED_FILE
+
 LIMIT = 120  # seconds, for a machine that is busy with other things
 RESTORED = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "scans")  # in which commands may leave something
 
@@ -154,10 +156,11 @@ def _listing(place: Place) -> set[Path]:
 def _clean(place: Place, before: set[Path]) -> list[str]:
     """Remove what a command left, and return it."""
     new = sorted(_listing(place) - before)
-    logs = {path for path in new if path.name.startswith("training_log_")}  # of nnU-Net, which say what went wrong
+    # logs of nnU-Net, which say what went wrong, and what was found in files that are still the same
+    kept = {path for path in new if path.name.startswith("training_log_") or path.name == CHECKED_FILE}
     left = sorted(place.out.rglob("*"))
     for path in reversed(new):
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    return [str(path.relative_to(place.root)) for path in new if path not in logs] + [
+    return [str(path.relative_to(place.root)) for path in new if path not in kept] + [
         str(path.relative_to(place.out)) for path in left
     ]

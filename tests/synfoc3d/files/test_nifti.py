@@ -9,7 +9,7 @@ import pytest
 import SimpleITK
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.nifti import check_spacings, copy_scan
+from synfoc3d.files.nifti import check_spacings, copy_scan, load_nifti
 from synfoc3d.files.volumes import read_orientation, read_scan
 
 AFFINE = np.array([[0, 0, -4.0, 5], [1.0, 0, 0, -6], [0, 1.5, 0, 7], [0, 0, 0, 1]])
@@ -32,6 +32,17 @@ def write(tmp_path):
         return tmp_path / name
 
     return call
+
+
+@pytest.mark.parametrize("length", [0, -1, -32768])
+@pytest.mark.parametrize("axis", [1, 2, 3])
+def test_axes_without_voxels_are_refused(write, length, axis):
+    path = write("a.nii")
+    content = bytearray(path.read_bytes())
+    content[40 + 2 * axis : 42 + 2 * axis] = length.to_bytes(2, "little", signed=True)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.nii (holds no voxels|cannot be read)"):
+        load_nifti(path)
 
 
 @pytest.mark.parametrize(("unit", "factor"), [("micron", 1e-3), ("meter", 1e3), ("mm", 1), ("unknown", 1)])
