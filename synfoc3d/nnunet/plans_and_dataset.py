@@ -61,6 +61,10 @@ class _Configuration(_Part):
     resampling_fn_data: StrictStr
     resampling_fn_seg: StrictStr
     resampling_fn_probabilities: StrictStr
+    resampling_fn_data_kwargs: dict[str, Any]
+    resampling_fn_seg_kwargs: dict[str, Any]
+    resampling_fn_probabilities_kwargs: dict[str, Any]
+    batch_dice: bool
     architecture: _Architecture
 
     @model_validator(mode="after")

@@ -81,6 +81,7 @@ CONFIGURATION = (
     "data_identifier",
     "preprocessor_name",
     "use_mask_for_norm",
+    "batch_dice",
 )
 
 
@@ -96,6 +97,13 @@ def test_plans_without_an_entry_or_with_another_type(plans, key, value):
 def test_configuration_without_an_entry_or_with_another_type(plans, key, value):
     with pytest.raises(UserError, match=rf"plans.json: configurations.2d.{key}: "):
         read_plans(plans("configurations", "2d", key, value=value), "2d")
+
+
+@pytest.mark.parametrize("of", ["data", "seg", "probabilities"])
+def test_resampling_without_its_arguments(plans, of):
+    key = f"resampling_fn_{of}_kwargs"
+    with pytest.raises(UserError, match=rf"plans.json: configurations.2d.{key}: "):
+        read_plans(plans("configurations", "2d", key, value=None), "2d")
 
 
 @pytest.mark.parametrize(
