@@ -110,12 +110,32 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
         raise UserError(f"{names} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")
     if len(configuration.patch_size) == 3 and image.shape[1] == 1:
         raise UserError(f"{names} is a single slice, but {info.configuration} needs a volume; use a 2d model.")
+    _check_extent(names, image.shape[1:], properties["spacing"], info)
     preprocessor = configuration.preprocessor_class(verbose=False)
     data, _, properties = preprocessor.run_case_npy(
         image, None, properties, info.plans, configuration, info.dataset_json
     )
     prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0])
     return prepared if prompt is None else replace(prepared, points=prompt.place(files, image, prepared, info))
+
+
+def _check_extent(names: str, shape: Sequence[int], spacing: Sequence[float], info: ModelInfo) -> None:
+    """Refuse a scan of which resampling to the voxels of the training would leave nothing: its lengths are wrong.
+
+    Args:
+        names: of its files.
+        shape: (z, y, x).
+        spacing: z, y, x in mm.
+        info: the model.
+    """
+    target = info.plans.get_configuration(info.configuration).spacing
+    axes = info.plans.transpose_forward[-len(target) :]  # the slices of a 2d model stay as they are
+    for axis, wanted in zip(axes, target, strict=True):
+        if round(shape[axis] * spacing[axis] / wanted) < 1:
+            raise UserError(
+                f"{names} has {shape[axis]} voxels of {spacing[axis]:g} mm on one axis, of which nothing is left in "
+                f"voxels of {wanted:g} mm as in training; correct the spacing or the unit in its header."
+            )
 
 
 def write_case(

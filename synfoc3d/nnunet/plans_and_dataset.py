@@ -81,6 +81,7 @@ class _Configuration(_Part):
 
 class _Plans(_Part):
     dataset_name: StrictStr
+    plans_name: StrictStr
     image_reader_writer: StrictStr
     transpose_forward: Axes
     transpose_backward: Axes

@@ -71,6 +71,15 @@ def test_preprocessing_is_nnunets(scan, info, configuration):
     np.testing.assert_array_equal(prepare_case([scan], model).image, expected)
 
 
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_scan_of_which_resampling_leaves_nothing_is_refused(refusal, scan, configuration):
+    image = nibabel.load(scan)
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, scan)
+    message = refusal(scan, configuration=configuration)
+    assert message.startswith(str(scan)) and "mm on one axis, of which nothing is left in voxels of" in message
+
+
 def test_too_many_channels_are_refused(refusal, scan):
     assert "2 channels, but the model was trained with 1; give as many." in refusal(scan, scan)
 

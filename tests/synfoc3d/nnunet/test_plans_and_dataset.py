@@ -71,7 +71,7 @@ def test_good_plans_are_read(plans):
     assert "3d_fullres" in read_plans(plans()).available_configurations
 
 
-PLANS = ("dataset_name", "configurations", "transpose_forward", "image_reader_writer")
+PLANS = ("dataset_name", "plans_name", "configurations", "transpose_forward", "image_reader_writer")
 CONFIGURATION = (
     "patch_size",
     "spacing",
