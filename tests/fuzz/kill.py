@@ -1,6 +1,6 @@
 """Kill short trainings at random moments, continue them, and compare them with the uninterrupted ones.
 
-    python tests/fuzz/kill.py -n 200 --seed 0 -o /tmp/kills
+    python tests/fuzz/kill.py -n 200 --seed 0 -o kills
 
 Trainings run on the CPU with worker processes, in 2D and in 3D. Each is killed by SIGKILL, SIGTERM or SIGINT, to the
 process alone or to all of its group, again and again until one try comes to its end. Everything but time stamps must
@@ -25,16 +25,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from conftest import DATASET, Project, make_project
+
+from tests.bitwise import FILES, TIMES, differences
+from tests.conftest import DATASET, Project, make_project
 
 TRAINER = "nnUNetTrainerSynFoC"
 COURSE = {"epochs": 4, "iterations_per_epoch": 3, "val_iterations_per_epoch": 2, "save_every_minutes": 0.01}
 KINDS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-FILES = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_best_foundation.pth")
-TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
 PATIENCE = 30.0  # seconds in which a process that was asked to end must have ended, and its workers after a kill
 HANGS = 600.0  # seconds for a whole try
 # pools are forked here, to save time; python cannot end in the middle of a fork, and says so
@@ -182,25 +182,6 @@ def content(file: Path) -> dict:
         del checkpoint["logging"][key]
     del checkpoint["synfoc3d"]["training"]
     return checkpoint
-
-
-def differences(first: object, second: object, at: str = "") -> list[str]:
-    """Return where two nested values differ in a bit or in a type."""
-    if type(first) is not type(second):
-        return [f"{at}: {type(first).__name__}, {type(second).__name__}"]
-    if isinstance(first, torch.Tensor):
-        return [] if torch.equal(first, second) and first.dtype == second.dtype else [at]
-    if isinstance(first, dict):
-        if list(first) != list(second):
-            return [f"{at}: keys"]
-        return [found for key in first for found in differences(first[key], second[key], f"{at}/{key}")]
-    if isinstance(first, list | tuple):
-        if len(first) != len(second):
-            return [f"{at}: length"]
-        pairs = enumerate(zip(first, second, strict=True))
-        return [found for index, (a, b) in pairs for found in differences(a, b, f"{at}/{index}")]
-    same = first == second or (first != first and second != second)
-    return [] if same else [f"{at}: {first}, {second}"]
 
 
 def compare(whole: Path, fold: Path) -> list[str]:

@@ -12,9 +12,9 @@ from synfoc3d.trainers.life_cycle.interruption import Interruption
 from synfoc3d.trainers.life_cycle.saving import checkpoint_of
 from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
+from ..bitwise import FILES, TIMES, differences
+
 COURSE = {"epochs": 3, "iterations_per_epoch": 2, "val_iterations_per_epoch": 2, "save_every_minutes": 1e6}
-TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
-FILES = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_best_foundation.pth")
 
 
 def content(folder, name):
@@ -24,24 +24,6 @@ def content(folder, name):
         assert len(checkpoint["logging"].pop(key)) == checkpoint["current_epoch"]
     checkpoint["synfoc3d"].pop("training")
     return checkpoint
-
-
-def differences(first, second, at=""):
-    """Where two nested values differ in a bit or in a type."""
-    if type(first) is not type(second):
-        return [f"{at}: {type(first)} {type(second)}"]
-    if isinstance(first, torch.Tensor):
-        return [] if torch.equal(first, second) and first.dtype == second.dtype else [at]
-    if isinstance(first, dict):
-        if list(first) != list(second):
-            return [f"{at}: keys"]
-        return [found for key in first for found in differences(first[key], second[key], f"{at}/{key}")]
-    if isinstance(first, list | tuple):
-        if len(first) != len(second):
-            return [f"{at}: length"]
-        pairs = zip(first, second, strict=True)
-        return [found for i, (a, b) in enumerate(pairs) for found in differences(a, b, f"{at}/{i}")]
-    return [] if first == second or (first != first and second != second) else [f"{at}: {first} {second}"]
 
 
 @pytest.fixture(scope="module")
