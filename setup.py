@@ -15,6 +15,7 @@ VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "synfoc3d" / "__init__.p
 CORE = (
     "commands",
     "doctor",
+    "engines",
     "experiment",
     "files",
     "losses",

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from synfoc3d.commands.generating import DATASET, LABELED, LABELED_SCANNER, TEST_PER_SCANNER, TRAIN_PER_SCANNER
+from synfoc3d.engines.processes import Command, execute
 from synfoc3d.errors import UserError
-from synfoc3d.experiment.processes import Command, execute
 
 PLAN = "demo"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

@@ -10,11 +10,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from synfoc3d.config import dump
+from synfoc3d.engines.processes import Command, execute
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.checks import check_methods, is_stock, known_epochs
 from synfoc3d.experiment.folds import refuse_partial_labels, resolve_data, write_data
 from synfoc3d.experiment.plan import Plan, read_plan
-from synfoc3d.experiment.processes import Command, execute
 from synfoc3d.experiment.runs import Experiment, Run
 from synfoc3d.experiment.summary import Key, Scores, read_scores, write_summary
 from synfoc3d.files.atomic import atomic_write_text

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from synfoc3d.engines.processes import Command
 from synfoc3d.experiment.checks import is_stock
 from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
 from synfoc3d.experiment.plan import LABELER_SETTING, Plan, assignments
-from synfoc3d.experiment.processes import Command
 from synfoc3d.experiment.summary import Key
 from synfoc3d.files.json_files import load_json_object
 from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, fold_folder

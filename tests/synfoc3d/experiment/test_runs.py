@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synfoc3d.engines.processes import Command
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
 from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
 from synfoc3d.experiment.plan import parse_plan
-from synfoc3d.experiment.processes import Command
 from synfoc3d.experiment.runs import Experiment
 from synfoc3d.files.splits import Split
 

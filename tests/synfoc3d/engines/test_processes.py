@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from synfoc3d.experiment.processes import Command, EpochBar, execute
+from synfoc3d.engines.processes import Command, EpochBar, execute
 
 EPOCH = "\n11:00:00.1: Epoch {} \n11:00:00.1: Current learning rate: 0.01 \n11:00:09.2: Epoch time: 9.1 s \n"
 
@@ -121,7 +121,7 @@ def test_termination_takes_the_process_along(tmp_path: Path) -> None:
     (tmp_path / "synfoc3d.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
     code = (
         "import os, sys; from pathlib import Path; from synfoc3d.cli import ending_on_sigterm; "
-        "from synfoc3d.experiment.processes import Command, execute; os.chdir(sys.argv[1])\n"
+        "from synfoc3d.engines.processes import Command, execute; os.chdir(sys.argv[1])\n"
         "with ending_on_sigterm(): execute(Command(('train',), Path('log.txt')))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
