@@ -78,6 +78,7 @@ setup(
         "pydantic>=2.5,<3",
         "PyYAML>=6",
         "tqdm>=4.60",
+        "rich>=13",
         "matplotlib>=3.7",
         "jinja2>=3.1",
         "tabulate>=0.10",

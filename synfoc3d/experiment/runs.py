@@ -170,7 +170,7 @@ class Experiment:
             arguments += ["--set", *assignments(settings), f"seed={run.seed}"]
         if any((self._training_folder(run) / name).is_file() for name in (CHECKPOINT_LATEST, CHECKPOINT_BEST)):
             arguments.append("--c")
-        return self._command(run, arguments + self._device_arguments(), self.epochs.get(run.method))
+        return self._command(run, arguments + self._device_arguments())
 
     def _labeler(self, run: Run) -> dict[str, str]:
         """Return the setting that names the training which labels for a run, if one does."""
@@ -212,9 +212,9 @@ class Experiment:
     def _device_arguments(self) -> list[str]:
         return ["-device", self.device] if self.device else []
 
-    def _command(self, run: Run, arguments: Sequence[str], epochs: int | None = None) -> Command:
+    def _command(self, run: Run, arguments: Sequence[str]) -> Command:
         folder = self.folder(run)
-        return Command(tuple(arguments), folder / RUN_LOG_FILE, {"nnUNet_results": str(folder)}, epochs)
+        return Command(tuple(arguments), folder / RUN_LOG_FILE, {"nnUNet_results": str(folder)})
 
 
 def _complete(evaluation: Path) -> bool:
