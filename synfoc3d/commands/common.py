@@ -107,8 +107,8 @@ def engine(args: argparse.Namespace, settings: "ClusterSettings | None" = None) 
     given = [option for option, value in of_local.items() if value is not None]
     if given and args.on != "local":
         raise UserError(
-            f"{' and '.join(given)} belong to --on local; for --on {args.on}, gpus and parallel of the cluster: section "
-            "say it."
+            f"{' and '.join(given)} belong to --on local; what --on {args.on} gets, the keys gpus and parallel of the "
+            "cluster: section say."
         )
     if args.cluster is not None:
         settings = read_cluster(args.cluster)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from synfoc3d.engines.base import Engine
-from synfoc3d.engines.processes import Command, start, was_taken_away
+from synfoc3d.engines.processes import Command, start, taken_away
 from synfoc3d.engines.settings import ClusterSettings
 from synfoc3d.engines.shares import VISIBLE, choose_gpus, core_variables, cores_here, gpus_here
 from synfoc3d.errors import UserError
@@ -102,7 +102,7 @@ class LocalEngine(Engine):
         if status is None:
             return
         slot.process = None
-        if was_taken_away(status) and starts[slot.name] <= self._settings.retries:
+        if taken_away(status) and starts[slot.name] <= self._settings.retries:
             waiting.append(slot.name)
         elif status:
             failures[slot.name] = commands[slot.name].failure(status)

@@ -6,13 +6,14 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from synfoc3d.config import CONFIG_VARIABLE
 from synfoc3d.engines.parent import PARENT
 
+LOOK_EVERY = 1.0  # seconds
 PATIENCE = 20.0  # seconds until a process that was asked to end is killed
 SIGNALED = 128  # a shell's exit status of what a signal ended is that of the signal above this
 
@@ -39,11 +40,11 @@ class Command:
     def failure(self, status: int) -> str:
         """Say that it failed, and where to look."""
         place = f"; see {self.log}" if self.log else ""
-        ended = f"was ended by {_signal(status)}" if was_taken_away(status) else f"ended with status {status}"
+        ended = f"was ended by {_signal(status)}" if taken_away(status) else f"ended with status {status}"
         return f"synfoc3d {self.arguments[0]} {ended}{place}"
 
 
-def was_taken_away(status: int) -> bool:
+def taken_away(status: int) -> bool:
     """Return whether a signal ended a process, or what it ran: it did not fail by itself, and may be started again."""
     return status < 0 or status > SIGNALED
 
@@ -74,11 +75,20 @@ def start(command: Command, *, session: bool = False) -> subprocess.Popen[bytes]
         )
 
 
-def execute(command: Command) -> int:
-    """Run a command in a process of its own and return its exit status; it ends with this one."""
+def execute(command: Command, look: Callable[[], None] = lambda: None) -> int:
+    """Run a command in a process of its own and return its exit status; it ends with this one.
+
+    Args:
+        command: what to run.
+        look: called about once a second meanwhile; what it raises ends the process, and is raised.
+    """
     process = start(command)
     try:
-        return process.wait()
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_EVERY)
+            look()
+        return process.returncode
     except BaseException:  # also an interruption from the keyboard, and SIGTERM
         process.terminate()  # it takes its own processes along, which a kill would not
         with contextlib.suppress(subprocess.TimeoutExpired):
