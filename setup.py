@@ -38,6 +38,7 @@ STAGES = (
 )
 
 SAM2 = ["transformers>=5,<6"]
+RAY = ["ray>=2.40,<3"]
 
 setup(
     name="synfoc3d",
@@ -86,8 +87,10 @@ setup(
     ],
     extras_require={
         "sam2": SAM2,
+        "ray": RAY,
         "test": [
             *SAM2,
+            *RAY,
             "pytest>=8",
             "hypothesis>=6.90",
             "ruff>=0.8",
