@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from synfoc3d.engines.base import Engine
 from synfoc3d.engines.processes import Command
 from synfoc3d.errors import UserError
-from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
+from synfoc3d.experiment.chains import run_chain
+from synfoc3d.experiment.execution import list_commands, prepare, run_experiment
 from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
 from synfoc3d.experiment.plan import parse_plan
+from synfoc3d.experiment.reporting import write_report
 from synfoc3d.experiment.runs import Experiment
 from synfoc3d.files.splits import Split
 
@@ -84,6 +88,24 @@ class Fake:
         file.write_text(json.dumps({"summary": summary, "convention": {"unit": "mm"}, "failures": {}}))
 
 
+class InThisProcess(Engine):
+    """Does what a machine would do with the command of each chain, one after another."""
+
+    name, slots = "here", 1
+
+    def __init__(self, experiment: Experiment, run: Callable[[Command], int]) -> None:
+        self.experiment, self.execute = experiment, run
+
+    def run(self, commands: Mapping[str, Command], look: Callable[[], None]) -> dict[str, str]:
+        ended = {name: run_chain(self.experiment, name, self.execute) for name in commands}
+        return {name: commands[name].failure(status) for name, status in ended.items() if status}
+
+
+def go(experiment: Experiment, run: Callable[[Command], int], num_parts: int = 1, part_id: int = 0) -> str:
+    """Run an experiment."""
+    return run_experiment(experiment, InThisProcess(experiment, run), num_parts, part_id, run)
+
+
 def test_commands_of_a_plan(tmp_path: Path) -> None:
     t, ts = tmp_path, "-i /ts/images"
     low, syn = t / "runs/low__A__seed7", t / "runs/syn__A__seed7"
@@ -128,12 +150,6 @@ def test_options_reach_the_commands(tmp_path: Path) -> None:
     assert "--per-slice -i /ts/images --baseline low" in lines[-1]
 
 
-def test_training_knows_its_epochs(tmp_path: Path) -> None:
-    experiment = replace(make(tmp_path), epochs={"syn": 12})
-    commands = [command for run in experiment.runs for command in experiment.remaining(run)]
-    assert [(command.arguments[0], command.epochs) for command in commands if command.epochs] == [("train", 12)]
-
-
 def test_method_settings_win_over_those_of_the_plan(tmp_path: Path) -> None:
     lines = list_commands(make(tmp_path, settings={"method.tau": 0.5, "epochs": 3}))
     assert "--set method.tau=0.9 epochs=3 seed=7" in lines[3]
@@ -159,14 +175,14 @@ def test_method_learns_from_the_run_of_its_labeler_with_the_same_split_and_seed(
 
 def test_labeler_runs_before_those_that_need_it(tmp_path: Path) -> None:
     fake = Fake()
-    run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+    go(make(tmp_path, methods=LEARNING), fake)
     trained = [Path(c.variables["nnUNet_results"]).name for c in fake.calls if c.arguments[0] == "train"]
     assert trained == ["sam__A__seed7", "again__A__seed7", "cfr__A__seed7", "low__A__seed7"]
 
 
 def test_table_and_comparisons_keep_the_order_of_the_plan(tmp_path: Path) -> None:
     fake = Fake()
-    told = run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+    told = go(make(tmp_path, methods=LEARNING), fake)
     rows = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ") and "50.00" in line]
     assert rows == ["again", "low", "cfr", "sam"]
     assert [part.partition("=")[0] for part in fake.calls[-1].arguments if "=/" in part] == rows
@@ -189,7 +205,7 @@ def test_parts_keep_a_run_and_its_labeler_together(splits: int, seeds: int, part
 def test_failed_labeler_leaves_the_others_to_their_own_sentence(tmp_path: Path) -> None:
     fake = Fake(failing=("-tr nnUNetTrainerCFRFineTune", "method.labeler="))  # there is no checkpoint to learn from
     with pytest.raises(UserError, match="3 of 4 runs failed") as failure:
-        run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+        go(make(tmp_path, methods=LEARNING), fake)
     assert [line.split(":")[0].strip() for line in str(failure.value).splitlines()[1:]] == [
         "sam__A__seed7", "again__A__seed7", "cfr__A__seed7",
     ]  # fmt: skip
@@ -219,16 +235,16 @@ def test_part_that_does_not_exist_is_refused(parts: int, part: int, tmp_path: Pa
 
 def test_everything_runs_once_and_ends_with_the_report(tmp_path: Path) -> None:
     fake = Fake()
-    told = run_experiment(make(tmp_path), run=fake)
+    told = go(make(tmp_path), fake)
     assert fake.done == ["train", *["predict", "evaluate"], "train", *["predict", "evaluate"] * 2, "compare"]
     assert "| found   | 50.00 |" in told
     assert (tmp_path / "report" / "summary.csv").is_file()
 
 
 def test_finished_experiment_is_only_reported_again(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     again = Fake()
-    run_experiment(make(tmp_path), run=again)
+    go(make(tmp_path), again)
     assert again.done == ["compare"]
 
 
@@ -242,7 +258,7 @@ def test_half_a_training_is_continued(checkpoint: str, tmp_path: Path) -> None:
 
 
 def test_predictions_that_are_not_evaluated_are_continued(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     (tmp_path / "runs/syn__A__seed7/evaluations/both.json").unlink()
     lines = list_commands(make(tmp_path))
     assert ["predict" in lines[0], "--continue_prediction" in lines[0], "evaluate" in lines[1]] == [True] * 3
@@ -250,13 +266,13 @@ def test_predictions_that_are_not_evaluated_are_continued(tmp_path: Path) -> Non
 
 
 def test_evaluation_with_failures_is_repeated(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     (tmp_path / "runs/low__A__seed7/evaluations/low.json").write_text('{"failures": {"case1": "no prediction"}}')
     assert [shlex.split(line)[2] for line in list_commands(make(tmp_path))] == ["predict", "evaluate", "-g"]
 
 
 def test_deleted_training_repeats_what_was_made_of_it(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     folder = tmp_path / "runs/low__A__seed7" / TRAINED.format(trainer="nnUNetTrainerSupervised")
     (folder / "checkpoint_final.pth").unlink()
     assert len(list_commands(make(tmp_path))) == 4
@@ -265,7 +281,7 @@ def test_deleted_training_repeats_what_was_made_of_it(tmp_path: Path) -> None:
 def test_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
     fake = Fake(failing=("nnUNetTrainerSupervised",))
     with pytest.raises(UserError) as failure:
-        run_experiment(make(tmp_path), run=fake)
+        go(make(tmp_path), fake)
     assert str(failure.value).splitlines() == [
         "1 of 2 runs failed; call the command again to repeat these alone, or with --report for a report without them:",
         f"  low__A__seed7: synfoc3d train ended with status 1; see {tmp_path}/runs/low__A__seed7/log.txt",
@@ -275,9 +291,7 @@ def test_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_report_without_failed_runs_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        run_experiment(
-            make(tmp_path, baseline="low"), run=Fake(failing=("train 501 2d 0 -tr nnUNetTrainerSupervised",))
-        )
+        go(make(tmp_path, baseline="low"), Fake(failing=("train 501 2d 0 -tr nnUNetTrainerSupervised",)))
     compare = Fake()
     told = write_report(make(tmp_path, baseline="low"), compare)
     assert "Without these runs, which are not finished:\n- low__A__seed7" in told
@@ -285,7 +299,7 @@ def test_report_without_failed_runs_says_so(tmp_path: Path) -> None:
 
 
 def test_summary_names_rows_whose_foundation_network_saw_the_test_data(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     training = tmp_path / "runs/syn__A__seed7" / TRAINED.format(trainer="nnUNetTrainerSynFoC")
     foundation = {"name": "lite_medsam", "checkpoint": "lite_medsam.pth"}
     settings = {"foundation": {"name": "lite_medsam", "seen": True}}
@@ -308,14 +322,14 @@ def test_report_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_failed_comparison_leaves_the_summary(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 1 comparisons failed.*\n  A__seed7: synfoc3d compare ended.*log.txt"):
-        run_experiment(make(tmp_path), run=Fake(failing=("compare",)))
+        go(make(tmp_path), Fake(failing=("compare",)))
     assert (tmp_path / "report" / "summary.md").is_file()
 
 
 def test_part_names_what_others_have_not_finished(tmp_path: Path) -> None:
-    told = run_experiment(make(tmp_path), 2, 0, Fake())
+    told = go(make(tmp_path), Fake(), 2, 0)
     assert told.splitlines()[1:] == ["  syn__A__seed7"]
-    assert "# Results" in run_experiment(make(tmp_path), 2, 1, Fake())
+    assert "# Results" in go(make(tmp_path), Fake(), 2, 1)
 
 
 class TestFolder:
@@ -327,7 +341,7 @@ class TestFolder:
 
     def run(self, project: Any, experiment: Experiment) -> None:
         with project.active():
-            run_experiment(replace(experiment, dataset="Dataset501_Tiny"), run=lambda _: 1)
+            go(replace(experiment, dataset="Dataset501_Tiny"), lambda _: 1)
 
     @pytest.fixture
     def started(self, project: Any, tmp_path: Path) -> Path:
