@@ -16,7 +16,7 @@ from synfoc3d.engines.shares import THREADS
 from synfoc3d.errors import UserError
 
 try:
-    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # to reach a cluster's head, of 40 s each; Ray tries 20 times
+    os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # to reach a cluster: each takes 40 s
     import ray
     from ray.exceptions import RayError, RayTaskError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
