@@ -2,11 +2,9 @@
 
 import os
 import re
-import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +25,8 @@ from synfoc3d.engines.ray_cluster import check_sight, connected, find_address, f
 from synfoc3d.engines.ray_task import Place
 from synfoc3d.engines.settings import ClusterSettings
 from synfoc3d.errors import UserError
+
+from .two_nodes import two_nodes
 
 # stands in for the command line: it tells what it got, works as long as it is told to, and saves when asked to end
 DOUBLE = f"""
@@ -57,17 +57,8 @@ print("end", os.getpid(), flush=True)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Two nodes with a core each."""
-    folder = tempfile.mkdtemp(prefix="ray")  # paths of its sockets must be short
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_TMPDIR", folder)
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        nodes.add_node(num_cpus=1)
-        nodes.wait_for_nodes()
+    with two_nodes() as nodes:
         yield nodes
-        nodes.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
