@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from synfoc3d import __version__
 from synfoc3d.engines import parent
 from synfoc3d.engines.choose import choose_engine
-from synfoc3d.engines.processes import Command
+from synfoc3d.engines.processes import PATIENCE, Command
 from synfoc3d.engines.ray import RayEngine
 from synfoc3d.engines.ray_cluster import check_sight, connected, find_address, find_nodes
 from synfoc3d.engines.ray_task import Place
@@ -208,13 +208,16 @@ def test_interrupted_caller_lets_commands_save_and_says_how_to_go_on(
     settings: ClusterSettings, command: Callable[..., Command], caplog: pytest.LogCaptureFixture
 ) -> None:
     commands = {name: command(name, "wait", str(Path.cwd() / "goal")) for name in "abc"}
+    interrupted = list[float]()
 
     def look() -> None:
         if sum(len(begun(one)) for one in commands.values()) == 2:
+            interrupted.append(time.monotonic())
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         RayEngine(settings).run(commands, look)
+    assert time.monotonic() - interrupted[0] < PATIENCE  # it waits for them, and they come
     assert caplog.messages == [
         "Interrupted: what runs on Ray saves what it has and ends. The same command goes on with it."
     ]
