@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-LOOK_EVERY = 1.0  # seconds
+LOOK_EVERY = 0.5  # seconds
 PATIENCE = SAVING + 10  # seconds until what was canceled is left to Ray, which kills it
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class RayEngine(Engine):
                     while waiting and len(running) < most:
                         name = waiting.popleft()
                         running[self._submit(name, commands[name], place)] = name
-                    for task in ray.wait([*running], timeout=LOOK_EVERY)[0]:
+                    time.sleep(LOOK_EVERY)  # and not in Ray, which would make another exit status of SIGTERM's
+                    for task in ray.wait([*running], num_returns=len(running), timeout=0)[0]:
                         name = running.pop(task)
                         reason = _failure(task, commands[name], self._settings.retries)
                         failures |= {name: reason} if reason else {}
