@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from synfoc3d.engines.base import Engine
 from synfoc3d.engines.processes import Command, start, taken_away
@@ -35,7 +35,17 @@ class _Slot:
 
     variables: dict[str, str]
     name: str = ""
-    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    process: subprocess.Popen[bytes] | None = None
+
+    def turn(self, queue: _Queue) -> None:
+        """Give back a command that has ended, and start the next one if there is room for it."""
+        if self.process is not None and (status := self.process.poll()) is not None:
+            queue.ended(self.name, status)
+            self.process = None
+        if self.process is None and (taken := queue.take()) is not None:
+            self.name, command = taken
+            own = replace(command, variables={**self.variables, **command.variables})
+            self.process = start(own, session=True)
 
 
 class LocalEngine(Engine):
@@ -73,46 +83,48 @@ class LocalEngine(Engine):
 
     def run(self, commands: Mapping[str, Command], look: Callable[[], None]) -> dict[str, str]:
         """Run commands as :class:`Engine` says; those of an interrupted caller are ended in order."""
-        waiting, failures, starts = deque(commands), dict[str, str](), Counter[str]()
+        queue = _Queue(commands, self._settings.retries)
         slots = [_Slot(variables) for variables in self._variables]
         try:
             while True:
                 for slot in slots:
-                    self._end(slot, commands, waiting, failures, starts)
-                    if slot.process is None and waiting:
-                        _begin(slot, waiting.popleft(), commands, starts)
+                    slot.turn(queue)
                 if all(slot.process is None for slot in slots):
-                    return failures
+                    return queue.failures
                 look()
                 _wait(slots)
         except BaseException:
             _stop(slots)
             raise
 
-    def _end(
-        self,
-        slot: _Slot,
-        commands: Mapping[str, Command],
-        waiting: deque[str],
-        failures: dict[str, str],
-        starts: Counter[str],
-    ) -> None:
-        """Free a slot whose command has ended; the command goes to the end of the queue if it was taken away."""
-        status = None if slot.process is None else slot.process.poll()
-        if status is None:
-            return
-        slot.process = None
-        if taken_away(status) and starts[slot.name] <= self._settings.retries:
-            waiting.append(slot.name)
+
+class _Queue:
+    """Commands that wait, and why those that failed did.
+
+    Args:
+        commands: all of them, by name.
+        retries: times that one is started again.
+    """
+
+    def __init__(self, commands: Mapping[str, Command], retries: int) -> None:
+        self.failures: dict[str, str] = {}
+        self._commands, self._retries = commands, retries
+        self._waiting, self._starts = deque(commands), Counter[str]()
+
+    def take(self) -> tuple[str, Command] | None:
+        """Return the next command, which is started now, with its name; None if none waits."""
+        if not self._waiting:
+            return None
+        name = self._waiting.popleft()
+        self._starts[name] += 1
+        return name, self._commands[name]
+
+    def ended(self, name: str, status: int) -> None:
+        """Note how a command has ended; what a signal ended waits again, behind the others."""
+        if taken_away(status) and self._starts[name] <= self._retries:
+            self._waiting.append(name)
         elif status:
-            failures[slot.name] = commands[slot.name].failure(status)
-
-
-def _begin(slot: _Slot, name: str, commands: Mapping[str, Command], starts: Counter[str]) -> None:
-    command = commands[name]
-    own = replace(command, variables={**slot.variables, **command.variables})
-    slot.name, slot.process = name, start(own, session=True)
-    starts[name] += 1
+            self.failures[name] = self._commands[name].failure(status)
 
 
 def _wait(slots: Sequence[_Slot]) -> None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
-from collections.abc import Callable
-from time import monotonic
+from time import monotonic, sleep
 
-from synfoc3d.engines.processes import SIGNALED, Command, execute, taken_away
+from synfoc3d.engines.processes import SIGNALED, execute, taken_away
 from synfoc3d.errors import UserError
 from synfoc3d.experiment.failures import describe, forget_failure, note_failure, read_failure
-from synfoc3d.experiment.reporting import write_report
+from synfoc3d.experiment.reporting import Execute, write_report
 from synfoc3d.experiment.runs import RUN_LOG_FILE, Experiment, Run
 from synfoc3d.files.layout import claim_of, training_lock
 from synfoc3d.files.locks import Lock, Taken
 
-Execute = Callable[[Command], int]
 ASKED = {number for one in (signal.SIGINT, signal.SIGTERM) for number in (-one, SIGNALED + one)}
 """Statuses of a process that was asked to end: no failure."""
 LAST_BREATH = 60.0  # seconds that the training of a killed process may take to save
@@ -102,7 +99,7 @@ def _await_end_of_training(experiment: Experiment, one: Run) -> None:
     lock = Lock(training_lock(experiment.training_folder(one)), "")
     until = monotonic() + LAST_BREATH
     while lock.holder() is not None and monotonic() < until:
-        time.sleep(1)
+        sleep(1)
 
 
 def _report(experiment: Experiment, run: Execute) -> None:

@@ -90,7 +90,7 @@ def test_training_of_a_killed_process_is_waited_for(tmp_path: Path, monkeypatch:
             if len(naps) == 2:
                 still_saving.close()
 
-        monkeypatch.setattr(chains.time, "sleep", nap)
+        monkeypatch.setattr(chains, "sleep", nap)
         assert run_chain(experiment, LOW, fake) == 0
     assert naps == [0, 0] and len(fake.calls) == 3
 
