@@ -1,6 +1,7 @@
 """A Ray cluster of two nodes on this machine, of one core each; Ray's own test helper starts them."""
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pytest
 def two_nodes() -> Iterator[Any]:
     """Start the cluster, a ``ray.cluster_utils.Cluster``, and stop it; a test is skipped where Ray is not installed."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
+    before = signal.getsignal(signal.SIGTERM)
     folder = tempfile.mkdtemp(prefix="ray")  # paths of its sockets must be short
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -23,7 +25,9 @@ def two_nodes() -> Iterator[Any]:
         try:
             cluster.add_node(num_cpus=1)
             cluster.wait_for_nodes()
+            signal.signal(signal.SIGTERM, before)  # each node that starts here takes it
             yield cluster
         finally:
             cluster.shutdown()
+            signal.signal(signal.SIGTERM, before)
             shutil.rmtree(folder, ignore_errors=True)
