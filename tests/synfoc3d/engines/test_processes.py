@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from synfoc3d.engines.parent import PARENT, end_with_parent
-from synfoc3d.engines.processes import Command, execute, taken_away
+from synfoc3d.engines.processes import LOOK_EVERY, Command, execute, taken_away
 
 
 def test_line_with_spaces_can_be_typed(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_interruption_takes_the_process_along(tmp_path: Path, monkeypatch: pytes
     wait = subprocess.Popen.wait
 
     def interrupt(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
-        if timeout is None and process.poll() is None:
+        if timeout == LOOK_EVERY and process.poll() is None:
             number_in(log)
             raise KeyboardInterrupt
         return wait(process, timeout)
