@@ -59,8 +59,10 @@ def _end(*_: object) -> NoReturn:
     """End in order, or at any rate after a while.
 
     Where all processes of a group got the signal, as from a cluster's scheduler, a worker may have died with a lock in
-    its hands, and the pool it belonged to would wait for that lock.
+    its hands, and the pool it belonged to would wait for that lock. There the signal may also come twice, from the
+    scheduler and from the process that started this one: the second would interrupt the ending.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.alarm(PATIENCE)
     sys.exit(TERMINATED)

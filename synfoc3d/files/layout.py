@@ -93,3 +93,13 @@ def best_checkpoint(student: str, first: str) -> str:
 def validation_folder(mode: str) -> str:
     """Return the name of the folder of a prediction mode's validation masks; that of the conventional is nnU-Net's."""
     return "validation" if mode == "conventional" else f"validation_{mode}"
+
+
+def claim_of(run: Path) -> Path:
+    """Return the file that shows that a process works on a run of an experiment, given by its folder."""
+    return run / ".claim"
+
+
+def failure_of(run: Path) -> Path:
+    """Return the file that says how a run of an experiment has failed, given by its folder."""
+    return run / "failure.json"

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import strftime
+from time import sleep, strftime, time
 from uuid import uuid4
 
 from synfoc3d.errors import UserError
 
 HEARTBEAT = 20.0  # seconds between two signs of life
 SILENCE = 300.0  # seconds without one, after which a process that cannot be asked counts as dead
+
+
+class Taken(UserError):
+    """Another process holds a lock."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Lock:
         """Hold the lock.
 
         Raises:
-            UserError: another process holds it, as far as one can know.
+            Taken: another process holds it, as far as one can know.
         """
         self._take()
         heart = threading.Thread(target=self._beat, daemon=True)
@@ -121,6 +125,34 @@ class Lock:
             who = f"process {holder.pid} on {holder.host}" if holder else "somebody"
             raise UserError(f"{who} has taken {self.file} from this process, which stops: two would mix their results.")
 
+    def holder(self) -> Owner | None:
+        """Return who holds the lock and seems to live; None where nobody does.
+
+        Only to show, or to choose what to try: by the clock of this machine where the owner cannot be asked.
+        """
+        holder = self._read()
+        dead = holder.is_dead() if holder else True
+        if dead is None:
+            beat = self._last_beat()
+            dead = beat is None or time() - beat > SILENCE
+        return None if dead else holder
+
+    def wait_for_sign(self) -> Owner | None:
+        """Return who holds the lock and surely lives, or None as soon as nobody seems to.
+
+        Waits for the next sign of life of an owner that cannot be asked, or until it has been silent for too long.
+        """
+        first = self._last_beat()
+        while (holder := self.holder()) is not None and holder.is_dead() is None and self._last_beat() == first:
+            sleep(1)
+        return holder
+
+    def _last_beat(self) -> float | None:
+        """Return when the owner gave its last sign of life, seconds since the epoch; None where there is no lock."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.file.stat().st_mtime
+        return None
+
     def _take(self) -> None:
         own = self.file.with_name(f"{self.file.name}.{self.owner.token}")
         own.write_text(json.dumps(asdict(self.owner)) + "\n", encoding="utf-8")
@@ -128,7 +160,7 @@ class Lock:
             while not _linked(own, self.file):
                 holder = self._read()
                 if not self._is_stale(holder, own):
-                    raise UserError(self._refusal(holder))
+                    raise Taken(self._refusal(holder))
                 self._clear_away(holder)
         finally:
             own.unlink(missing_ok=True)

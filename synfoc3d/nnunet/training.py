@@ -1,7 +1,6 @@
 """Start an nnU-Net training with the trainers of this package, in this process."""
 
 import os
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,9 @@ from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.atomic import naming
 from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, DESCRIPTION_FILE
+from synfoc3d.files.trainer_files import TRAINER_VARIABLE, trainers_folder
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
 from synfoc3d.sections import DataFacts
-
-TRAINER_VARIABLE = "nnUNet_extTrainer"
-
-
-def trainers_folder() -> Path:
-    """Return the folder that nnU-Net searches for these trainers."""
-    return Path(str(resources.files("synfoc3d.trainers")))
 
 
 def register_trainers() -> None:
