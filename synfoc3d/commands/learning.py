@@ -83,7 +83,9 @@ def _experiment(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="in place of the plan's")
     add_engine(parser)
-    parser.add_argument("--run", dest="run_name", metavar="NAME", help="only what is left of this run, and of those it learns with")
+    parser.add_argument(
+        "--run", dest="run_name", metavar="NAME", help="only what is left of this run, and of those it learns with"
+    )
     parser.add_argument("--expect", metavar="HASH", help="of --run: refuse to do it for a plan that was changed")
     parser.add_argument("-num_parts", type=int, default=1, help="calls that share the runs, default: 1")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0")

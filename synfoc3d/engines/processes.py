@@ -6,14 +6,13 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from synfoc3d.config import CONFIG_VARIABLE
 from synfoc3d.engines.parent import PARENT
 
-LOOK_EVERY = 1.0  # seconds
 PATIENCE = 20.0  # seconds until a process that was asked to end is killed
 SIGNALED = 128  # a shell's exit status of what a signal ended is that of the signal above this
 
@@ -75,20 +74,11 @@ def start(command: Command, *, session: bool = False) -> subprocess.Popen[bytes]
         )
 
 
-def execute(command: Command, look: Callable[[], None] = lambda: None) -> int:
-    """Run a command in a process of its own and return its exit status; it ends with this one.
-
-    Args:
-        command: what to run.
-        look: called about once a second meanwhile; what it raises ends the process, and is raised.
-    """
+def execute(command: Command) -> int:
+    """Run a command in a process of its own and return its exit status; it ends with this one."""
     process = start(command)
     try:
-        while process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK_EVERY)
-            look()
-        return process.returncode
+        return process.wait()
     except BaseException:  # also an interruption from the keyboard, and SIGTERM
         process.terminate()  # it takes its own processes along, which a kill would not
         with contextlib.suppress(subprocess.TimeoutExpired):

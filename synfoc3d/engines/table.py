@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
 LOOK_EVERY = 2.0  # seconds; a look reads many small files, maybe on another machine's disk
 AROUND = 8  # lines of a terminal that are no rows: head, caption, and some that were there
@@ -136,13 +137,21 @@ def draw(rows: Sequence[Row], most: int | None = None) -> Table:
     hidden = len(rows) - len(shown)
     caption = count(rows) + (f" ({hidden} not shown)" if hidden else "")
     table = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
-    for head in ("", "", "", "left", ""):
-        table.add_column(head, no_wrap=most is not None)  # where lines are counted, a row is one
+    for head in ("", "", "", "left"):
+        table.add_column(head, no_wrap=True)
+    table.add_column()
     for row in shown:
         state = Text(row.state.value, style=COLORS[row.state])
         left = "" if row.left is None else duration(row.left)
-        table.add_row(Text(row.name), state, Text(row.doing), Text(left), Text(row.remark))
+        table.add_row(Text(row.name), state, Text(row.doing), Text(left), _remark(row.remark, most is not None))
     return table
+
+
+def _remark(text: str, one_line: bool) -> Text:
+    """Return a remark, cut off behind its first line where lines are counted."""
+    from rich.text import Text
+
+    return Text(text.partition("\n")[0], no_wrap=True, overflow="ellipsis") if one_line else Text(text)
 
 
 def count(rows: Sequence[Row]) -> str:

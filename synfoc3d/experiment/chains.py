@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from time import monotonic
 
 from synfoc3d.engines.processes import SIGNALED, Command, execute, taken_away
 from synfoc3d.errors import UserError
@@ -74,22 +75,23 @@ def _run_alone(experiment: Experiment, one: Run, run: Execute) -> int | None:
 
 def _run(experiment: Experiment, one: Run, run: Execute) -> int:
     """Run what a run still needs until a command fails; return the exit status of that one."""
-    folder, began = experiment.folder(one), time.monotonic()
+    folder = experiment.folder(one)
     before = read_failure(folder)
     if before is not None and before.is_final:
         log.error("%s: %s", one.name, describe(before, folder))
         return 1
     _await_end_of_training(experiment, one)
+    began = monotonic()
     for command in experiment.remaining(one):
         status = run(command)
         if status in ASKED:
             return status
         if status:
-            note_failure(folder, command.failure(status), time.monotonic() - began, folder / RUN_LOG_FILE)
+            note_failure(folder, command.failure(status), monotonic() - began, folder / RUN_LOG_FILE)
             return status
     if experiment.remaining(one):
         reason = f"All commands ended well, but not all results are there; see {folder / RUN_LOG_FILE}"
-        note_failure(folder, reason, time.monotonic() - began, folder / RUN_LOG_FILE)
+        note_failure(folder, reason, monotonic() - began, folder / RUN_LOG_FILE)
         return 1
     forget_failure(folder)
     return 0
@@ -98,8 +100,8 @@ def _run(experiment: Experiment, one: Run, run: Execute) -> int:
 def _await_end_of_training(experiment: Experiment, one: Run) -> None:
     """Wait for a training whose process was killed above it: it notices within a second, saves and ends."""
     lock = Lock(training_lock(experiment.training_folder(one)), "")
-    until = time.monotonic() + LAST_BREATH
-    while lock.holder() is not None and time.monotonic() < until:
+    until = monotonic() + LAST_BREATH
+    while lock.holder() is not None and monotonic() < until:
         time.sleep(1)
 
 

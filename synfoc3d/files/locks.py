@@ -89,11 +89,12 @@ class Lock:
     Args:
         file: the lock.
         doing: what nobody else may do meanwhile, for the message: ``trains in ...``.
+        owner: who holds it, from :func:`this_process`, where something else bears its token as well.
     """
 
-    def __init__(self, file: Path, doing: str) -> None:
+    def __init__(self, file: Path, doing: str, owner: Owner | None = None) -> None:
         self.file, self.doing = file, doing
-        self.owner = this_process()
+        self.owner = owner or this_process()
         self._ended = threading.Event()
 
     @contextmanager
@@ -111,7 +112,7 @@ class Lock:
         finally:
             self._ended.set()
             heart.join()
-            if self._read() == self.owner:
+            if read_owner(self.file) == self.owner:
                 self.file.unlink(missing_ok=True)
 
     def check(self) -> None:
@@ -120,7 +121,7 @@ class Lock:
         Raises:
             UserError: another process took it for dead, as after a long sleep of this machine, and works there now.
         """
-        holder = self._read()
+        holder = read_owner(self.file)
         if holder != self.owner:
             who = f"process {holder.pid} on {holder.host}" if holder else "somebody"
             raise UserError(f"{who} has taken {self.file} from this process, which stops: two would mix their results.")
@@ -130,7 +131,7 @@ class Lock:
 
         Only to show, or to choose what to try: by the clock of this machine where the owner cannot be asked.
         """
-        holder = self._read()
+        holder = read_owner(self.file)
         dead = holder.is_dead() if holder else True
         if dead is None:
             beat = self._last_beat()
@@ -157,31 +158,21 @@ class Lock:
         own = self.file.with_name(f"{self.file.name}.{self.owner.token}")
         own.write_text(json.dumps(asdict(self.owner)) + "\n", encoding="utf-8")
         try:
-            while not _linked(own, self.file):
-                holder = self._read()
-                if not self._is_stale(holder, own):
+            while not linked(own, self.file):
+                holder = read_owner(self.file)
+                if not is_stale(self.file, holder, own):
                     raise Taken(self._refusal(holder))
                 self._clear_away(holder)
         finally:
             own.unlink(missing_ok=True)
-
-    def _is_stale(self, holder: Owner | None, new: Path) -> bool:
-        """Return whether nobody works behind the lock; ``new`` was just written beside it."""
-        dead = holder.is_dead() if holder else None
-        if dead is not None:
-            return dead
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(new)
-            return new.stat().st_mtime - self.file.stat().st_mtime > SILENCE
-        return True
 
     def _clear_away(self, holder: Owner | None) -> None:
         """Remove a dead process's lock, and not one that another process has put in its place meanwhile."""
         aside = self.file.with_name(f"{self.file.name}.{self.owner.token}.stale")
         with contextlib.suppress(FileNotFoundError):
             os.replace(self.file, aside)
-            if _owner_in(aside) != holder:
-                _linked(aside, self.file)
+            if read_owner(aside) != holder:
+                linked(aside, self.file)
             aside.unlink()
 
     def _refusal(self, holder: Owner | None) -> str:
@@ -192,17 +183,31 @@ class Lock:
             f"{self.file}."
         )
 
-    def _read(self) -> Owner | None:
-        return _owner_in(self.file)
-
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
             with contextlib.suppress(OSError):
-                if self._read() == self.owner:
+                if read_owner(self.file) == self.owner:
                     os.utime(self.file)
 
 
-def _owner_in(file: Path) -> Owner | None:
+def is_stale(file: Path, holder: Owner | None, clock: Path) -> bool:
+    """Return whether nobody works behind a lock.
+
+    Args:
+        file: the lock.
+        holder: whom it names; None where it cannot be understood.
+        clock: a file of this process in the same file system, which is given the present time.
+    """
+    dead = holder.is_dead() if holder else None
+    if dead is not None:
+        return dead
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(clock)
+        return clock.stat().st_mtime - file.stat().st_mtime > SILENCE
+    return True
+
+
+def read_owner(file: Path) -> Owner | None:
     """Read a lock; None where there is none, or it cannot be understood."""
     try:
         return Owner(**json.loads(file.read_text(encoding="utf-8")))
@@ -210,7 +215,7 @@ def _owner_in(file: Path) -> Owner | None:
         return None
 
 
-def _linked(source: Path, target: Path) -> bool:
+def linked(source: Path, target: Path) -> bool:
     """Give a file a second name in one step, with all its content; return whether the name was free."""
     try:
         os.link(source, target)
