@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 PARTITION = "tests"
 CPUS = 8  # that the node says it has, whatever the machine has
@@ -77,7 +79,7 @@ class Slurm:
         Within the same second Slurm would take the new start for the old one, which it has revoked.
         """
         lines = self.call("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines()
-        waiting = {number for number, reason in map(str.split, lines) if reason == "BeginTime"}
+        waiting = {line.split()[0] for line in lines if line.endswith(" BeginTime")}
         for number in self.since.keys() - waiting:
             del self.since[number]
         for number in waiting:
@@ -115,6 +117,23 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
         finally:
             slurm.call("scancel", "--user=root")
             _wait_until(lambda: not slurm.call("squeue", "--noheader"), folder)
+
+
+@contextlib.contextmanager
+def found_slurm(folder: Path) -> Iterator[Slurm]:
+    """Let callers in this process find a Slurm; they look often, and are not patient with results.
+
+    Skips the test where there can be none.
+    """
+    if why_not():
+        pytest.skip(why_not())
+    pytest.importorskip("submitit")
+    with pytest.MonkeyPatch.context() as patch, running_slurm(folder) as slurm:
+        patch.setenv("SLURM_CONF", str(slurm.configuration))
+        patch.setattr("synfoc3d.engines.slurm.LOOK_EVERY", 0.2)
+        patch.setattr("synfoc3d.engines.slurm.SETTLE", 2.0)
+        patch.setattr("synfoc3d.engines.slurm_queue.QUEUE_EVERY", 0.4)
+        yield slurm
 
 
 def _configure(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from synfoc3d.engines.slurm import SlurmEngine
 from synfoc3d.engines.slurm_queue import Place
 from synfoc3d.errors import UserError
 
-from .slurm_cluster import Slurm, running_slurm, why_not
+from .slurm_cluster import Slurm, found_slurm
 
 # stands in for synfoc3d on the node; it notes what happens to it
 PROGRAM = """
@@ -52,16 +52,9 @@ SETTINGS = ClusterSettings(gpus=0, cpus=1, parallel=8, setup=["export FROM_SETUP
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """A Slurm that a caller in this process finds; calls look often, and are not patient with results."""
-    if why_not():
-        pytest.skip(why_not())
-    pytest.importorskip("submitit")
-    with pytest.MonkeyPatch.context() as patch, running_slurm(tmp_path_factory.mktemp("slurm")) as running:
-        patch.setenv("SLURM_CONF", str(running.configuration))
-        patch.setattr(engine_module, "LOOK_EVERY", 0.2)
-        patch.setattr(engine_module, "SETTLE", 2.0)
-        patch.setattr(queue_module, "QUEUE_EVERY", 0.4)
-        yield running
+    """A Slurm that a caller in this process finds."""
+    with found_slurm(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
