@@ -197,7 +197,7 @@ class _Watch:
         folders = {key: variables[key] for key in FOLDER_VARIABLES if os.path.isdir(variables.get(key, ""))}
         folders |= {"for its log": str(_log(command).parent)}
         restarts = self.settings.retries - (self.starts[name] - 1)
-        return NodeJob(command, self.settings.cores, restarts, folders, variables)
+        return NodeJob(command, self.settings.cores, _record(command), restarts, folders, variables)
 
     def _ended(self, queue: Queue) -> dict[str, Ending]:
         """Return how jobs ended, by the names of their commands; they are not watched any more."""

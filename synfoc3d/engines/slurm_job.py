@@ -45,6 +45,7 @@ class NodeJob:
     Attributes:
         command: what to run.
         cores: that Slurm gives.
+        record: file that is there as long as the job waits or runs.
         restarts: how often the job may put itself into the queue again.
         folders: that the node must see, by the variables that name them or, for others, by what they are for.
         variables: of the caller, for nodes where Slurm does not pass them on; the job's own come first.
@@ -52,12 +53,18 @@ class NodeJob:
 
     command: Command
     cores: int
+    record: Path
     restarts: int
     folders: Mapping[str, str] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self) -> Ending:
         """Run the command; return how it ended, and not at all where the job is in the queue again or is canceled."""
+        ending = self._run()
+        self.record.unlink(missing_ok=True)
+        return ending
+
+    def _run(self) -> Ending:
         for name, value in self.variables.items():
             os.environ.setdefault(name, value)
         unseen = self._unseen()

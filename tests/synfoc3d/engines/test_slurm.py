@@ -192,6 +192,7 @@ def test_interrupted_caller_leaves_the_jobs_and_finds_them_again(
 
     assert SlurmEngine(SETTINGS).run(waiting, let_go) == {}
     assert slurm.states().keys() == before.keys()
+    assert not any(command.log.with_name("log.txt.slurm").exists() for command in waiting.values())
     assert {notes(command) for command in waiting.values()} == {FINE}
 
 
