@@ -41,10 +41,10 @@ class ClusterSettings(Section):
     parallel: Annotated[StrictInt, Field(ge=1)] | None = None
     retries: Annotated[StrictInt, Field(ge=0)] = 10
     partition: str | None = None
-    setup: list[str] = Field(default_factory=list)
+    setup: list[str] = []
     container: str | None = None
     address: str | None = None
-    slurm: dict[str, Any] = Field(default_factory=dict)
+    slurm: dict[str, Any] = {}
 
     @property
     def cores(self) -> int:

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -80,13 +81,14 @@ class RestartingPool:
 
     def start(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401
         """Run a function in a worker of a pool that lives."""
-        try:
-            return self._pool.submit(function, *arguments, **named)
-        except BrokenProcessPool:
-            log.warning("A worker process was killed, most likely because memory ran out: new ones go on.")
-            self._pool.shutdown(wait=False)
-            self._pool = _executor(self.processes)
-            return self._pool.submit(function, *arguments, **named)
+        with _keyboard_left_to_parent():
+            try:
+                return self._pool.submit(function, *arguments, **named)
+            except BrokenProcessPool:
+                log.warning("A worker process was killed, most likely because memory ran out: new ones go on.")
+                self._pool.shutdown(wait=False)
+                self._pool = _executor(self.processes)
+                return self._pool.submit(function, *arguments, **named)
 
     def do_alone(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
         """Run a function in a worker that has nothing else to do, and wait for it.
@@ -96,7 +98,9 @@ class RestartingPool:
         """
         self._alone = self._alone or _executor(1)
         try:
-            return self._alone.submit(function, *arguments, **named).result()
+            with _keyboard_left_to_parent():
+                future = self._alone.submit(function, *arguments, **named)
+            return future.result()
         except BrokenProcessPool:
             self._alone.shutdown(wait=False)
             self._alone = None
@@ -110,6 +114,22 @@ class RestartingPool:
 
 def _executor(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+
+
+@contextmanager
+def _keyboard_left_to_parent() -> Iterator[None]:
+    """Let processes that are started meanwhile, by a submission, never see Ctrl-C, which comes to a whole group.
+
+    Each would print a traceback, if it was still importing. What is blocked here stays so in a new process.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -1,29 +1,25 @@
 """Validation on whole cases after the last epoch, in every mode in which the students can predict, and what is best."""
 
 import json
-import math
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.layout import REFERENCES, SUMMARY_FILE, validation_folder
 from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.arrangement import Arrangement
-from synfoc3d.nnunet.answers import answer_in, ask, refuse_nan
-from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, write_case
-from synfoc3d.nnunet.labels import foreground
+from synfoc3d.nnunet.answers import Answer, answer_in, ask, refuse_nan
+from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase
 from synfoc3d.nnunet.pools import Task, worker_pool
 from synfoc3d.nnunet.prediction import CasePredictor
+from synfoc3d.nnunet.summaries import Scores, write_and_score, write_summary
 from synfoc3d.prediction_modes import PredictionMode, possible_modes
 from synfoc3d.preferred_mode import foreground_dice, preferred_mode, write_validation_dice
 from synfoc3d.trainers.life_cycle.validation_masks import lay_over_scans
@@ -31,40 +27,36 @@ from synfoc3d.trainers.life_cycle.validation_masks import lay_over_scans
 Trainer = Any  # the base trainer, whose module imports this one
 
 
-def validate_rest(trainer: Trainer) -> None:
-    """Do what is left of the final validation after nnU-Net has validated its own network.
+def validate(trainer: Trainer, *, save_probabilities: bool = False) -> None:
+    """Validate a training in every mode, and keep which of them is best.
 
     Args:
         trainer: a trained one, its students in evaluation mode.
+        save_probabilities: keep those of the conventional student, as nnU-Net does.
     """
-    validate_modes(trainer)
-    leave_out_unknown(trainer)
+    validate_modes(trainer, save_probabilities=save_probabilities)
     keep_preference(trainer)
     lay_over_scans(trainer)
 
 
-def validate_modes(trainer: Trainer) -> None:
-    """Segment the validation cases in every mode, but for nnU-Net's network alone, which nnU-Net itself validates.
+def validate_modes(trainer: Trainer, *, save_probabilities: bool = False) -> None:
+    """Segment the validation cases in every mode; of the conventional student alone, this is nnU-Net's own validation.
 
     Every mode gets a folder in that of the fold, with masks on the scans' own grids, and nnU-Net's summary.json.
 
     Args:
         trainer: a trained one, its students in evaluation mode.
+        save_probabilities: keep those of the conventional student.
     """
-    modes = [mode for mode in possible_modes(trainer.students) if not _is_nnunets(mode, trainer)]
-    if not modes:
-        return
-    info = ModelInfo(trainer.plans_manager, trainer.configuration_name, trainer.dataset_json)
+    modes = possible_modes(trainer.students)
     folders = {mode.name: Path(trainer.output_folder) / validation_folder(mode.name) for mode in modes}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    _segment_cases(trainer, info, modes, folders)
-    for folder in folders.values():
-        _summarize(trainer, folder)
-
-
-def _is_nnunets(mode: PredictionMode, trainer: Trainer) -> bool:
-    return mode.name == "conventional" and trainer.students[mode.name] is trainer.network
+    scores = _segment_cases(trainer, modes, folders, save_probabilities)
+    only_annotated = " over the classes annotated in each case" if trainer.labels.unknown() else ""
+    for mode in modes:
+        mean = write_summary(folders[mode.name] / SUMMARY_FILE, scores[mode.name])
+        trainer.print_to_log_file(f"Mean Validation Dice ({folders[mode.name].name}){only_annotated}: ", mean)
 
 
 def _networks(trainer: Trainer, names: Collection[str]) -> dict[str, nn.Module]:
@@ -89,9 +81,47 @@ class _FullResolution(nn.Module):
 
 
 def _segment_cases(
-    trainer: Trainer, info: ModelInfo, modes: Sequence[PredictionMode], folders: dict[str, Path]
-) -> None:
-    """Ask each student once per case, and write the masks of all modes in other processes."""
+    trainer: Trainer, modes: Sequence[PredictionMode], folders: Mapping[str, Path], save_probabilities: bool
+) -> dict[str, list[Scores]]:
+    """Write and score the masks of all modes, in other processes; return the scores of each mode."""
+    info = ModelInfo(trainer.plans_manager, trainer.configuration_name, trainer.dataset_json)
+    references = Path(trainer.preprocessed_dataset_folder_base) / REFERENCES
+    unknown = trainer.labels.unknown()
+    processes = min(default_num_processes, len(trainer.do_split()[1]))
+    waiting: deque[tuple[str, Task]] = deque()
+    scores: dict[str, list[Scores]] = {mode.name: [] for mode in modes}
+
+    def wait(most: int) -> None:
+        while len(waiting) > most:
+            name, task = waiting.popleft()
+            scores[name].append(task.result())
+
+    with worker_pool(processes) as exports:
+        for case, properties, answers in _answers(trainer, modes, info):
+            source = PreparedCase(np.empty(0), properties, info.plans.image_reader_writer_class)
+            for mode in modes:
+                answer = answer_in(mode, answers)
+                task = exports.submit(
+                    write_and_score,
+                    references / f"{case}{info.file_ending}",
+                    folders[mode.name] / case,
+                    answer.values.numpy(),
+                    source,
+                    info,
+                    unknown=unknown.get(case, ()),
+                    are_probabilities=answer.are_probabilities,
+                    save_probabilities=save_probabilities and mode.name == "conventional",
+                )
+                waiting.append((mode.name, task))
+            wait(processes + len(modes))  # each of them holds a volume per class
+        wait(0)
+    return scores
+
+
+def _answers(
+    trainer: Trainer, modes: Sequence[PredictionMode], info: ModelInfo
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Answer]]]:
+    """Ask each student once per validation case; yield the case, its properties and the answers."""
     predictor = CasePredictor(
         info.plans,
         info.configuration,
@@ -100,88 +130,15 @@ def _segment_cases(
         device=trainer.device,
     )
     networks = _networks(trainer, {student for mode in modes for student in mode.students})
-    cases = trainer.do_split()[1]
-    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
-    processes = min(default_num_processes, len(cases))
-    waiting: deque[Task] = deque()
-    with worker_pool(processes) as exports:
-        for case in tqdm(dataset.identifiers, desc="Validation", disable=None):
-            trainer.print_to_log_file(f"predicting {case} ({', '.join(folder.name for folder in folders.values())})")
-            data, _, _, properties = dataset.load_case(case)
-            image = torch.from_numpy(data[:])
-            source = PreparedCase(np.empty(0), properties, info.plans.image_reader_writer_class)
-            answers = {name: ask(network, predictor, image) for name, network in networks.items()}
-            for answer in answers.values():
-                refuse_nan(answer.values)
-            for mode in modes:
-                answer, target = answer_in(mode, answers), folders[mode.name] / case
-                job = exports.submit(
-                    write_case,
-                    target,
-                    answer.values.numpy(),
-                    source,
-                    info,
-                    are_probabilities=answer.are_probabilities,
-                )
-                waiting.append(job)
-            while len(waiting) > processes + len(modes):  # each of them holds a volume per class
-                waiting.popleft().result()
-        for job in waiting:
-            job.result()
-
-
-def _summarize(trainer: Trainer, folder: Path) -> None:
-    """Write summary.json beside masks, with Dice and IoU per case and class, and log the mean Dice."""
-    metrics = compute_metrics_on_folder(
-        str(Path(trainer.preprocessed_dataset_folder_base) / REFERENCES),
-        str(folder),
-        str(folder / SUMMARY_FILE),
-        trainer.plans_manager.image_reader_writer_class(),
-        trainer.dataset_json["file_ending"],
-        foreground(trainer.label_manager),
-        trainer.label_manager.ignore_label,
-        chill=True,
-    )
-    trainer.print_to_log_file(f"Mean Validation Dice ({folder.name}): ", metrics["foreground_mean"]["Dice"])
-
-
-def leave_out_unknown(trainer: Trainer) -> None:
-    """Take the classes that were not annotated in a case out of every summary.json, and log the means that are left.
-
-    Args:
-        trainer: one whose modes are all validated.
-    """
-    ending = trainer.dataset_json["file_ending"]
-    unknown = {f"{case}{ending}": keys for case, keys in trainer.labels.unknown().items()}
-    for mode in possible_modes(trainer.students) if unknown else []:
-        folder = validation_folder(mode.name)
-        file = Path(trainer.output_folder) / folder / SUMMARY_FILE
-        mean = _leave_out(file, unknown)
-        trainer.print_to_log_file(f"Mean Validation Dice ({folder}) over the classes annotated in each case: ", mean)
-
-
-def _leave_out(file: Path, unknown: Mapping[str, Collection[str]]) -> float:
-    """Set the metrics of classes in a summary.json to NaN, by file name of the mask; return the mean Dice."""
-    summary = json.loads(file.read_text(encoding="utf-8"))
-    for case in summary["metric_per_case"]:
-        for key in unknown.get(Path(case["prediction_file"]).name, ()):
-            case["metrics"][key] = dict.fromkeys(case["metrics"][key], math.nan)
-    for key, metrics in summary["mean"].items():
-        summary["mean"][key] = {
-            name: _mean_of_known([case["metrics"][key][name] for case in summary["metric_per_case"]])
-            for name in metrics
-        }
-    summary["foreground_mean"] = {
-        name: _mean_of_known([metrics[name] for metrics in summary["mean"].values()])
-        for name in summary["foreground_mean"]
-    }
-    atomic_write_text(file, json.dumps(summary, indent=4, sort_keys=True) + "\n")
-    return float(summary["foreground_mean"]["Dice"])
-
-
-def _mean_of_known(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return fmean(known) if known else math.nan
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(trainer.do_split()[1]))
+    for case in tqdm(dataset.identifiers, desc="Validation", disable=None):
+        trainer.print_to_log_file(f"predicting {case} ({', '.join(mode.name for mode in modes)})")
+        data, _, _, properties = dataset.load_case(case)
+        image = torch.from_numpy(data[:])
+        answers = {name: ask(network, predictor, image) for name, network in networks.items()}
+        for answer in answers.values():
+            refuse_nan(answer.values)
+        yield case, properties, answers
 
 
 def keep_preference(trainer: Trainer) -> None:

@@ -39,7 +39,7 @@ from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means
 from synfoc3d.trainers.life_cycle.data import UnlabeledCases, seed_everything
 from synfoc3d.trainers.life_cycle.dependencies import refuse_other_training, tell_other_machine
 from synfoc3d.trainers.life_cycle.duration import DurationLog
-from synfoc3d.trainers.life_cycle.final_validation import validate_rest
+from synfoc3d.trainers.life_cycle.final_validation import validate
 from synfoc3d.trainers.life_cycle.health import Health
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
 from synfoc3d.trainers.life_cycle.plain_log import AVERAGE, PlainLog
@@ -380,7 +380,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     # --- final validation -----------------------------------------------------------------------------------------
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Validate nnU-Net's network as nnU-Net does, then every other way to predict; keep which of them is best.
+        """Validate every way to predict, nnU-Net's network as nnU-Net does; keep which of them is best.
 
         Raises:
             UserError: another process is at work in the folder.
@@ -388,9 +388,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         warn_of_changes(self)
         self.method.eval()
         with only_training(Path(self.output_folder)):
-            if any(student is self.network for student in self.students.values()):
-                super().perform_actual_validation(save_probabilities)
-            validate_rest(self)
+            validate(self, save_probabilities=save_probabilities)
 
 
 class _NoSchedule:

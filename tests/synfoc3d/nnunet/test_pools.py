@@ -89,3 +89,13 @@ def test_interrupted_run_does_not_wait() -> None:
             pool.submit(time.sleep, 0.2)
         raise KeyboardInterrupt
     assert time.monotonic() - start < 5
+
+
+def blocked_signals() -> set[int]:
+    return set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+
+
+def test_keyboard_is_left_to_the_parent() -> None:
+    with worker_pool(1) as pool:
+        assert signal.SIGINT in pool.submit(blocked_signals).result()
+    assert signal.SIGINT not in blocked_signals()

@@ -1,7 +1,10 @@
 """Whole cases after the last epoch: every mode is validated, and the best one kept."""
 
 import json
+import os
+import signal
 from collections import Counter
+from functools import partial
 
 import nibabel
 import numpy as np
@@ -11,6 +14,8 @@ import torch
 from synfoc3d.errors import UserError
 from synfoc3d.files.splits import Split
 from synfoc3d.nnunet.prediction import CasePredictor
+from synfoc3d.nnunet.summaries import write_and_score
+from synfoc3d.trainers.life_cycle import final_validation
 from synfoc3d.trainers.life_cycle.final_validation import keep_preference, validate_modes
 
 FOLDERS = {"conventional": "validation", "foundation": "validation_foundation", "ensemble": "validation_ensemble"}
@@ -131,3 +136,21 @@ def test_network_that_gives_no_numbers_is_not_validated(trained, no_figures, mon
         with pytest.raises(UserError, match=r"gives no numbers \(NaN\).*train anew with a lower learning rate"):
             validate_modes(trainer)
     assert not (no_figures / FILE).exists()
+
+
+def test_killed_worker_is_replaced(trained, monkeypatch, tmp_path):
+    summaries = [trained.results() / folder / "summary.json" for folder in FOLDERS.values()]
+    before = [file.read_text() for file in summaries]
+    monkeypatch.setattr(final_validation, "write_and_score", partial(die_once, tmp_path / "died"))
+    with trained.active():
+        validate_modes(finished(trained))
+    assert (tmp_path / "died").exists()
+    assert before == [file.read_text() for file in summaries]
+
+
+def die_once(marker, *arguments, **named):
+    """Score a mask, but die like a process that the kernel ends to free memory where it is the first one."""
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write_and_score(*arguments, **named)
