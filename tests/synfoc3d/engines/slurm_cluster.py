@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,15 +108,15 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
         files = {"key": folder / "munge.key", "log": folder / "munged.log", "pid": folder / "munged.pid"}
         options = [f"--{name}-file={file}" for name, file in {**files, "seed": folder / "munge.seed"}.items()]
         stack.enter_context(_daemon(slurm, "munged", "--foreground", "--force", f"--socket={socket_file}", *options))
-        _wait_until(socket_file.exists, folder)
+        wait_until(socket_file.exists, folder)
         stack.enter_context(_daemon(slurm, "slurmctld", "-D", "-c"))
         stack.enter_context(_daemon(slurm, *(hide if can_hide else ()), "slurmd", "-D"))
-        _wait_until(lambda: slurm.call("sinfo", "--noheader", "--format=%T").strip() == "idle", folder)
+        wait_until(lambda: slurm.call("sinfo", "--noheader", "--format=%T").strip() == "idle", folder)
         try:
             yield slurm
         finally:
             slurm.call("scancel", "--user=root")
-            _wait_until(lambda: not slurm.call("squeue", "--noheader"), folder)
+            wait_until(lambda: not slurm.call("squeue", "--noheader"), folder)
 
 
 @contextlib.contextmanager
@@ -167,7 +167,8 @@ def _daemon(slurm: Slurm, *line: str) -> Iterator[None]:
             process.wait()
 
 
-def _wait_until(condition, folder: Path) -> None:
+def wait_until(condition: Callable[[], bool], folder: Path) -> None:
+    """Wait until something holds; ``folder`` is that of the Slurm, whose log is shown if it does not."""
     until = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < until, (folder / "daemons.log").read_text()

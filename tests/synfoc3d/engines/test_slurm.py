@@ -19,7 +19,7 @@ from synfoc3d.engines.slurm import SlurmEngine
 from synfoc3d.engines.slurm_queue import Place
 from synfoc3d.errors import UserError
 
-from .slurm_cluster import Slurm, found_slurm
+from .slurm_cluster import Slurm, found_slurm, wait_until
 
 # stands in for synfoc3d on the node; it notes what happens to it
 PROGRAM = """
@@ -192,8 +192,20 @@ def test_interrupted_caller_leaves_the_jobs_and_finds_them_again(
 
     assert SlurmEngine(SETTINGS).run(waiting, let_go) == {}
     assert slurm.states().keys() == before.keys()
-    assert not any(command.log.with_name("log.txt.slurm").exists() for command in waiting.values())
     assert {notes(command) for command in waiting.values()} == {FINE}
+
+
+def test_job_that_ends_unwatched_leaves_no_record(slurm: Slurm, commands: Callable[[str, str], Command]) -> None:
+    command = commands("finish", "unwatched")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SlurmEngine(SETTINGS).run({"run": command}, interrupt)
+    number = number_of(command)
+    wait_until(lambda: slurm.states()[number] == "COMPLETED", slurm.configuration.parent)
+    assert {file.name for file in command.log.parent.iterdir() if file.is_file()} == {"log.txt", "notes.txt"}
 
 
 def test_retries_are_counted(slurm: Slurm, commands: Callable[[str, str], Command]) -> None:
