@@ -30,6 +30,7 @@ RECORD_ENDING = ".slurm"  # of the file beside a command's log that names its jo
 LOOK_EVERY = 1.0  # seconds
 SETTLE = 60.0  # seconds that a result may take from the node to here, through a shared file system
 SHOWN_LINES = 3  # of what a job printed
+BEGUN = "submitit INFO"  # what submitit prints on the node, if it comes so far; it writes a result unless it is killed
 OURS = {"array", "error", "open-mode", "output", "signal"}  # options of sbatch that a user may not give
 FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 PREFIXES = ("nnUNet_", "SYNFOC3D_")  # of the variables that go along
@@ -117,7 +118,7 @@ class _Job:
     def _without_result(self, place: Place) -> Ending:
         """Say what became of a job that the queue counts as over, or has forgotten."""
         paths = self.handle.paths
-        if place.state in CUT_OFF:
+        if place.state in CUT_OFF or (place.state == "FAILED" and BEGUN in _text(paths.stdout)):  # it was killed
             return Ending(again=True)
         if place.state == "CANCELLED":
             return Ending(problem=f"was canceled (Slurm's job {self.number})")
@@ -320,7 +321,11 @@ def _read_record(command: Command) -> _Job | None:
 
 def _end_of(file: Path) -> str:
     """Return the last lines that a job printed, each on a line of its own; "" if there are none."""
+    return "".join(f"\n    {line}" for line in _text(file).splitlines()[-SHOWN_LINES:])
+
+
+def _text(file: Path) -> str:
+    """Return what a job printed; "" if it has not."""
     with contextlib.suppress(OSError):
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "".join(f"\n    {line}" for line in lines[-SHOWN_LINES:])
+        return file.read_text(encoding="utf-8", errors="replace")
     return ""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ def save(*_):
     sys.exit(143)
 signal.signal(signal.SIGTERM, save)
 again = notes.exists()
+(folder / "parent.txt").write_text(str(os.getppid()))
 note("started")
 if what == "fail":
     sys.exit(3)
@@ -109,17 +111,18 @@ class Array:
 def array(slurm: Slurm, commands: Callable[[str, str], Command]) -> Array:
     """Jobs of which one fails, one dies, and others get the signals of Slurm while they run."""
     whats = {"fine": "finish", "fails": "fail", "dies": "die", "time is up": "wait", "pre-empted": "wait"}
-    whats |= {"canceled": "wait"}
+    whats |= {"canceled": "wait", "killed": "wait"}
     fates = {name: commands(what, name) for name, what in whats.items()}
-    signals = {
-        "time is up": ("scancel", "--signal=USR2"),
-        "pre-empted": ("scancel", "--signal=TERM"),
-        "canceled": ("scancel",),
+    blows: dict[str, Callable[[Command], object]] = {
+        "time is up": lambda command: slurm.call("scancel", "--signal=USR2", number_of(command)),
+        "pre-empted": lambda command: slurm.call("scancel", "--signal=TERM", number_of(command)),
+        "canceled": lambda command: slurm.call("scancel", number_of(command)),
+        "killed": lambda command: os.kill(int(command.log.with_name("parent.txt").read_text()), signal.SIGKILL),
     }
 
     def look() -> None:
-        for name in [name for name in signals if notes(fates[name])]:
-            slurm.call(*signals.pop(name), number_of(fates[name]))
+        for name in [name for name in blows if notes(fates[name])]:
+            blows.pop(name)(fates[name])
         slurm.hurry()
 
     failures = SlurmEngine(SETTINGS).run(fates, look)
@@ -136,7 +139,8 @@ def test_what_ran_and_what_failed_is_told(array: Array) -> None:
 def test_one_array_is_submitted_with_as_many_at_a_time_as_wanted(array: Array) -> None:
     folder = array.commands["fine"].log.parents[1] / "slurm"
     texts = [file.read_text() for file in sorted(folder.glob("*_submission.sh"))]
-    assert [re.findall("--array=(.*)", text) for text in texts] == [["0-5%6"], []]  # and the one that died
+    assert re.findall("--array=(.*)", texts[0]) == ["0-6%7"]
+    assert len(texts) <= 3  # and those that died
     assert "#SBATCH --requeue" in texts[0]
     assert "#SBATCH --time" not in texts[0]  # the cluster's default
 
@@ -163,8 +167,11 @@ def test_job_that_is_canceled_is_not_waited_for(array: Array) -> None:
     assert notes(array.commands["canceled"]) == ("started", "saved")
 
 
-def test_command_that_a_signal_ends_is_started_again(array: Array) -> None:
-    assert notes(array.commands["dies"]) == ("started", "started", "done")
+@pytest.mark.parametrize("fate", ["dies", "killed"])
+def test_command_or_job_that_is_killed_is_started_again(array: Array, fate: str) -> None:
+    lines = notes(array.commands[fate])
+    assert lines.count("started") == 2
+    assert lines[-1] == "done"
 
 
 def test_interrupted_caller_leaves_the_jobs_and_finds_them_again(
@@ -205,7 +212,7 @@ def test_job_that_ends_unwatched_leaves_no_record(slurm: Slurm, commands: Callab
         SlurmEngine(SETTINGS).run({"run": command}, interrupt)
     number = number_of(command)
     wait_until(lambda: slurm.states()[number] == "COMPLETED", slurm.configuration.parent)
-    assert {file.name for file in command.log.parent.iterdir() if file.is_file()} == {"log.txt", "notes.txt"}
+    assert not command.log.with_name("log.txt.slurm").exists()
 
 
 def test_retries_are_counted(slurm: Slurm, commands: Callable[[str, str], Command]) -> None:
