@@ -103,7 +103,7 @@ class LiveTable:
             known = self._states.get(row.name, State.WAITING)
             self._states[row.name] = row.state
             if row.state is not known and not (first and row.state is State.DONE):
-                told = ": ".join(filter(None, (row.name, row.state.value, row.remark)))
+                told = ": ".join(filter(None, (row.name, row.state.value, row.remark.partition("\n")[0])))
                 print(f"{strftime('%Y-%m-%d %H:%M:%S')} {told}", file=self._file, flush=True)
 
 

@@ -19,7 +19,7 @@ from synfoc3d.experiment.folds import refuse_partial_labels, resolve_data, write
 from synfoc3d.experiment.plan import MAY_CHANGE, Plan, read_plan
 from synfoc3d.experiment.reporting import Execute, failed, write_report
 from synfoc3d.experiment.runs import PLAN_FILE, Experiment, Run
-from synfoc3d.experiment.standing import Standing, failures_of
+from synfoc3d.experiment.standing import Standing, repeatable_failures
 from synfoc3d.experiment.trainers import is_stock
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import find_dataset
@@ -119,7 +119,7 @@ def run_experiment(
     _refuse_other_plan(experiment.plan, experiment.plan_file)  # somebody may have started another one meanwhile
     atomic_write_text(experiment.plan_file, dump(experiment.plan.model_dump(mode="json")))
     write_data(experiment.data, experiment.dataset, _has_stock(experiment.plan))
-    standing = Standing(experiment, mine, failures_of(experiment, mine))
+    standing = Standing(experiment, mine, repeatable_failures(experiment, mine))
     finished = not experiment.unfinished()
     with LiveTable(standing.rows) as table:
         given_up = _work(experiment, engine, chains, standing, table)

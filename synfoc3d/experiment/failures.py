@@ -91,4 +91,4 @@ def read_tail(log: Path, most: int) -> str:
 
 
 def _last_lines(log: Path) -> list[str]:
-    return [line.rstrip() for line in read_tail(log, TAIL).splitlines() if line.strip()][-LAST_LINES:]
+    return [line.strip() for line in read_tail(log, TAIL).splitlines() if line.strip()][-LAST_LINES:]

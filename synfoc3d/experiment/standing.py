@@ -70,10 +70,10 @@ class Standing:
         return self._lengths.get(run)
 
 
-def failures_of(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Failure]:
-    """Return how runs have failed, by name, of those that have."""
+def repeatable_failures(experiment: Experiment, runs: Sequence[Run]) -> dict[str, Failure]:
+    """Return how runs have failed, by name, of those that a new call starts again."""
     found = {run.name: read_failure(experiment.folder(run)) for run in runs}
-    return {name: failure for name, failure in found.items() if failure is not None}
+    return {name: failure for name, failure in found.items() if failure is not None and not failure.is_final}
 
 
 def progress(log: Path, epochs: int | None) -> tuple[str, float | None]:

@@ -14,7 +14,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.experiment import execution
 from synfoc3d.experiment.chains import run_chain
 from synfoc3d.experiment.execution import refuse_changed_plan, run_experiment
-from synfoc3d.experiment.standing import Standing, failures_of, progress
+from synfoc3d.experiment.standing import Standing, progress, repeatable_failures
 
 from .fakes import PLAN, Fake, InThisProcess, go, make
 from .test_chains import LEARNING, LOW, SYN, claimed, dead_claim, named
@@ -95,10 +95,23 @@ def test_states_of_runs(tmp_path: Path) -> None:
 def test_failure_of_an_earlier_call_waits_to_be_repeated(tmp_path: Path) -> None:
     experiment = make(tmp_path)
     run_chain(experiment, LOW, Fake(failing=("train",)))
-    standing = Standing(experiment, experiment.runs, failures_of(experiment, experiment.runs))
+    standing = Standing(experiment, experiment.runs, repeatable_failures(experiment, experiment.runs))
     assert set(standing.states().values()) == {State.WAITING}
     run_chain(experiment, LOW, Fake(failing=("train",)))
     assert standing.states()[named(experiment, LOW)] is State.FAILED
+
+
+def test_run_that_is_not_started_again_is_told_with_what_to_do(tmp_path: Path) -> None:
+    experiment = make(tmp_path)
+    for _ in range(3):
+        with pytest.raises(UserError):
+            go(experiment, Fake(failing=("train 501 2d 0 -tr nnUNetTrainerSupervised",)))
+    fake = Fake()
+    with pytest.raises(
+        UserError, match=r"1 of 2 runs failed.*\n  low__A__seed7: synfoc3d train .*in a row and is not st"
+    ):
+        go(experiment, fake)
+    assert not fake.calls
 
 
 class Recorder(Engine):
