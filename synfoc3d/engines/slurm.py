@@ -186,7 +186,7 @@ class _Watch:
         folder = Path(os.path.commonpath([_log(command).parent for command in self.commands.values()])) / FOLDER
         executor = _executor(folder, self.settings, len(names))
         self.starts.update(names)
-        handles = _submit([self._node_job(name) for name in names], executor)
+        handles = _send([self._node_job(name) for name in names], executor)
         for name, handle in zip(names, handles, strict=True):
             self.jobs[name] = _Job(handle)
             _write_record(self.commands[name], handle)
@@ -260,12 +260,17 @@ def _executor(folder: Path, settings: ClusterSettings, count: int) -> SlurmExecu
         setup=settings.setup,
         srun_args=[f"--cpus-per-task={settings.cores}"],  # srun does not take it from sbatch since Slurm 22.05
         wckey=None,  # submitit has one of its own, which a cluster may refuse
-        additional_parameters={"requeue": True, **options, "signal": f"{TIME_IS_UP.name[3:]}@{saving}"},
+        additional_parameters={"requeue": True, **options, "signal": f"{TIME_IS_UP}@{saving}"},
     )
     return executor
 
 
-def _submit(jobs: Sequence[NodeJob], executor: SlurmExecutor) -> list[Job[Ending]]:
+def _send(jobs: Sequence[NodeJob], executor: SlurmExecutor) -> list[Job[Ending]]:
+    """Put jobs into the queue.
+
+    Raises:
+        UserError: Slurm refuses them; the sentence has its words.
+    """
     from submitit.core.utils import FailedJobError
 
     try:

@@ -16,7 +16,7 @@ from typing import NoReturn
 from synfoc3d.engines.processes import SIGNALED, Command, start
 from synfoc3d.engines.shares import core_variables
 
-TIME_IS_UP = signal.SIGUSR2  # sent to all processes of a job some time before its time limit
+TIME_IS_UP = "USR2"  # signal that is sent to all processes of a job some time before its time limit
 SAVING = 120  # seconds that this is at most
 PATIENCE = 100.0  # seconds of them until a command that does not end is killed
 LOOK_EVERY = 1.0  # seconds
@@ -74,7 +74,7 @@ class NodeJob:
         command = replace(self.command, variables={**core_variables(self.cores), **self.command.variables})
         with start(command) as process:
             while process.poll() is None:
-                if TIME_IS_UP in announced():
+                if signal.SIGUSR2 in announced():
                     _stop(process)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(LOOK_EVERY)
@@ -121,11 +121,11 @@ def _notice_signals() -> Callable[[], set[int]]:
     def note(number: int, _: object) -> None:
         came.add(number)
 
-    for number in (TIME_IS_UP, signal.SIGTERM):
+    for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, note)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {TIME_IS_UP})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     # a library's thread may have been there before, and then takes the signal in spite of that
-    return lambda: came | {number for number in signal.sigpending() if number == TIME_IS_UP}
+    return lambda: came | ({signal.SIGUSR2} & signal.sigpending())
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -308,9 +308,18 @@ def test_node_without_the_python(slurm: Slurm, commands: Callable[[str, str], Co
     assert "/no/such/container: No such file or directory" in failures["run"]
 
 
-def test_partition_that_does_not_exist(slurm: Slurm, commands: Callable[[str, str], Command]) -> None:
-    engine = SlurmEngine(SETTINGS.model_copy(update={"partition": "nowhere"}))
-    with pytest.raises(UserError, match=r"^Slurm does not take the jobs: .*invalid partition specified: nowhere"):
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({"partition": "nowhere"}, "invalid partition specified: nowhere"),
+        ({"gpus": 1}, r"Invalid generic resource \(gres\) specification"),
+    ],
+)
+def test_wish_that_no_node_fulfills(
+    slurm: Slurm, commands: Callable[[str, str], Command], wish: dict[str, object], said: str
+) -> None:
+    engine = SlurmEngine(SETTINGS.model_copy(update=wish))
+    with pytest.raises(UserError, match=rf"^Slurm does not take the jobs: .*{said}.* \(see the cluster: section\)$"):
         engine.run({"run": commands("finish", "nowhere")}, lambda: None)
 
 
