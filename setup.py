@@ -38,6 +38,7 @@ STAGES = (
 )
 
 SAM2 = ["transformers>=5,<6"]
+SLURM = ["submitit>=1.5,<2"]
 
 setup(
     name="synfoc3d",
@@ -86,8 +87,10 @@ setup(
     ],
     extras_require={
         "sam2": SAM2,
+        "slurm": SLURM,
         "test": [
             *SAM2,
+            *SLURM,
             "pytest>=8",
             "hypothesis>=6.90",
             "ruff>=0.8",
