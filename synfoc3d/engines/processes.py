@@ -13,6 +13,7 @@ from pathlib import Path
 from synfoc3d.config import CONFIG_VARIABLE
 from synfoc3d.engines.parent import PARENT
 
+LOOK_EVERY = 1.0  # seconds
 PATIENCE = 20.0  # seconds until a process that was asked to end is killed
 SIGNALED = 128  # a shell's exit status of what a signal ended is that of the signal above this
 
@@ -78,7 +79,10 @@ def execute(command: Command) -> int:
     """Run a command in a process of its own and return its exit status; it ends with this one."""
     process = start(command)
     try:
-        return process.wait()
+        while process.poll() is None:  # what interrupts a task of Ray is no signal, and would not end a wait
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_EVERY)
+        return process.returncode
     except BaseException:  # also an interruption from the keyboard, and SIGTERM
         process.terminate()  # it takes its own processes along, which a kill would not
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -30,7 +30,7 @@ class ClusterSettings(Section):
         partition: of Slurm; None: its default.
         setup: lines of shell before the command, as ``module load cuda``.
         container: command line that runs what follows it in a container, as ``apptainer exec --nv image.sif``.
-        address: of Ray; None: the cluster that ``ray`` itself would find.
+        address: ``HOST:PORT`` of the head of a Ray cluster; None: ``RAY_ADDRESS``, or the one of this machine.
         slurm: further options of sbatch, by name without dashes.
     """
 
