@@ -1,7 +1,10 @@
-"""nnU-Net's two variables that say how many worker processes to start: which values they may have."""
+"""Worker processes: nnU-Net's two variables that say how many to start, and their end."""
 
+import multiprocessing
 import os
 import re
+import threading
+from multiprocessing.connection import wait
 
 from synfoc3d.errors import UserError
 
@@ -33,3 +36,17 @@ def check_worker_counts() -> None:
     for variable in LEAST_WORKERS:
         if variable in os.environ:
             os.environ[variable] = str(worker_count(variable, os.environ[variable]))
+
+
+def end_with_parent() -> None:
+    """Let this worker process end when the one that started it is gone, also where that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
