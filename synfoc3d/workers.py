@@ -1,10 +1,15 @@
-"""Worker processes: nnU-Net's two variables that say how many to start, and their end."""
+"""Worker processes: nnU-Net's two variables that say how many to start, pools of them, and their end."""
 
 import multiprocessing
 import os
 import re
+import signal
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.connection import wait
+from typing import Any
 
 from synfoc3d.errors import UserError
 
@@ -50,3 +55,38 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+class SpawnedPool(ProcessPoolExecutor):
+    """Worker processes that end with this one, also where it is killed, and leave Ctrl-C to it.
+
+    Spawned, as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang.
+
+    Args:
+        processes: number of them.
+    """
+
+    def __init__(self, processes: int) -> None:
+        # one that outlived its parent would wait for work forever
+        super().__init__(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401
+        """Run a function in a worker; workers are started here."""
+        with _keyboard_left_to_parent():
+            return super().submit(function, *arguments, **named)
+
+
+@contextmanager
+def _keyboard_left_to_parent() -> Iterator[None]:
+    """Let processes that are started meanwhile, by a submission, never see Ctrl-C, which comes to a whole group.
+
+    Each would print a traceback, if it was still importing. What is blocked here stays so in a new process.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

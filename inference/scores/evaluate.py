@@ -1,10 +1,8 @@
 """Compare a folder of predicted label volumes with their references, per case, class and domain."""
 
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -29,6 +27,7 @@ from synfoc3d.inference.scores.label_meaning import (
     values_as_classes,
 )
 from synfoc3d.metrics import PER_SLICE, PER_VOLUME, PER_VOLUME_IN_PIXELS, Convention
+from synfoc3d.workers import SpawnedPool
 
 log = logging.getLogger(__name__)
 Apply: TypeAlias = Callable[[CaseTask, Sequence[Pair]], Sequence[Any]]
@@ -209,9 +208,7 @@ def _apply_here(task: CaseTask, pairs: Sequence[Pair], *, workers: int) -> list[
     show = partial(tqdm, total=len(pairs), desc=title, unit="case", disable=None)
     if min(workers, len(pairs)) <= 1:
         return list(show(map(partial(attempt, task), pairs)))
-    # Spawned as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=spawn) as pool:
+    with SpawnedPool(min(workers, len(pairs))) as pool:
         return list(show(pool.map(partial(attempt, task), pairs)))
 
 
