@@ -38,6 +38,8 @@ STAGES = (
 )
 
 SAM2 = ["transformers>=5,<6"]
+SLURM = ["submitit>=1.5,<2"]
+RAY = ["ray>=2.40,<3"]
 
 setup(
     name="synfoc3d",
@@ -78,6 +80,7 @@ setup(
         "pydantic>=2.5,<3",
         "PyYAML>=6",
         "tqdm>=4.60",
+        "rich>=13",
         "matplotlib>=3.7",
         "jinja2>=3.1",
         "tabulate>=0.10",
@@ -85,8 +88,12 @@ setup(
     ],
     extras_require={
         "sam2": SAM2,
+        "slurm": SLURM,
+        "ray": RAY,
         "test": [
             *SAM2,
+            *SLURM,
+            *RAY,
             "pytest>=8",
             "hypothesis>=6.90",
             "ruff>=0.8",

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from synfoc3d import __version__
-from synfoc3d.commands import examining, generating, learning, preparing, scoring, segmenting
+from synfoc3d.commands import examining, generating, learning, preparing, scoring, segmenting, sharing
 from synfoc3d.commands.common import check_output
+from synfoc3d.engines.parent import end_with_parent
 from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.workers import check_worker_counts
 
@@ -25,6 +26,7 @@ PATIENCE = 20  # seconds from SIGTERM to the end of a process that cannot end in
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; exits with 0 when the job is done, 1 after a failure, 2 for wrong usage."""
     args = _parser().parse_args(arguments)
+    end_with_parent()
     # nnU-Net imports all of its trainers to find one, and a library of one of them warns about itself
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface")
     # nnU-Net starts 8 processes where it is not told otherwise, far too many for a laptop
@@ -57,8 +59,10 @@ def _end(*_: object) -> NoReturn:
     """End in order, or at any rate after a while.
 
     Where all processes of a group got the signal, as from a cluster's scheduler, a worker may have died with a lock in
-    its hands, and the pool it belonged to would wait for that lock.
+    its hands, and the pool it belonged to would wait for that lock. There the signal may also come twice, from the
+    scheduler and from the process that started this one: the second would interrupt the ending.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.alarm(PATIENCE)
     sys.exit(TERMINATED)
@@ -100,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"synfoc3d {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (generating, preparing, learning, segmenting, scoring, examining):
+    for group in (generating, preparing, learning, segmenting, scoring, sharing, examining):
         for add in group.COMMANDS:
             add(commands)
     return parser

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from synfoc3d.commands.common import (
     DEFAULT_TRAINER,
     Commands,
     add_device,
+    add_engine,
     add_output,
     command,
     device,
+    engine,
 )
 from synfoc3d.errors import UserError
 
@@ -31,12 +34,15 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
     parser.add_argument("--val", action="store_true", help="only run the final validation")
     parser.add_argument("--npz", action="store_true", help="save the conventional student's validation probabilities")
+    parser.add_argument(
+        "-num_gpus", dest="processes", type=int, default=1, metavar="N",
+        help="processes that share each batch, one per GPU; also on the CPU; default: 1",
+    )  # fmt: skip
     add_device(parser)
 
 
 def _run_train(args: argparse.Namespace) -> None:
     from synfoc3d import config
-    from synfoc3d.nnunet.training import train
 
     if args.resume and args.val:
         raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
@@ -49,22 +55,35 @@ def _run_train(args: argparse.Namespace) -> None:
             file.write_text(config.dump(tree), encoding="utf-8")
             os.environ[config.CONFIG_VARIABLE] = str(file)
         try:
-            train(
-                args.dataset,
-                args.configuration,
-                args.fold,
-                trainer=args.trainer,
-                plans=args.plans,
-                device=device(args.device),
-                resume=args.resume,
-                only_validate=args.val,
-                save_probabilities=args.npz,
-            )
+            _start(args)
         except UserError as error:
             # the user wrote --config or --set, not the file in between
             raise UserError(str(error).replace(str(Path(folder) / "settings.yaml"), args.config or "--set")) from None
         finally:
             os.environ[config.CONFIG_VARIABLE] = before
+
+
+def _start(args: argparse.Namespace) -> None:
+    """Train in this process, or in several."""
+    from synfoc3d.nnunet.training import train
+
+    arguments = {
+        "dataset": args.dataset,
+        "configuration": args.configuration,
+        "fold": args.fold,
+        "trainer": args.trainer,
+        "plans": args.plans,
+        "device": device(args.device),
+        "resume": args.resume,
+        "only_validate": args.val,
+        "save_probabilities": args.npz,
+    }
+    if args.processes == 1:
+        train(**arguments)
+        return
+    from synfoc3d.nnunet.launch import launch
+
+    launch(args.processes, arguments)
 
 
 def _experiment(commands: Commands) -> None:
@@ -79,6 +98,11 @@ def _experiment(commands: Commands) -> None:
         help="settings of every method",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[], metavar="N", help="in place of the plan's")
+    add_engine(parser)
+    parser.add_argument(
+        "--run", dest="run_name", metavar="NAME", help="only what is left of this run, and of those it learns with"
+    )
+    parser.add_argument("--expect", metavar="HASH", help="of --run: refuse to do it for a plan that was changed")
     parser.add_argument("-num_parts", type=int, default=1, help="calls that share the runs, default: 1")
     parser.add_argument("-part_id", type=int, default=0, help="which of them this one is, from 0")
     parser.add_argument("--dry_run", action="store_true", help="print the commands that are still to run")
@@ -87,18 +111,50 @@ def _experiment(commands: Commands) -> None:
 
 
 def _run_experiment(args: argparse.Namespace) -> None:
-    from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
-    from synfoc3d.experiment.plan import read_plan
+    if args.expect is not None and args.run_name is None:
+        raise UserError("--expect belongs to --run.")
+    if args.status:
+        _show_experiment(args.output)
+    elif args.run_name is not None:
+        sys.exit(_run_one(args))
+    else:
+        _run_all(args)
 
-    chosen = device(args.device) if args.device else None
+
+def _show_experiment(output: Path) -> None:
+    from synfoc3d.engines.table import show
+    from synfoc3d.experiment.execution import reopen
+    from synfoc3d.experiment.standing import Standing
+
+    experiment = reopen(output)
+    show(Standing(experiment, experiment.runs).rows())
+
+
+def _run_one(args: argparse.Namespace) -> int:
+    from synfoc3d.experiment.chains import run_chain
+    from synfoc3d.experiment.execution import refuse_changed_plan, reopen
+
+    experiment = reopen(args.output, args.device)
+    if args.expect is not None:
+        refuse_changed_plan(experiment, args.run_name, args.expect)
+    return run_chain(experiment, args.run_name)
+
+
+def _run_all(args: argparse.Namespace) -> None:
+    from synfoc3d.experiment.execution import list_commands, prepare, run_experiment
+    from synfoc3d.experiment.plan import read_plan
+    from synfoc3d.experiment.reporting import write_report
+
     plan = read_plan(args.plan, args.dataset, args.assignments, seeds=args.seeds)
+    # a cluster's machines may have what this one has not
+    chosen = device(args.device) if args.device and args.on == "local" else args.device
     experiment = prepare(plan, args.output, chosen)
     if args.dry_run:
         print("\n".join(list_commands(experiment, args.num_parts, args.part_id)))
     elif args.report:
         print(write_report(experiment))
     else:
-        print(run_experiment(experiment, args.num_parts, args.part_id))
+        print(run_experiment(experiment, engine(args, plan.cluster), args.num_parts, args.part_id))
 
 
 def _pretrain(commands: Commands) -> None:

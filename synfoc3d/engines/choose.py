@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from synfoc3d.engines.base import Engine
 from synfoc3d.engines.settings import ClusterSettings
 
-ENGINES = ("local", "slurm", "ray")
-
 
 def choose_engine(name: str, settings: ClusterSettings, *, gpus: Sequence[int] = (), jobs: int | None = None) -> Engine:
     """Return an engine.
 
     Args:
         name: one of ENGINES.
-        settings: of a cluster; ``local`` needs none.
+        settings: what each command gets.
         gpus: of ``local``: numbers of the GPUs that are used; empty: those there are.
-        jobs: of ``local``: commands that run at a time; None: one per GPU, or one.
+        jobs: of ``local``: commands that run at a time; None: one per GPU that is named, or one.
 
     Raises:
         UserError: the engine's packages are not installed, its machines cannot be reached, or a GPU does not exist.
@@ -30,4 +28,4 @@ def choose_engine(name: str, settings: ClusterSettings, *, gpus: Sequence[int] =
         return RayEngine(settings)
     from synfoc3d.engines.local import LocalEngine
 
-    return LocalEngine(gpus, jobs)
+    return LocalEngine(settings, gpus, jobs)

@@ -1,24 +1,21 @@
-"""Calls of the command line, each in a process of its own; the epochs of a training move a progress bar."""
+"""Calls of the command line, each in a process of its own."""
 
 import contextlib
 import os
-import re
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
 from synfoc3d.config import CONFIG_VARIABLE
+from synfoc3d.engines.parent import PARENT
 
-# nnU-Net's trainers log "TIME: Epoch 7" when the epoch begins that is counted 7 from 0, and "TIME: Epoch time: 5.1 s"
-# when it ends.
-EPOCH = re.compile(r": Epoch (\d+|time:)")
 LOOK_EVERY = 1.0  # seconds
 PATIENCE = 20.0  # seconds until a process that was asked to end is killed
+SIGNALED = 128  # a shell's exit status of what a signal ended is that of the signal above this
 
 
 @dataclass(frozen=True)
@@ -29,13 +26,11 @@ class Command:
         arguments: what follows ``synfoc3d``.
         log: file that what it prints is appended to; None prints to the terminal.
         variables: environment variables of its own.
-        epochs: of a training; None if there are none or their number is unknown.
     """
 
     arguments: tuple[str, ...]
     log: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
-    epochs: int | None = None
 
     def __str__(self) -> str:
         """Return the line to type."""
@@ -45,73 +40,60 @@ class Command:
     def failure(self, status: int) -> str:
         """Say that it failed, and where to look."""
         place = f"; see {self.log}" if self.log else ""
-        return f"synfoc3d {self.arguments[0]} ended with status {status}{place}"
+        ended = f"was ended by {_signal(status)}" if taken_away(status) else f"ended with status {status}"
+        return f"synfoc3d {self.arguments[0]} {ended}{place}"
 
 
-def execute(command: Command) -> int:
-    """Run a command in a process of its own and return its exit status; show the epochs of a training meanwhile."""
-    environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE} | {**command.variables}
+def taken_away(status: int) -> bool:
+    """Return whether a signal ended a process, or what it ran: it did not fail by itself, and may be started again."""
+    return status < 0 or status > SIGNALED
+
+
+def start(command: Command, *, session: bool = False) -> subprocess.Popen[bytes]:
+    """Start a command in a process of its own, which ends soon after this one ends.
+
+    Args:
+        command: what to start; its line goes to its log.
+        session: let the keyboard's Ctrl-C and a closed terminal end this process alone, which then ends the other.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
+    environment |= {**command.variables, PARENT: str(os.getpid())}
     line = [sys.executable, "-m", "synfoc3d", *command.arguments]
     if command.log is None:
-        with subprocess.Popen(line, env=environment) as process:
-            return _wait(process, lambda: None)
+        return subprocess.Popen(line, env=environment, start_new_session=session)
     command.log.parent.mkdir(parents=True, exist_ok=True)
     with command.log.open("a", encoding="utf-8") as log:
         log.write(f"\n$ {command}\n")
         log.flush()
-        with (
-            contextlib.closing(EpochBar(command.log, command.epochs)) as bar,
-            subprocess.Popen(
-                line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
-            ) as process,
-        ):
-            return _wait(process, bar.update)
+        return subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=session,
+        )
 
 
-class EpochBar:
-    """A progress bar of the epochs that a training appends to its log from now on.
-
-    It appears with the first epoch, which is not 0 where a training is continued.
-
-    Args:
-        log: file that exists.
-        total: number of epochs; None if unknown.
-    """
-
-    def __init__(self, log: Path, total: int | None) -> None:
-        self.total = total
-        self.bar: tqdm | None = None
-        self._log = log.open(encoding="utf-8", errors="replace")
-        self._log.seek(0, os.SEEK_END)
-        self._rest = ""
-
-    def update(self) -> None:
-        """Show what the log tells by now."""
-        *lines, self._rest = (self._rest + self._log.read()).split("\n")
-        for word in EPOCH.findall("\n".join(lines)):
-            if self.bar is None and word != "time:":
-                self.bar = tqdm(total=self.total, initial=int(word), unit="epoch", leave=False)
-            elif self.bar is not None and word == "time:":
-                self.bar.update()
-
-    def close(self) -> None:
-        """Take the bar away."""
-        self._log.close()
-        if self.bar is not None:
-            self.bar.close()
-
-
-def _wait(process: subprocess.Popen[bytes], look: Callable[[], None]) -> int:
-    """Return the exit status of a process, after a look every now and then; it ends with this one."""
+def execute(command: Command) -> int:
+    """Run a command in a process of its own and return its exit status; it ends with this one."""
+    process = start(command)
     try:
-        while process.poll() is None:
+        while process.poll() is None:  # what interrupts a task of Ray is no signal, and would not end a wait
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(LOOK_EVERY)
-            look()
+        return process.returncode
     except BaseException:  # also an interruption from the keyboard, and SIGTERM
         process.terminate()  # it takes its own processes along, which a kill would not
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
         process.kill()
+        process.wait()
         raise
-    return process.returncode
+
+
+def _signal(status: int) -> str:
+    number = -status if status < 0 else status - SIGNALED
+    with contextlib.suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import os
-import re
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from synfoc3d.config import Settings, override, read_partial, resolve
-from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.errors import UserError
 from synfoc3d.experiment.plan import LABELER_SETTING, MethodPlan, Plan, assignments
+from synfoc3d.experiment.trainers import is_stock, trainer_class
 from synfoc3d.losses.label_space import Classes
 from synfoc3d.methods.base import Builder, Method
 from synfoc3d.networks.build import arranged
 from synfoc3d.networks.weights.known import find_checkpoint
-from synfoc3d.nnunet.training import TRAINER_VARIABLE, preprocessed_facts, trainers_folder
+from synfoc3d.nnunet.training import preprocessed_facts
 from synfoc3d.prediction_modes import find_mode
 from synfoc3d.sections import DataFacts
 
 LABELER = LABELER_SETTING.partition(".")[2]
-TRAINER_CLASS = re.compile(r"^class (nnUNetTrainer\w*)\(", re.MULTILINE)
-
-
-def is_stock(trainer: str) -> bool:
-    """Return whether a trainer is nnU-Net's own or one of its kind, which reads splits_final.json and no settings.
-
-    Raises:
-        UserError: neither nnU-Net, nor this package, nor a folder in ``nnUNet_extTrainer`` has such a trainer.
-    """
-    stock = _trainers_below(_nnunet_trainers())
-    folders = filter(None, os.environ.get(TRAINER_VARIABLE, "").split(os.pathsep))
-    known = _own_trainers().union(stock, *(_trainers_below(Path(folder)) for folder in folders))
-    if trainer not in known:
-        raise UserError(f"There is no trainer {trainer}.{did_you_mean(trainer, known)}")
-    return trainer in stock or not hasattr(_trainer_class(trainer), "method_class")
 
 
 def check_methods(plan: Plan) -> None:
@@ -64,19 +42,6 @@ def check_methods(plan: Plan) -> None:
             _check_labeler(plan, name, settings)
 
 
-def known_epochs(plan: Plan) -> dict[str, int]:
-    """Return the length of a training by method; not of nnU-Net's own trainers, which have their own schedules.
-
-    Raises:
-        UserError: settings that do not resolve.
-    """
-    return {
-        name: resolve_settings(plan, method, f"methods.{name}").epochs
-        for name, method in plan.methods.items()
-        if not is_stock(method.trainer)
-    }
-
-
 def resolve_settings(plan: Plan, method: MethodPlan, where: str, data: DataFacts | None = None) -> Settings:
     """Resolve the settings with which ``synfoc3d train`` will run this method, but for the seed.
 
@@ -94,36 +59,8 @@ def resolve_settings(plan: Plan, method: MethodPlan, where: str, data: DataFacts
     return resolve(override(tree, changes), _method_class(method.trainer).Settings, where, data)
 
 
-def _own_trainers() -> set[str]:
-    return {file.stem for file in trainers_folder().glob("nnUNetTrainer*.py")}
-
-
-def _nnunet_trainers() -> Path:
-    found = find_spec("nnunetv2")
-    assert found is not None and found.submodule_search_locations
-    return Path(found.submodule_search_locations[0]) / "training" / "nnUNetTrainer"
-
-
-@cache
-def _trainers_below(folder: Path) -> frozenset[str]:
-    """Return the names of trainers in the files below a folder, which are not imported: there are many."""
-    files = folder.rglob("*.py")
-    return frozenset(name for file in files for name in TRAINER_CLASS.findall(file.read_text(encoding="utf-8")))
-
-
-@cache
-def _trainer_class(trainer: str) -> Any:  # noqa: ANN401 - any trainer class of nnU-Net's
-    """Import a trainer that is known."""
-    if trainer in _own_trainers():
-        return getattr(importlib.import_module(f"synfoc3d.trainers.{trainer}"), trainer)
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    with contextlib.redirect_stdout(io.StringIO()):  # the search narrates every module it looks into
-        return recursive_find_trainer_class_by_name(trainer)
-
-
 def _method_class(trainer: str) -> type[Method]:
-    method_class: type[Method] = _trainer_class(trainer).method_class
+    method_class: type[Method] = trainer_class(trainer).method_class
     return method_class
 
 

@@ -64,20 +64,21 @@ class ExperimentData:
     source: Path | None
 
 
-def resolve_data(plan: Plan, dataset: str, output: Path) -> ExperimentData:
+def resolve_data(plan: Plan, dataset: str, output: Path, *, written: bool = False) -> ExperimentData:
     """Find out which cases are trained and tested on, without writing anything.
 
     Args:
         plan: the experiment.
         dataset: full name of the dataset.
         output: folder of the experiment.
+        written: whether `write_data` has written the splits, which are then taken without looking at the dataset.
 
     Raises:
         UserError: cases, domains or folds that do not exist, another splits_semi.json than the plan's, or nothing to
             test on.
     """
     folder = nnunet_folder("nnUNet_preprocessed") / dataset
-    cases = _cases_to_split(plan, dataset)
+    cases = None if written else _cases_to_split(plan, dataset)
     splits = tuple(load_splits(folder) if cases is None else _own_splits(plan, cases, folder))
     folds = {split.name: index if split.fold is None else split.fold for index, split in enumerate(plan.splits)}
     for name, fold in folds.items():

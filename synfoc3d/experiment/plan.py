@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StrictInt, StringConstraints, field_validator, model_validator
 
 from synfoc3d.config import override
+from synfoc3d.engines.settings import ClusterSettings
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.yaml_files import Kind, is_yaml_file, preset_texts, read_yaml
 from synfoc3d.metrics import METRICS
@@ -39,6 +41,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+][A-Za-z0-9+.-]*(_
 Model = Annotated[str, AfterValidator(_known_mode)]
 MetricKey = Annotated[str, AfterValidator(_known_metric)]
 LABELER_SETTING = "method.labeler"  # of methods that learn from a finished training: its checkpoint
+MAY_CHANGE = {"methods", "seeds", "published", "baseline", "cluster"}  # keys of a plan; the first two may only grow
 ONE_RULE = {"fold", "num_labeled", "labeled_ids"}
 BELONGS_TO = {  # which rule of a split reads which further key
     "labeled_domain": "num_labeled",
@@ -172,6 +175,7 @@ class Plan(Section):
         per_slice: score single slices in pixels, as the published tables do, instead of volumes in mm.
         baseline: row that the others are tested against.
         published: figures shown beside ours.
+        cluster: what each run gets of the machines that it runs on.
     """
 
     dataset: str
@@ -187,6 +191,7 @@ class Plan(Section):
     per_slice: bool = False
     baseline: str | None = None
     published: Published | None = None
+    cluster: ClusterSettings = ClusterSettings()
 
     @field_validator("dataset", mode="before")
     @classmethod
@@ -256,6 +261,16 @@ class Plan(Section):
         for name, line in lines.items():
             chains.setdefault(line[-1], []).append(name)
         return [sorted(chain, key=lambda name: len(lines[name])) for chain in chains.values()]
+
+    def fingerprint(self, methods: Iterable[str]) -> str:
+        """Return what tells trainings of this plan from those of another one.
+
+        Args:
+            methods: names of the methods that are trained; others may be added to the plan meanwhile.
+        """
+        tree = self.model_dump(mode="json", exclude=MAY_CHANGE)
+        tree["methods"] = {name: self.methods[name].model_dump(mode="json") for name in methods}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def rows(self) -> list[str]:

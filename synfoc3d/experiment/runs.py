@@ -1,17 +1,19 @@
 """The runs of an experiment: every method, split and seed of a plan, and the commands that each still needs."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from synfoc3d.engines.processes import Command
-from synfoc3d.experiment.checks import is_stock
+from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
 from synfoc3d.experiment.plan import LABELER_SETTING, Plan, assignments
 from synfoc3d.experiment.summary import Key
+from synfoc3d.experiment.trainers import is_stock
 from synfoc3d.files.json_files import load_json_object
 from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, fold_folder
 
+PLAN_FILE = "plan.yaml"
 RUN_LOG_FILE = "log.txt"
 
 
@@ -47,7 +49,6 @@ class Experiment:
         dataset: full name of the dataset.
         data: folds and test cases.
         device: ``cuda``, ``mps`` or ``cpu``; None lets each command choose.
-        epochs: length of a training by method, where it is known.
     """
 
     plan: Plan
@@ -55,7 +56,6 @@ class Experiment:
     dataset: str
     data: ExperimentData
     device: str | None = None
-    epochs: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[Run]:
@@ -76,6 +76,29 @@ class Experiment:
             for split, fold in self.data.folds.items()
             for chain in self.plan.chains
         ]
+
+    def chain(self, name: str) -> list[Run]:
+        """Return the chain that a run, given by its name, belongs to.
+
+        Raises:
+            UserError: there is no such run.
+        """
+        for chain in self.chains:
+            if any(run.name == name for run in chain):
+                return chain
+        raise UserError(f"There is no run {name!r} in {self.output}.{did_you_mean(name, [r.name for r in self.runs])}")
+
+    def chain_command(self, chain: Sequence[Run]) -> Command:
+        """Return the command that does what is left of a chain on any machine, as long as the plan is this one."""
+        output = str(self.output)
+        arguments = ["experiment", str(self.plan_file), "-o", output, "--run", chain[0].name]
+        arguments += ["--expect", self.plan.fingerprint([run.method for run in chain]), *self._device_arguments()]
+        return Command(tuple(arguments), self.folder(chain[0]) / RUN_LOG_FILE)
+
+    @property
+    def plan_file(self) -> Path:
+        """The experiment's own copy of its plan."""
+        return self.output / PLAN_FILE
 
     @property
     def report(self) -> Path:
@@ -153,9 +176,10 @@ class Experiment:
         return masks
 
     def _trained(self, run: Run) -> bool:
-        return (self._training_folder(run) / CHECKPOINT_FINAL).is_file()
+        return (self.training_folder(run) / CHECKPOINT_FINAL).is_file()
 
-    def _training_folder(self, run: Run) -> Path:
+    def training_folder(self, run: Run) -> Path:
+        """Return the folder that the training of a run writes into."""
         method = self.plan.methods[run.method]
         model = f"{method.trainer}__{self.plan.plans}__{self.plan.configuration_of(run.method)}"
         return fold_folder(self.folder(run) / self.dataset / model, run.fold)
@@ -168,16 +192,16 @@ class Experiment:
             arguments += ["--config", method.config] if method.config else []
             settings = {**self.plan.settings, **method.settings, **self._labeler(run)}
             arguments += ["--set", *assignments(settings), f"seed={run.seed}"]
-        if any((self._training_folder(run) / name).is_file() for name in (CHECKPOINT_LATEST, CHECKPOINT_BEST)):
+        if any((self.training_folder(run) / name).is_file() for name in (CHECKPOINT_LATEST, CHECKPOINT_BEST)):
             arguments.append("--c")
-        return self._command(run, arguments + self._device_arguments(), self.epochs.get(run.method))
+        return self._command(run, arguments + self._device_arguments())
 
     def _labeler(self, run: Run) -> dict[str, str]:
         """Return the setting that names the training which labels for a run, if one does."""
         labeler = self.plan.methods[run.method].labeler
         if labeler is None:
             return {}
-        return {LABELER_SETTING: str(self._training_folder(replace(run, method=labeler)) / CHECKPOINT_FINAL)}
+        return {LABELER_SETTING: str(self.training_folder(replace(run, method=labeler)) / CHECKPOINT_FINAL)}
 
     def _predict(self, run: Run, row: str) -> Command:
         method, options = self.plan.methods[run.method], self.plan.predict
@@ -212,9 +236,9 @@ class Experiment:
     def _device_arguments(self) -> list[str]:
         return ["-device", self.device] if self.device else []
 
-    def _command(self, run: Run, arguments: Sequence[str], epochs: int | None = None) -> Command:
+    def _command(self, run: Run, arguments: Sequence[str]) -> Command:
         folder = self.folder(run)
-        return Command(tuple(arguments), folder / RUN_LOG_FILE, {"nnUNet_results": str(folder)}, epochs)
+        return Command(tuple(arguments), folder / RUN_LOG_FILE, {"nnUNet_results": str(folder)})
 
 
 def _complete(evaluation: Path) -> bool:

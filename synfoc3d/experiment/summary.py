@@ -16,6 +16,7 @@ from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.json_files import load_json_object
 from synfoc3d.metrics import HEADLINE, METRICS
 
+SUMMARY_TEXT = "summary.md"
 Key = tuple[str, str, int]  # row, split, seed
 
 
@@ -160,7 +161,7 @@ def write_summary(
         parts += ["## Reports", "\n".join(links)]
     text = "\n\n".join(parts) + "\n"
     atomic_write_text(folder / "summary.csv", _csv(cells))
-    atomic_write_text(folder / "summary.md", text)
+    atomic_write_text(folder / SUMMARY_TEXT, text)
     return text
 
 

@@ -39,6 +39,7 @@ CASES_FILE = "synfoc3d_cases.json"
 # a folder of masks
 PREDICTION_FILE = "synfoc3d_predict.json"
 SUMMARY_FILE = "summary.json"  # nnU-Net's
+SHARED_PREDICTION = ".synfoc3d_predict"  # while its scans are shared out
 
 
 def unlabeled_folder(preprocessed: Path) -> Path:
@@ -75,6 +76,11 @@ def replaced_folder(fold: Path, when: str) -> Path:
     return fold.with_name(f"replaced_{fold.name}_{when}")
 
 
+def shared_evaluation(output: Path) -> Path:
+    """Return the folder beside an evaluation's result that is there while its cases are shared out."""
+    return output.with_name(f".synfoc3d_evaluate_{output.stem}")
+
+
 def pseudo_labels_folder(training: Path, labeler: str) -> Path:
     """Return where a training keeps pseudo-labels of whole cases, by the SHA-256 of the checkpoint that made them."""
     return training / f"pseudo_labels_{labeler[:12]}"
@@ -93,3 +99,13 @@ def best_checkpoint(student: str, first: str) -> str:
 def validation_folder(mode: str) -> str:
     """Return the name of the folder of a prediction mode's validation masks; that of the conventional is nnU-Net's."""
     return "validation" if mode == "conventional" else f"validation_{mode}"
+
+
+def claim_of(run: Path) -> Path:
+    """Return the file that shows that a process works on a run of an experiment, given by its folder."""
+    return run / ".claim"
+
+
+def failure_of(run: Path) -> Path:
+    """Return the file that says how a run of an experiment has failed, given by its folder."""
+    return run / "failure.json"

@@ -10,13 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from time import strftime
+from time import sleep, strftime, time
 from uuid import uuid4
 
 from synfoc3d.errors import UserError
 
 HEARTBEAT = 20.0  # seconds between two signs of life
 SILENCE = 300.0  # seconds without one, after which a process that cannot be asked counts as dead
+
+
+class Taken(UserError):
+    """Another process holds a lock."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,12 @@ class Lock:
     Args:
         file: the lock.
         doing: what nobody else may do meanwhile, for the message: ``trains in ...``.
+        owner: who holds it, from :func:`this_process`, where something else bears its token as well.
     """
 
-    def __init__(self, file: Path, doing: str) -> None:
+    def __init__(self, file: Path, doing: str, owner: Owner | None = None) -> None:
         self.file, self.doing = file, doing
-        self.owner = this_process()
+        self.owner = owner or this_process()
         self._ended = threading.Event()
 
     @contextmanager
@@ -97,7 +102,7 @@ class Lock:
         """Hold the lock.
 
         Raises:
-            UserError: another process holds it, as far as one can know.
+            Taken: another process holds it, as far as one can know.
         """
         self._take()
         heart = threading.Thread(target=self._beat, daemon=True)
@@ -107,7 +112,7 @@ class Lock:
         finally:
             self._ended.set()
             heart.join()
-            if self._read() == self.owner:
+            if read_owner(self.file) == self.owner:
                 self.file.unlink(missing_ok=True)
 
     def check(self) -> None:
@@ -116,40 +121,58 @@ class Lock:
         Raises:
             UserError: another process took it for dead, as after a long sleep of this machine, and works there now.
         """
-        holder = self._read()
+        holder = read_owner(self.file)
         if holder != self.owner:
             who = f"process {holder.pid} on {holder.host}" if holder else "somebody"
             raise UserError(f"{who} has taken {self.file} from this process, which stops: two would mix their results.")
+
+    def holder(self) -> Owner | None:
+        """Return who holds the lock and seems to live; None where nobody does.
+
+        Only to show, or to choose what to try: by the clock of this machine where the owner cannot be asked.
+        """
+        holder = read_owner(self.file)
+        dead = holder.is_dead() if holder else True
+        if dead is None:
+            beat = self._last_beat()
+            dead = beat is None or time() - beat > SILENCE
+        return None if dead else holder
+
+    def wait_for_sign(self) -> Owner | None:
+        """Return who holds the lock and surely lives, or None as soon as nobody seems to.
+
+        Waits for the next sign of life of an owner that cannot be asked, or until it has been silent for too long.
+        """
+        first = self._last_beat()
+        while (holder := self.holder()) is not None and holder.is_dead() is None and self._last_beat() == first:
+            sleep(1)
+        return holder
+
+    def _last_beat(self) -> float | None:
+        """Return when the owner gave its last sign of life, seconds since the epoch; None where there is no lock."""
+        with contextlib.suppress(FileNotFoundError):
+            return self.file.stat().st_mtime
+        return None
 
     def _take(self) -> None:
         own = self.file.with_name(f"{self.file.name}.{self.owner.token}")
         own.write_text(json.dumps(asdict(self.owner)) + "\n", encoding="utf-8")
         try:
-            while not _linked(own, self.file):
-                holder = self._read()
-                if not self._is_stale(holder, own):
-                    raise UserError(self._refusal(holder))
+            while not linked(own, self.file):
+                holder = read_owner(self.file)
+                if not is_stale(self.file, holder, own):
+                    raise Taken(self._refusal(holder))
                 self._clear_away(holder)
         finally:
             own.unlink(missing_ok=True)
-
-    def _is_stale(self, holder: Owner | None, new: Path) -> bool:
-        """Return whether nobody works behind the lock; ``new`` was just written beside it."""
-        dead = holder.is_dead() if holder else None
-        if dead is not None:
-            return dead
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(new)
-            return new.stat().st_mtime - self.file.stat().st_mtime > SILENCE
-        return True
 
     def _clear_away(self, holder: Owner | None) -> None:
         """Remove a dead process's lock, and not one that another process has put in its place meanwhile."""
         aside = self.file.with_name(f"{self.file.name}.{self.owner.token}.stale")
         with contextlib.suppress(FileNotFoundError):
             os.replace(self.file, aside)
-            if _owner_in(aside) != holder:
-                _linked(aside, self.file)
+            if read_owner(aside) != holder:
+                linked(aside, self.file)
             aside.unlink()
 
     def _refusal(self, holder: Owner | None) -> str:
@@ -160,17 +183,34 @@ class Lock:
             f"{self.file}."
         )
 
-    def _read(self) -> Owner | None:
-        return _owner_in(self.file)
-
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
             with contextlib.suppress(OSError):
-                if self._read() == self.owner:
+                if read_owner(self.file) == self.owner:
                     os.utime(self.file)
 
 
-def _owner_in(file: Path) -> Owner | None:
+def is_stale(file: Path, holder: Owner | None, clock: Path | None) -> bool:
+    """Return whether nobody works behind a lock.
+
+    Args:
+        file: the lock.
+        holder: whom it names; None where it cannot be understood.
+        clock: a file of this process in the same file system, which is given the present time; None, where it may not
+            write there, trusts this machine's clock.
+    """
+    dead = holder.is_dead() if holder else None
+    if dead is not None:
+        return dead
+    with contextlib.suppress(FileNotFoundError):
+        if clock is not None:
+            os.utime(clock)
+        now = time() if clock is None else clock.stat().st_mtime
+        return now - file.stat().st_mtime > SILENCE
+    return True
+
+
+def read_owner(file: Path) -> Owner | None:
     """Read a lock; None where there is none, or it cannot be understood."""
     try:
         return Owner(**json.loads(file.read_text(encoding="utf-8")))
@@ -178,7 +218,7 @@ def _owner_in(file: Path) -> Owner | None:
         return None
 
 
-def _linked(source: Path, target: Path) -> bool:
+def linked(source: Path, target: Path) -> bool:
     """Give a file a second name in one step, with all its content; return whether the name was free."""
     try:
         os.link(source, target)

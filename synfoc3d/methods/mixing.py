@@ -21,6 +21,7 @@ from synfoc3d.methods.copy_paste import BoxKind, paste, paste_target
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.sections import Count
+from synfoc3d.shared_batch import mean
 
 
 class MixingSettings(MethodSettings):
@@ -221,7 +222,7 @@ def pseudo_label(probabilities: Tensor, labels: LabelSpace, tau: float) -> Targe
 
 def confident_share(probabilities: Tensor, labels: LabelSpace, tau: float) -> Tensor:
     """Return which share of the pseudo-labels counts (scalar in [0, 1])."""
-    return (labels.certainty(probabilities) > tau).float().mean()
+    return mean((labels.certainty(probabilities) > tau).float())
 
 
 def mixed_loss(mixed: Mixed, soft: Tensor, labels: LabelSpace, settings: MixingSettings) -> Tensor:

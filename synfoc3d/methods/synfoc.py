@@ -45,6 +45,7 @@ from synfoc3d.methods.window import Window, draw_window
 from synfoc3d.networks.in_plane import depth, in_plane_size, per_sample, resize_in_plane
 from synfoc3d.networks.teacher import update_teacher
 from synfoc3d.sections import Label
+from synfoc3d.shared_batch import mean
 
 Structure = Annotated[tuple[Label, ...], Field(min_length=1)]
 
@@ -84,7 +85,7 @@ class Confidence(NamedTuple):
 
     def logs(self) -> dict[str, Tensor]:
         """Return the means over the batch (scalars)."""
-        return {"alpha": self.alpha.mean()} | {f"{name}_confidence": part.mean() for name, part in self.parts.items()}
+        return {"alpha": mean(self.alpha)} | {f"{name}_confidence": mean(part) for name, part in self.parts.items()}
 
 
 class SynFoC(Method):

@@ -188,6 +188,22 @@ def test_forked_workers_answer_sigterm_as_the_system_does() -> None:
     assert done.stdout.split() == ["1", "_end"]
 
 
+def test_second_sigterm_does_not_interrupt_the_ending() -> None:
+    """A scheduler sends it to all processes of a job, and the process above sends it once more."""
+    script = (
+        "import os, signal\n"
+        "from synfoc3d import cli\n"
+        "with cli.ending_on_sigterm():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    finally:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        print('ended in order')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (143, "ended in order\n")
+
+
 @pytest.mark.skipif(not hasattr(signal, "alarm"), reason="no alarms on this system")
 def test_sigterm_ends_a_process_that_cannot_end_in_order() -> None:
     script = (

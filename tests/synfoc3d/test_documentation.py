@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel
 
 from synfoc3d import cli, config
+from synfoc3d.engines.settings import ClusterSettings
 from synfoc3d.experiment.plan import read_plan
 from synfoc3d.methods.acmt import ACMT, ACMTSettings
 from synfoc3d.methods.cfr import CFRSettings
@@ -108,6 +109,12 @@ def test_table_of_settings_has_every_key_with_its_default(heading):
     }
     defaults = {name: yaml.safe_load(cells[1].strip("`")) for name, cells in documented.items()}
     assert defaults == json.loads(json.dumps(fields))
+
+
+def test_table_of_what_a_run_gets_has_every_key_with_its_default():
+    documented = table(section(HOW_TO / "experiments.md", "### What each run gets"))
+    defaults = {name: field.default for name, field in ClusterSettings.model_fields.items()}
+    assert {name: yaml.safe_load(cells[0]) for name, cells in documented.items()} == defaults
 
 
 def test_every_preset_is_named():

@@ -9,8 +9,9 @@ import yaml
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from synfoc3d.config import MethodSettings, read_partial, resolve
-from synfoc3d.experiment.checks import _method_class, _students, is_stock, resolve_settings
+from synfoc3d.experiment.checks import _method_class, _students, resolve_settings
 from synfoc3d.experiment.plan import parse_plan, preset_plans, read_plan
+from synfoc3d.experiment.trainers import is_stock
 from synfoc3d.methods.augmentation import is_color
 from synfoc3d.methods.base import Method
 from synfoc3d.methods.cfr import CFR, CFRSettings

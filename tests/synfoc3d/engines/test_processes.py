@@ -1,20 +1,18 @@
-"""Commands as processes: the line to type, where they print, and the epochs that a training logs."""
+"""Commands as processes: the line to type, where they print, how they ended, and that they end with their parent."""
 
 import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from synfoc3d.engines.processes import Command, EpochBar, execute
-
-EPOCH = "\n11:00:00.1: Epoch {} \n11:00:00.1: Current learning rate: 0.01 \n11:00:09.2: Epoch time: 9.1 s \n"
+from synfoc3d.engines.parent import PARENT, end_with_parent
+from synfoc3d.engines.processes import Command, execute, taken_away
 
 
 def test_line_with_spaces_can_be_typed(tmp_path: Path) -> None:
@@ -42,94 +40,85 @@ def test_failure_names_command_status_and_log(log: Path | None, place: str) -> N
     assert Command(("train", "501"), log).failure(3) == f"synfoc3d train ended with status 3{place}"
 
 
-@pytest.fixture
-def append(tmp_path: Path) -> Callable[[str], None]:
-    """A function that appends text to the log of a training, which holds an earlier training."""
-    log = tmp_path / "log.txt"
-    log.write_text(EPOCH.format(0))
-
-    def write(text: str) -> None:
-        with log.open("a") as file:
-            file.write(text)
-
-    return write
+@pytest.mark.parametrize(("status", "said"), [(-9, "SIGKILL"), (143, "SIGTERM"), (255, "signal 127")])
+def test_failure_names_the_signal_that_ended_a_command(status: int, said: str) -> None:
+    assert taken_away(status)
+    assert Command(("train",)).failure(status) == f"synfoc3d train was ended by {said}"
 
 
-@pytest.fixture
-def epochs(append: Callable[[str], None], tmp_path: Path) -> Iterator[EpochBar]:
-    """The bar of a training of 12 epochs, which has not written anything yet."""
-    with closing(EpochBar(tmp_path / "log.txt", 12)) as bar:
-        yield bar
+@pytest.mark.parametrize("status", [0, 1, 2, 128])
+def test_command_that_ended_by_itself_was_not_taken_away(status: int) -> None:
+    assert not taken_away(status)
 
 
-def test_epochs_of_a_training_are_counted(append: Callable[[str], None], epochs: EpochBar) -> None:
-    append(EPOCH.format(0) + EPOCH.format(1))
-    epochs.update()
-    append(EPOCH.format(2))
-    epochs.update()
-    assert epochs.bar is not None
-    assert (epochs.bar.initial, epochs.bar.n, epochs.bar.total) == (0, 3, 12)
+SLEEPING = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 
 
-def test_continued_training_starts_at_its_epoch(append: Callable[[str], None], epochs: EpochBar) -> None:
-    append("loaded checkpoint\n" + EPOCH.format(7))
-    epochs.update()
-    assert epochs.bar is not None
-    assert (epochs.bar.initial, epochs.bar.n) == (7, 8)
-
-
-def test_line_is_read_when_it_is_whole(append: Callable[[str], None], epochs: EpochBar) -> None:
-    for piece in ("12:00: Epoch 1", "1\n12:01: Epo", "ch time: 5 s", "\n"):
-        append(piece)
-        epochs.update()
-    assert epochs.bar is not None
-    assert (epochs.bar.initial, epochs.bar.n) == (11, 12)
-
-
-def test_command_without_epochs_shows_no_bar(append: Callable[[str], None], epochs: EpochBar) -> None:
-    append("Segmented 12 scans\n")
-    epochs.update()
-    assert epochs.bar is None
-
-
-def test_bar_of_a_process_shows_its_epochs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "synfoc3d.py").write_text(f"print({EPOCH.format(4)!r} + {EPOCH.format(5)!r})")
-    monkeypatch.chdir(tmp_path)
-    assert execute(Command(("train",), tmp_path / "log.txt", epochs=6)) == 0
-    assert "| 4/6 [" in capsys.readouterr().err
+def number_in(log: Path, parent: subprocess.Popen[bytes] | None = None) -> int:
+    """Wait for the number of a process in its log, and return it."""
+    while not (log.is_file() and log.read_text().split()[-1:] and log.read_text().split()[-1].isdigit()):
+        assert parent is None or parent.poll() is None
+        time.sleep(0.1)
+    return int(log.read_text().split()[-1])
 
 
 def test_interruption_takes_the_process_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "synfoc3d.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    (tmp_path / "synfoc3d.py").write_text(SLEEPING)
     monkeypatch.chdir(tmp_path)
     log = tmp_path / "log.txt"
+    wait = subprocess.Popen.wait
 
-    def interrupt(_: EpochBar) -> None:
-        if log.read_text().split()[-1].isdigit():
+    def interrupt(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        if timeout is None and process.poll() is None:
+            number_in(log)
             raise KeyboardInterrupt
+        return wait(process, timeout)
 
-    monkeypatch.setattr(EpochBar, "update", interrupt)
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
         execute(Command(("train",), log))
     with pytest.raises(ProcessLookupError):
-        os.kill(int(log.read_text().split()[-1]), 0)
+        os.kill(number_in(log), 0)
 
 
 def test_termination_takes_the_process_along(tmp_path: Path) -> None:
-    (tmp_path / "synfoc3d.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(600)")
+    (tmp_path / "synfoc3d.py").write_text(SLEEPING)
     code = (
         "import os, sys; from pathlib import Path; from synfoc3d.cli import ending_on_sigterm; "
         "from synfoc3d.engines.processes import Command, execute; os.chdir(sys.argv[1])\n"
         "with ending_on_sigterm(): execute(Command(('train',), Path('log.txt')))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    log = tmp_path / "log.txt"
-    while not (log.is_file() and log.read_text().split()[-1:] and log.read_text().split()[-1].isdigit()):
-        assert parent.poll() is None
-        time.sleep(0.1)
+    number = number_in(tmp_path / "log.txt", parent)
     parent.terminate()
     assert parent.wait(60) == 143
     with pytest.raises(ProcessLookupError):
-        os.kill(int(log.read_text().split()[-1]), 0)
+        os.kill(number, 0)
+
+
+def test_killed_process_leaves_nothing_at_work_that_it_started(tmp_path: Path) -> None:
+    (tmp_path / "synfoc3d.py").write_text(f"from synfoc3d_parent import end_with_parent; end_with_parent()\n{SLEEPING}")
+    source = Path(sys.modules[execute.__module__].__file__ or "").with_name("parent.py")
+    (tmp_path / "synfoc3d_parent.py").write_text(source.read_text())
+    code = (
+        "import os, sys; from pathlib import Path; from synfoc3d.engines.processes import Command, execute; "
+        "os.chdir(sys.argv[1]); execute(Command(('train',), Path('log.txt')))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    number = number_in(tmp_path / "log.txt", parent)
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        time.sleep(0.1)
+        try:
+            os.kill(number, 0)
+        except ProcessLookupError:
+            return
+    pytest.fail("it is still at work")
+
+
+def test_process_of_somebody_else_ends_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = threading.active_count()
+    monkeypatch.setenv(PARENT, str(os.getpid()))  # as behind a shell, whose number is another
+    end_with_parent()
+    assert PARENT not in os.environ and threading.active_count() == threads

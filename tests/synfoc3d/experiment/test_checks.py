@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.experiment.checks import check_methods, is_stock, known_epochs
+from synfoc3d.experiment.checks import check_methods
 from synfoc3d.experiment.plan import parse_plan
+from synfoc3d.experiment.trainers import is_stock
 from synfoc3d.prediction_modes import MODES, PredictionMode, mean
 
 SYNFOC = "nnUNetTrainerSynFoC"
@@ -188,13 +189,3 @@ def test_trainer_in_a_folder_of_the_user(
 
 def test_trainers_that_come_along() -> None:
     assert [is_stock(name) for name in (SYNFOC, "nnUNetTrainer", "nnUNetTrainer_5epochs")] == [False, True, True]
-
-
-def test_length_of_a_training_comes_from_its_settings() -> None:
-    methods = {
-        "preset": {"trainer": SYNFOC, "config": "demo"},
-        "own": {"trainer": "nnUNetTrainerSupervised", "config": "demo", "settings": {"epochs": 3}},
-        "stock": {"trainer": "nnUNetTrainer_5epochs"},
-    }
-    plan = parse_plan({"dataset": 501, "splits": [{"fold": 0}], "methods": methods}, "plan")
-    assert known_epochs(plan) == {"preset": 12, "own": 3}

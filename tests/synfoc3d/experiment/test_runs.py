@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,77 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synfoc3d.engines.processes import Command
 from synfoc3d.errors import UserError
-from synfoc3d.experiment.execution import list_commands, prepare, run_experiment, write_report
-from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
+from synfoc3d.experiment.execution import list_commands, prepare
 from synfoc3d.experiment.plan import parse_plan
+from synfoc3d.experiment.reporting import write_report
 from synfoc3d.experiment.runs import Experiment
-from synfoc3d.files.splits import Split
 
-PLAN: dict[str, Any] = {
-    "dataset": 501,
-    "splits": [{"name": "A", "num_labeled": 2, "labeled_domain": "A"}],
-    "methods": {
-        "low": {"trainer": "nnUNetTrainerSupervised"},
-        "syn": {
-            "trainer": "nnUNetTrainerSynFoC",
-            "config": "demo",
-            "settings": {"method.tau": 0.9},
-            "models": {"found": "foundation", "both": "ensemble"},
-        },
-    },
-    "seeds": [7],
-    "test": {"domains": "d.csv"},
-}
-TEST = HeldOutCases(Path("/ts/images"), Path("/ts/labels"), Path("/ts/d.csv"))
-TRAINED = "Dataset501_X/{trainer}__nnUNetPlans__2d/fold_0"
-
-
-def make(output: Path, device: str | None = None, **changes: Any) -> Experiment:
-    """An experiment on data that is not there."""
-    plan = parse_plan(PLAN | changes, "plan")
-    folds = {split.name: index for index, split in enumerate(plan.splits)}
-    splits = (Split(("a",), ("b",), ()),) * len(folds)
-    data = ExperimentData(output / "pre", splits, folds, dict.fromkeys(folds, TEST), val=False, source=output)
-    return Experiment(plan, output, "Dataset501_X", data, device)
-
-
-@dataclass
-class Fake:
-    """Stands for the processes: writes what the commands would, fails where asked, and remembers the calls."""
-
-    failing: tuple[str, ...] = ()
-    calls: list[Command] = field(default_factory=list)
-
-    def __call__(self, command: Command) -> int:
-        self.calls.append(command)
-        if any(part in str(command) for part in self.failing):
-            return 1
-        write = {"train": self.train, "evaluate": self.evaluate}.get(command.arguments[0])
-        if write:
-            write(command)
-        return 0
-
-    @property
-    def done(self) -> list[str]:
-        return [command.arguments[0] for command in self.calls]
-
-    def train(self, command: Command) -> None:
-        trainer = command.arguments[command.arguments.index("-tr") + 1]
-        folder = (
-            Path(command.variables["nnUNet_results"])
-            / f"Dataset501_X/{trainer}__nnUNetPlans__2d/fold_{command.arguments[3]}"
-        )
-        folder.mkdir(parents=True)
-        (folder / "checkpoint_final.pth").touch()
-
-    def evaluate(self, command: Command) -> None:
-        file = Path(command.arguments[command.arguments.index("-o") + 1])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        mean = {"dice": 0.5, "jaccard": 0.4, "hd95": 3.0, "asd": 1.0}
-        summary = [{"domain": "all cases", "label": "x", "mean": mean}]
-        file.write_text(json.dumps({"summary": summary, "convention": {"unit": "mm"}, "failures": {}}))
+from .fakes import PLAN, TEST, TRAINED, Fake, go, make
 
 
 def test_commands_of_a_plan(tmp_path: Path) -> None:
@@ -128,12 +64,6 @@ def test_options_reach_the_commands(tmp_path: Path) -> None:
     assert "--per-slice -i /ts/images --baseline low" in lines[-1]
 
 
-def test_training_knows_its_epochs(tmp_path: Path) -> None:
-    experiment = replace(make(tmp_path), epochs={"syn": 12})
-    commands = [command for run in experiment.runs for command in experiment.remaining(run)]
-    assert [(command.arguments[0], command.epochs) for command in commands if command.epochs] == [("train", 12)]
-
-
 def test_method_settings_win_over_those_of_the_plan(tmp_path: Path) -> None:
     lines = list_commands(make(tmp_path, settings={"method.tau": 0.5, "epochs": 3}))
     assert "--set method.tau=0.9 epochs=3 seed=7" in lines[3]
@@ -159,14 +89,14 @@ def test_method_learns_from_the_run_of_its_labeler_with_the_same_split_and_seed(
 
 def test_labeler_runs_before_those_that_need_it(tmp_path: Path) -> None:
     fake = Fake()
-    run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+    go(make(tmp_path, methods=LEARNING), fake)
     trained = [Path(c.variables["nnUNet_results"]).name for c in fake.calls if c.arguments[0] == "train"]
     assert trained == ["sam__A__seed7", "again__A__seed7", "cfr__A__seed7", "low__A__seed7"]
 
 
 def test_table_and_comparisons_keep_the_order_of_the_plan(tmp_path: Path) -> None:
     fake = Fake()
-    told = run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+    told = go(make(tmp_path, methods=LEARNING), fake)
     rows = [line.split("|")[1].strip() for line in told.splitlines() if line.startswith("| ") and "50.00" in line]
     assert rows == ["again", "low", "cfr", "sam"]
     assert [part.partition("=")[0] for part in fake.calls[-1].arguments if "=/" in part] == rows
@@ -189,7 +119,7 @@ def test_parts_keep_a_run_and_its_labeler_together(splits: int, seeds: int, part
 def test_failed_labeler_leaves_the_others_to_their_own_sentence(tmp_path: Path) -> None:
     fake = Fake(failing=("-tr nnUNetTrainerCFRFineTune", "method.labeler="))  # there is no checkpoint to learn from
     with pytest.raises(UserError, match="3 of 4 runs failed") as failure:
-        run_experiment(make(tmp_path, methods=LEARNING), run=fake)
+        go(make(tmp_path, methods=LEARNING), fake)
     assert [line.split(":")[0].strip() for line in str(failure.value).splitlines()[1:]] == [
         "sam__A__seed7", "again__A__seed7", "cfr__A__seed7",
     ]  # fmt: skip
@@ -219,16 +149,16 @@ def test_part_that_does_not_exist_is_refused(parts: int, part: int, tmp_path: Pa
 
 def test_everything_runs_once_and_ends_with_the_report(tmp_path: Path) -> None:
     fake = Fake()
-    told = run_experiment(make(tmp_path), run=fake)
+    told = go(make(tmp_path), fake)
     assert fake.done == ["train", *["predict", "evaluate"], "train", *["predict", "evaluate"] * 2, "compare"]
     assert "| found   | 50.00 |" in told
     assert (tmp_path / "report" / "summary.csv").is_file()
 
 
 def test_finished_experiment_is_only_reported_again(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     again = Fake()
-    run_experiment(make(tmp_path), run=again)
+    go(make(tmp_path), again)
     assert again.done == ["compare"]
 
 
@@ -242,7 +172,7 @@ def test_half_a_training_is_continued(checkpoint: str, tmp_path: Path) -> None:
 
 
 def test_predictions_that_are_not_evaluated_are_continued(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     (tmp_path / "runs/syn__A__seed7/evaluations/both.json").unlink()
     lines = list_commands(make(tmp_path))
     assert ["predict" in lines[0], "--continue_prediction" in lines[0], "evaluate" in lines[1]] == [True] * 3
@@ -250,13 +180,13 @@ def test_predictions_that_are_not_evaluated_are_continued(tmp_path: Path) -> Non
 
 
 def test_evaluation_with_failures_is_repeated(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     (tmp_path / "runs/low__A__seed7/evaluations/low.json").write_text('{"failures": {"case1": "no prediction"}}')
     assert [shlex.split(line)[2] for line in list_commands(make(tmp_path))] == ["predict", "evaluate", "-g"]
 
 
 def test_deleted_training_repeats_what_was_made_of_it(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     folder = tmp_path / "runs/low__A__seed7" / TRAINED.format(trainer="nnUNetTrainerSupervised")
     (folder / "checkpoint_final.pth").unlink()
     assert len(list_commands(make(tmp_path))) == 4
@@ -265,7 +195,7 @@ def test_deleted_training_repeats_what_was_made_of_it(tmp_path: Path) -> None:
 def test_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
     fake = Fake(failing=("nnUNetTrainerSupervised",))
     with pytest.raises(UserError) as failure:
-        run_experiment(make(tmp_path), run=fake)
+        go(make(tmp_path), fake)
     assert str(failure.value).splitlines() == [
         "1 of 2 runs failed; call the command again to repeat these alone, or with --report for a report without them:",
         f"  low__A__seed7: synfoc3d train ended with status 1; see {tmp_path}/runs/low__A__seed7/log.txt",
@@ -275,9 +205,7 @@ def test_failed_run_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_report_without_failed_runs_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError):
-        run_experiment(
-            make(tmp_path, baseline="low"), run=Fake(failing=("train 501 2d 0 -tr nnUNetTrainerSupervised",))
-        )
+        go(make(tmp_path, baseline="low"), Fake(failing=("train 501 2d 0 -tr nnUNetTrainerSupervised",)))
     compare = Fake()
     told = write_report(make(tmp_path, baseline="low"), compare)
     assert "Without these runs, which are not finished:\n- low__A__seed7" in told
@@ -285,7 +213,7 @@ def test_report_without_failed_runs_says_so(tmp_path: Path) -> None:
 
 
 def test_summary_names_rows_whose_foundation_network_saw_the_test_data(tmp_path: Path) -> None:
-    run_experiment(make(tmp_path), run=Fake())
+    go(make(tmp_path), Fake())
     training = tmp_path / "runs/syn__A__seed7" / TRAINED.format(trainer="nnUNetTrainerSynFoC")
     foundation = {"name": "lite_medsam", "checkpoint": "lite_medsam.pth"}
     settings = {"foundation": {"name": "lite_medsam", "seen": True}}
@@ -308,14 +236,14 @@ def test_report_of_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_failed_comparison_leaves_the_summary(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 1 comparisons failed.*\n  A__seed7: synfoc3d compare ended.*log.txt"):
-        run_experiment(make(tmp_path), run=Fake(failing=("compare",)))
+        go(make(tmp_path), Fake(failing=("compare",)))
     assert (tmp_path / "report" / "summary.md").is_file()
 
 
 def test_part_names_what_others_have_not_finished(tmp_path: Path) -> None:
-    told = run_experiment(make(tmp_path), 2, 0, Fake())
+    told = go(make(tmp_path), Fake(), 2, 0)
     assert told.splitlines()[1:] == ["  syn__A__seed7"]
-    assert "# Results" in run_experiment(make(tmp_path), 2, 1, Fake())
+    assert "# Results" in go(make(tmp_path), Fake(), 2, 1)
 
 
 class TestFolder:
@@ -327,7 +255,7 @@ class TestFolder:
 
     def run(self, project: Any, experiment: Experiment) -> None:
         with project.active():
-            run_experiment(replace(experiment, dataset="Dataset501_Tiny"), run=lambda _: 1)
+            go(replace(experiment, dataset="Dataset501_Tiny"), lambda _: 1)
 
     @pytest.fixture
     def started(self, project: Any, tmp_path: Path) -> Path:

@@ -135,8 +135,56 @@ def test_lock_on_a_file_system_without_links(file: Path, monkeypatch: pytest.Mon
 
 def test_live_lock_that_came_meanwhile_is_put_back(file: Path) -> None:
     lay(file, pid=dead_process())
-    judged = locks._owner_in(file)
+    judged = locks.read_owner(file)
     lay(file, host="node7")
     Lock(file, "trains")._clear_away(judged)
     assert json.loads(file.read_text())["host"] == "node7"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_holder_is_who_lives(file: Path) -> None:
+    assert Lock(file, "trains").holder() is None
+    with Lock(file, "trains").held() as lock:
+        assert Lock(file, "trains").holder() == lock.owner
+    lay(file, pid=dead_process())
+    assert Lock(file, "trains").holder() is None
+
+
+@pytest.mark.parametrize(("age", "lives"), [(locks.SILENCE - 60, True), (locks.SILENCE + 60, False)])
+def test_holder_on_another_machine_lives_as_long_as_it_gives_signs(file: Path, age: float, lives: bool) -> None:
+    lay(file, age, machine="another", host="node7")
+    holder = Lock(file, "trains").holder()
+    assert (holder is not None and holder.host == "node7") is lives
+
+
+def test_sign_of_a_holder_on_another_machine_is_waited_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    naps = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            os.utime(file)
+
+    monkeypatch.setattr(locks, "sleep", nap)
+    lay(file, 100, machine="another", host="node7")
+    holder = Lock(file, "trains").wait_for_sign()
+    assert holder is not None and (holder.host, len(naps)) == ("node7", 3)
+
+
+def test_holder_on_another_machine_that_gives_no_sign_is_taken_for_dead(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = file.parent.stat().st_mtime
+    clock = iter(range(0, 10_000, 50))
+    monkeypatch.setattr(locks, "sleep", lambda _: None)
+    monkeypatch.setattr(locks, "time", lambda: now + next(clock))
+    lay(file, machine="another")
+    assert Lock(file, "trains").wait_for_sign() is None
+    assert next(clock) == pytest.approx(locks.SILENCE + 50, abs=100)
+
+
+def test_holder_that_can_be_asked_is_not_waited_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "sleep", lambda _: pytest.fail("waited"))
+    with Lock(file, "trains").held() as lock:
+        assert Lock(file, "trains").wait_for_sign() == lock.owner
+    assert Lock(file, "trains").wait_for_sign() is None
