@@ -215,7 +215,8 @@ class ECT(Method):
         Args:
             target: of (B, [D,] H, W) patches.
         """
-        target = Target(*(x if x is None else whole(x) for x in (target.label, None, target.valid, target.known)))
+        parts = {"valid": target.valid, "known": target.known}
+        target = Target(whole(target.label), **{name: x if x is None else whole(x) for name, x in parts.items()})
         label = _as_volume(target.label)
         centers = self.foundation.center_chains(len(label), label.shape[1])
         chains, truth, known = [], [], []

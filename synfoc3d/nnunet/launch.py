@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 from typing import Any
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ from synfoc3d.workers import end_with_parent
 
 START_METHOD = "spawn"  # a forked process could not use a GPU
 LOOPBACK = "127.0.0.1"  # names of machines need not lead anywhere
+LINGER = 2.0  # seconds, in which the launcher, who looks ten times in one, sees first who ended first
 HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
 INTERRUPTED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit statuses of a process that has kept what was done
 
@@ -104,6 +106,8 @@ def _train_as_rank(folder: str, arguments: Mapping[str, Any]) -> None:
         if sentence is None:
             raise
         Path(folder, os.environ["RANK"]).write_text(sentence, encoding="utf-8")
+        if sentence == OTHER_ENDED:
+            sleep(LINGER)
         sys.exit(1)
 
 
@@ -124,5 +128,7 @@ def _reason(folder: Path, statuses: Mapping[int, int], processes: int) -> BaseEx
             f"Process {rank} of the {processes} of this training was ended by {by}{memory}, and the others with it: "
             "continue with --c."
         )
+    if said:
+        return UserError(said[0])
     rank = min(statuses, default=0)
     return UserError(f"Process {rank} of the {processes} of this training failed; its error is above.")
