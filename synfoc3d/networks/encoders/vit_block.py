@@ -39,7 +39,7 @@ class ViTBlock(nn.Module):
         return tokens + self.mlp(self.norm2(tokens))
 
     def _window_shape(self) -> tuple[int, int]:
-        return tuple(len(table) // 2 + 1 for table in (self.attn.rel_pos_h, self.attn.rel_pos_w))
+        return len(self.attn.rel_pos_h) // 2 + 1, len(self.attn.rel_pos_w) // 2 + 1
 
     def _attend(self, tokens: Tensor) -> Tensor:
         """Return what each token (N, h, w, E) reads in its window."""
