@@ -38,6 +38,7 @@ STAGES = (
 )
 
 SAM2 = ["transformers>=5,<6"]
+SLURM = ["submitit>=1.5,<2"]
 RAY = ["ray>=2.40,<3"]
 
 setup(
@@ -87,9 +88,11 @@ setup(
     ],
     extras_require={
         "sam2": SAM2,
+        "slurm": SLURM,
         "ray": RAY,
         "test": [
             *SAM2,
+            *SLURM,
             *RAY,
             "pytest>=8",
             "hypothesis>=6.90",

@@ -21,12 +21,14 @@ class Job:
         files: one file per channel, in order.
         target: path of the mask, without ending.
         ending: of the mask.
+        aside: folder for what is being written, on the same disk; None: a hidden one beside the mask.
     """
 
     case: str
     files: ImageFiles
     target: Path
     ending: str = ".nii.gz"
+    aside: Path | None = None
 
     def result(self, ending: str) -> Path:
         """Return the file of that ending among those that are written for the case."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,10 +24,12 @@ class Outcome:
     Attributes:
         done: number of cases written.
         failures: what is wrong with the others, by case.
+        on_failure: told case and reason of each of them at once.
     """
 
     done: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    on_failure: Callable[[str, str], None] = lambda _case, _reason: None
 
     def fail(self, job: Job, error: BaseException) -> None:
         """Note why a case was not written; its traceback goes to the debug log."""
@@ -38,6 +40,7 @@ class Outcome:
             reason = system_sentence(error) or f"{type(error).__name__}: {one_line} (more with --verbose)"
         log.debug("Case %s failed.", job.case, exc_info=error)
         self.failures[job.case] = reason
+        self.on_failure(job.case, reason)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Workers:
 
 
 def run_pipeline(
-    jobs: Sequence[Job],
+    jobs: Iterable[Job],
     info: ModelInfo,
     segment: Callable[[PreparedCase], np.ndarray],
     *,
@@ -58,11 +61,12 @@ def run_pipeline(
     prompts: Mapping[str, CasePrompt] | None = None,
     save_probabilities: bool = False,
     on_finished: Callable[[], None] = lambda: None,
+    outcome: Outcome | None = None,
 ) -> Outcome:
     """Prepare, segment and write every case; one that fails does not stop the others.
 
     Args:
-        jobs: the cases.
+        jobs: the cases; a few more are taken from them than are done.
         info: the model.
         segment: the network, gives (K, D, H, W) float16; called in this process, in order.
         are_probabilities: what ``segment`` gives, else logits.
@@ -70,10 +74,11 @@ def run_pipeline(
         prompts: what says where the structures are, by case; none for networks that are not told.
         save_probabilities: write them too.
         on_finished: called after each case has left the network, or failed.
+        outcome: is added to and returned; None for a new one.
     """
-    outcome = Outcome()
+    outcome = Outcome() if outcome is None else outcome
     write = partial(write_case, info=info, are_probabilities=are_probabilities, save_probabilities=save_probabilities)
-    with _pool(workers.write, len(jobs)) as writing:
+    with _pool(workers.write, jobs) as writing:
         pending: deque[tuple[Job, Task]] = deque()
         for job, prepared in prepare_ahead(jobs, info, workers.prepare, prompts):
             try:
@@ -85,7 +90,7 @@ def run_pipeline(
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 # the image is not needed any more: it must not travel to the worker
                 emptied = PreparedCase(np.empty(0), case.properties, case.reader, case.scan)
-                named = {"case": emptied, "ending": job.ending}
+                named = {"case": emptied, "ending": job.ending, "aside": job.aside}
                 pending.append((job, Task(writing, write, (job.target, values), named)))
                 if len(pending) > workers.write:
                     _collect(*pending.popleft(), outcome)
@@ -96,7 +101,7 @@ def run_pipeline(
 
 
 def prepare_ahead(
-    jobs: Sequence[Job], info: ModelInfo, processes: int, prompts: Mapping[str, CasePrompt] | None = None
+    jobs: Iterable[Job], info: ModelInfo, processes: int, prompts: Mapping[str, CasePrompt] | None = None
 ) -> Iterator[tuple[Job, Task]]:
     """Yield the cases in order, while workers prepare the next ones.
 
@@ -108,7 +113,7 @@ def prepare_ahead(
     """
     prompt_of = prompts or {}
     waiting: deque[tuple[Job, Task]] = deque()
-    with _pool(processes, len(jobs)) as pool:
+    with _pool(processes, jobs) as pool:
         for job in jobs:
             waiting.append((job, Task(pool, prepare_case, (job.files, info, prompt_of.get(job.case)), {})))
             if len(waiting) > processes:
@@ -125,6 +130,8 @@ def _collect(job: Job, written: Task, outcome: Outcome) -> None:
         outcome.done += 1
 
 
-def _pool(processes: int, jobs: int) -> AbstractContextManager[RestartingPool | None]:
+def _pool(processes: int, jobs: Iterable[Job]) -> AbstractContextManager[RestartingPool | None]:
     """Start worker processes; none for a single case, which would only wait for them to start."""
-    return nullcontext() if processes == 0 or jobs < 2 else worker_pool(min(processes, jobs))
+    if isinstance(jobs, Sized):
+        processes = min(processes, len(jobs)) if len(jobs) > 1 else 0
+    return worker_pool(processes) if processes else nullcontext()

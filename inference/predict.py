@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,8 @@ from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.atomic import atomic_write_texts, whole_folder
 from synfoc3d.files.folders import find_dataset
 from synfoc3d.files.json_files import parse_json
-from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE
+from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE, SHARED_PREDICTION
+from synfoc3d.files.share import end_sharing
 from synfoc3d.inference.inputs import Job, check_output, find_jobs, is_finished, remove_results, select_part
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
@@ -28,7 +29,7 @@ from synfoc3d.inference.prompt_record import parse_prompt
 from synfoc3d.inference.prompts import PromptChoice
 from synfoc3d.inference.untrained import UntrainedChoice, load_untrained
 from synfoc3d.networks.weights.known import file_hash
-from synfoc3d.nnunet.case_files import CasePrompt, PreparedCase
+from synfoc3d.nnunet.case_files import CasePrompt, ModelInfo, PreparedCase
 from synfoc3d.nnunet.case_prompts import model_labels
 
 log = logging.getLogger(__name__)
@@ -115,43 +116,91 @@ def predict(
             were segmented, scans that could not be.
     """
     options, prompt = options or PredictOptions(), prompt or PromptChoice()
-    options.check()
-    prompt.check()
     started = time.time()
-    model = _load(choice, prompt)
-    if not model.takes_prompts:
-        prompt.refuse(model.mode.name)
-    found = find_jobs(source, output, model.info.file_ending)
-    check_output(source, found)
-    prompts = prompt.of_cases(found, model.info, all_cases=source.is_dir())
-    jobs = select_part(found, options.num_parts, options.part_id)
+    prepared = prepare(source, output, choice, device, options, prompt)
+    end_sharing(prepared.folder / SHARED_PREDICTION)
+    jobs = select_part(prepared.jobs, options.num_parts, options.part_id)
     if not jobs:
         return 0
-    folder = jobs[0].target.parent
-    record = _record(choice, model, device, options)
-    if model.takes_prompts:
-        asked = prompt.record()
-        record["prompt"] = asked.as_json()
-        log.info("Prompt: %s.", asked)
+    record, model = prepared.record, prepared.model
     if options.skip_finished:
-        _refuse_other_networks(folder / PREDICTION_FILE, record)
         jobs = [job for job in jobs if not is_finished(job, options.save_probabilities)]
         if not jobs:
             return 0
     else:
-        _refuse_other_masks(found, record)
         remove_results(jobs)  # before the record changes: after an interruption they would be taken for this run's
-    with whole_folder(folder, unless=lambda: any(is_finished(job, False) for job in jobs)):
-        _write_records(folder, model, record)  # before the first mask: an interrupted run must tell as well
-        outcome = _segment_all(model, jobs, prompts, torch.device(device), options)
-        _write_records(folder, model, record | {"seconds": round(time.time() - started, 1)})
+    with whole_folder(prepared.folder, unless=lambda: any(is_finished(job, False) for job in jobs)):
+        # before the first mask: an interrupted run must tell as well
+        write_records(prepared.folder, model.info, record)
+        outcome = segment_all(model, jobs, prepared.prompts, torch.device(device), options)
+        write_records(prepared.folder, model.info, record | {"seconds": round(time.time() - started, 1)})
         if outcome.failures:
             raise cases_failed(outcome.failures, len(jobs), "segmented")
     return outcome.done
 
 
-def _load(choice: ModelChoice | UntrainedChoice, prompt: PromptChoice) -> TrainedModel:
-    """Load the networks, and say which of several answer."""
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before the first scan is segmented.
+
+    Attributes:
+        model: its networks.
+        jobs: all scans, of which this call may do a part.
+        prompts: what says where the structures are, by case.
+        record: how masks are made.
+    """
+
+    model: TrainedModel
+    jobs: list[Job]
+    prompts: Mapping[str, CasePrompt]
+    record: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """Where the masks go."""
+        return self.jobs[0].target.parent
+
+
+def prepare(
+    source: Path,
+    output: Path,
+    choice: ModelChoice | UntrainedChoice,
+    device: str,
+    options: PredictOptions,
+    prompt: PromptChoice,
+) -> Prepared:
+    """Load the model and check all that can be known beforehand; nothing is written.
+
+    Raises:
+        UserError: see :func:`predict`.
+    """
+    options.check()
+    prompt.check()
+    model = load(choice, prompt)
+    if not model.takes_prompts:
+        prompt.refuse(model.mode.name)
+    jobs = find_jobs(source, output, model.info.file_ending)
+    check_output(source, jobs)
+    prompts = prompt.of_cases(jobs, model.info, all_cases=source.is_dir())
+    record = describe(choice, model, device, options)
+    if model.takes_prompts:
+        asked = prompt.record()
+        record["prompt"] = asked.as_json()
+        log.info("Prompt: %s.", asked)
+    prepared = Prepared(model, jobs, prompts, record)
+    if options.skip_finished:
+        _refuse_other_networks(prepared.folder / PREDICTION_FILE, record)
+    else:
+        _refuse_other_masks(jobs, record)
+    return prepared
+
+
+def load(choice: ModelChoice | UntrainedChoice, prompt: PromptChoice) -> TrainedModel:
+    """Load the networks, and say which of several answer.
+
+    Raises:
+        UserError: no such model, or a prompt that does not fit.
+    """
     if isinstance(choice, UntrainedChoice):
         model = load_untrained(choice)
         prompt.check_untrained(choice.network, model_labels(model.info).classes)
@@ -171,20 +220,31 @@ def _tell_mode(model: TrainedModel) -> None:
         log.info("No validation says which network is best, so %s answers; --model names another.", model.mode.title)
 
 
-def _segment_all(
+def segment_all(
     model: TrainedModel,
-    jobs: list[Job],
+    jobs: Iterable[Job],
     prompts: Mapping[str, CasePrompt],
     device: torch.device,
     options: PredictOptions,
+    outcome: Outcome | None = None,
 ) -> Outcome:
-    """Segment every case under one progress bar, which counts the parts of a case as well."""
+    """Segment every case under one progress bar, which counts the parts of a case as well.
+
+    Args:
+        model: its networks.
+        jobs: the cases; a few more are taken from them than are done.
+        prompts: what says where the structures are, by case.
+        device: of the networks.
+        options: how.
+        outcome: is added to and returned; None for a new one.
+    """
     predictor = model.predictor(
         device, step_size=options.step_size, mirroring=options.mirroring, precision=options.precision
     )
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
     hidden = None if options.progress_bar else True  # None hides it where the output is no terminal
-    with tqdm(total=len(jobs), desc="Segmenting", bar_format=form, disable=hidden) as bar:
+    total = len(jobs) if isinstance(jobs, Sized) else None
+    with tqdm(total=total, desc="Segmenting", bar_format=form, disable=hidden) as bar:
         finished = 0
 
         def segment(case: PreparedCase) -> np.ndarray:
@@ -204,13 +264,14 @@ def _segment_all(
             prompts=prompts,
             save_probabilities=options.save_probabilities,
             on_finished=count_case,
+            outcome=outcome,
         )
 
 
-def _record(
+def describe(
     choice: ModelChoice | UntrainedChoice, model: TrainedModel, device: str, options: PredictOptions
 ) -> dict[str, Any]:
-    """Describe how masks are made, in JSON's types."""
+    """Return how masks are made, in JSON's types."""
     versions = {name: metadata.version(name) for name in ("torch", "nnunetv2", "segment-anything")}
     return {
         "synfoc3d_version": __version__,
@@ -278,7 +339,7 @@ def _refuse_other_networks(file: Path, record: Mapping[str, Any]) -> None:
         before = dict(parse_json(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError):
         raise UserError(f"{file} is damaged, so it is unknown which networks made the masks: {advice}") from None
-    if difference := _difference(before, record):
+    if difference := difference_in(before, record):
         raise UserError(f"{file} says that the masks there are {difference}: {advice}")
 
 
@@ -297,7 +358,7 @@ def _refuse_other_masks(jobs: Sequence[Job], record: Mapping[str, Any]) -> None:
     if not others:
         return
     try:
-        difference = _difference(dict(parse_json(file.read_text(encoding="utf-8"))), record)
+        difference = difference_in(dict(parse_json(file.read_text(encoding="utf-8"))), record)
     except (ValueError, TypeError):
         return  # nobody knows how they were made, and it stays so
     if difference:
@@ -307,7 +368,7 @@ def _refuse_other_masks(jobs: Sequence[Job], record: Mapping[str, Any]) -> None:
         )
 
 
-def _difference(before: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+def difference_in(before: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     """Say how masks were made otherwise than a record says; "" where they were not, or nothing tells."""
     if any(before.get(key, record.get(key)) != record.get(key) for key in SAME_NETWORKS):
         return "of another model or of other checkpoints"
@@ -318,7 +379,7 @@ def _difference(before: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     return f"made with {', '.join(changed)}" if changed else ""
 
 
-def _write_records(folder: Path, model: TrainedModel, record: Mapping[str, Any]) -> None:
+def write_records(folder: Path, info: ModelInfo, record: Mapping[str, Any]) -> None:
     """Write what nnU-Net's tools expect beside masks, and how these are made."""
-    files = {PLANS_FILE: model.info.plans.plans, DESCRIPTION_FILE: model.info.dataset_json, PREDICTION_FILE: record}
+    files = {PLANS_FILE: info.plans.plans, DESCRIPTION_FILE: info.dataset_json, PREDICTION_FILE: record}
     atomic_write_texts({folder / name: json.dumps(content, indent=4) + "\n" for name, content in files.items()})

@@ -1,11 +1,10 @@
 """Preprocess a dataset: nnU-Net's own part, then what has changed since, and the unlabeled cases."""
 
 import logging
-import multiprocessing
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +53,7 @@ from synfoc3d.preprocessing.stock import (
     preprocess_if_needed,
     renew_description,
 )
+from synfoc3d.workers import SpawnedPool
 
 log = logging.getLogger(__name__)
 
@@ -379,7 +379,7 @@ def _executor(num_processes: int) -> Iterator[Executor]:
     if num_processes == 1:
         executor = ThreadPoolExecutor(1)
     else:
-        executor = ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn"))
+        executor = SpawnedPool(num_processes)
     try:
         yield executor
     finally:

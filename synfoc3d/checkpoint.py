@@ -208,7 +208,7 @@ def random_state() -> dict[str, Any]:
     """Return the state of python's, numpy's and torch's random numbers, as plain values and tensors."""
     state = {"python": random.getstate(), "numpy": plain(np.random.get_state()), "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+        state["cuda"] = [torch.cuda.get_rng_state()]
     return state
 
 
@@ -219,7 +219,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])  # of the training's own GPU, whichever it is now
 
 
 def load_partial(network: nn.Module, state: Mapping[str, Tensor], may_lack: set[str], what: str) -> None:

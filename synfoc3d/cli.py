@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from synfoc3d import __version__
-from synfoc3d.commands import examining, generating, learning, preparing, scoring, segmenting
+from synfoc3d.commands import examining, generating, learning, preparing, scoring, segmenting, sharing
 from synfoc3d.commands.common import check_output
 from synfoc3d.engines.parent import end_with_parent
 from synfoc3d.errors import UserError, system_sentence
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"synfoc3d {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (generating, preparing, learning, segmenting, scoring, examining):
+    for group in (generating, preparing, learning, segmenting, scoring, sharing, examining):
         for add in group.COMMANDS:
             add(commands)
     return parser

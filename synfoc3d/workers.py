@@ -1,7 +1,15 @@
-"""nnU-Net's two variables that say how many worker processes to start: which values they may have."""
+"""Worker processes: nnU-Net's two variables that say how many to start, pools of them, and their end."""
 
+import multiprocessing
 import os
 import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from typing import Any
 
 from synfoc3d.errors import UserError
 
@@ -33,3 +41,52 @@ def check_worker_counts() -> None:
     for variable in LEAST_WORKERS:
         if variable in os.environ:
             os.environ[variable] = str(worker_count(variable, os.environ[variable]))
+
+
+def end_with_parent() -> None:
+    """Let this worker process end when the one that started it is gone, also where that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class SpawnedPool(ProcessPoolExecutor):
+    """Worker processes that end with this one, also where it is killed, and leave Ctrl-C to it.
+
+    Spawned, as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang.
+
+    Args:
+        processes: number of them.
+    """
+
+    def __init__(self, processes: int) -> None:
+        # one that outlived its parent would wait for work forever
+        super().__init__(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401
+        """Run a function in a worker; workers are started here."""
+        with _keyboard_left_to_parent():
+            return super().submit(function, *arguments, **named)
+
+
+@contextmanager
+def _keyboard_left_to_parent() -> Iterator[None]:
+    """Let processes that are started meanwhile, by a submission, never see Ctrl-C, which comes to a whole group.
+
+    Each would print a traceback, if it was still importing. What is blocked here stays so in a new process.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -68,7 +68,8 @@ class Project:
     def settings(self, **changes):
         """Write a settings file and return it."""
         file = self.root / f"settings_{abs(hash(str(changes)))}.yaml"
-        file.write_text(yaml.safe_dump(SETTINGS | changes))
+        if not file.is_file():  # several processes may ask for it at the same time
+            file.write_text(yaml.safe_dump(SETTINGS | changes))
         return file
 
     @contextlib.contextmanager

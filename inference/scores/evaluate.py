@@ -1,25 +1,22 @@
 """Compare a folder of predicted label volumes with their references, per case, class and domain."""
 
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias
 
-import numpy as np
 from nnunetv2.configuration import default_num_processes
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.domains import read_domains
-from synfoc3d.files.label_maps import label_values
-from synfoc3d.files.volumes import along_axes_of, check_same_grid, length_unit, list_labels, read_scan
+from synfoc3d.files.volumes import length_unit, list_labels
 from synfoc3d.inference.prompt_record import read_prompt
+from synfoc3d.inference.scores.case_comparison import CaseTask, Compare, FindValues, Pair, attempt
 from synfoc3d.inference.scores.evaluations import CaseResult, Evaluation, write_evaluation
 from synfoc3d.inference.scores.label_meaning import (
     LabelMeaning,
@@ -30,19 +27,10 @@ from synfoc3d.inference.scores.label_meaning import (
     values_as_classes,
 )
 from synfoc3d.metrics import PER_SLICE, PER_VOLUME, PER_VOLUME_IN_PIXELS, Convention
+from synfoc3d.workers import SpawnedPool
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A case to compare, with its domain ("" if unknown) and its two files."""
-
-    case: str
-    domain: str
-    reference: Path
-    prediction: Path
+Apply: TypeAlias = Callable[[CaseTask, Sequence[Pair]], Sequence[Any]]
 
 
 def evaluate_folder(
@@ -56,6 +44,7 @@ def evaluate_folder(
     cases: Sequence[str] | None = None,
     num_processes: int | None = None,
     per_slice: bool = False,
+    apply: Apply | None = None,
 ) -> Evaluation:
     """Compare predicted label volumes with their references by all of `synfoc3d.metrics.METRICS`, per volume and in mm.
 
@@ -86,6 +75,8 @@ def evaluate_folder(
         num_processes: cases compared at the same time. None: nnU-Net's number, at most the number of processors.
         per_slice: score every 2D slice along the file's last axis alone, in pixels, as published tables of SynFoC
             (CVPR 2025) and related work do; see `synfoc3d.metrics.slice_metrics`.
+        apply: applies a task to all cases and returns its results, or the UserErrors that it raises, in their order.
+            None: worker processes of this one do it.
 
     Raises:
         UserError: folders missing, no case that can be evaluated, references with and without a spacing, a file of
@@ -94,7 +85,7 @@ def evaluate_folder(
     """
     if output is not None and output.suffix != ".json":
         raise UserError(f"The output {output} must end in .json; the CSV table takes the same name and ends in .csv.")
-    workers = _count_workers(num_processes)
+    apply = apply or partial(_apply_here, workers=_count_workers(num_processes))
 
     pairs, unpredicted, failures = _pair_files(labels, predictions, cases, domains)
     if unpredicted:
@@ -102,13 +93,12 @@ def evaluate_folder(
     asked = LabelMeaning(parse_labels(classes, "the classes to evaluate")) if classes is not None else None
     meaning = asked or find_labels(labels, predictions)
     if meaning is None:
-        values = _map_pairs(_values_in, pairs, failures, workers=workers, title="find classes")
+        values: dict[str, set[int]] = _map_pairs(FindValues(), pairs, failures, apply)
         pairs = [pair for pair in pairs if pair.case in values]
         meaning = values_as_classes(set().union(*values.values()), labels, predictions)
     meaning = _add_annotations(meaning, labels, annotated, some_classes=asked is not None)
     convention = PER_SLICE if per_slice else _convention_of_volumes(pairs)
-    compare = partial(_compare, meaning=meaning, convention=convention)
-    results = _map_pairs(compare, pairs, failures, workers=workers, title="evaluate")
+    results: dict[str, tuple[CaseResult, ...]] = _map_pairs(Compare(meaning, convention), pairs, failures, apply)
     evaluation = Evaluation(
         labels=labels,
         predictions=predictions,
@@ -137,7 +127,7 @@ def _count_workers(num_processes: int | None) -> int:
 
 def _pair_files(
     labels: Path, predictions: Path, cases: Sequence[str] | None, domains: Path | None
-) -> tuple[list[_Pair], tuple[str, ...], dict[str, str]]:
+) -> tuple[list[Pair], tuple[str, ...], dict[str, str]]:
     """Return the cases to compare, those that have a reference only and were not asked for, and what others lack."""
     references, predicted = list_labels(labels), list_labels(predictions)
     if cases is None:
@@ -160,7 +150,7 @@ def _pair_files(
         elif case not in domain_of:
             failures[case] = f"There is no domain in {domains}; add the line {case},NAME."
         else:
-            pairs.append(_Pair(case, domain_of[case], references[case], predicted[case]))
+            pairs.append(Pair(case, domain_of[case], references[case], predicted[case]))
     return pairs, unpredicted, failures
 
 
@@ -185,22 +175,14 @@ def _add_annotations(meaning: LabelMeaning, labels: Path, given: Path | None, so
     return replace(meaning, annotated=annotated)
 
 
-def _map_pairs(
-    function: Callable[[_Pair], Result],
-    pairs: Sequence[_Pair],
-    failures: dict[str, str],
-    *,
-    workers: int,
-    title: str,
-) -> dict[str, Result]:
-    """Apply a function to every pair, in parallel, with a progress bar.
+def _map_pairs(task: CaseTask, pairs: Sequence[Pair], failures: dict[str, str], apply: Apply) -> dict[str, Any]:
+    """Apply a task to every pair.
 
     Args:
-        function: what is done with a pair; a UserError says that its files cannot be used.
+        task: what is done with a pair; a UserError says that its files cannot be used.
         pairs: the cases.
-        failures: receives what the function said about the cases for which it raised UserError.
-        workers: how many pairs are worked on at the same time.
-        title: of the progress bar.
+        failures: receives what the task said about the cases for which it raised UserError.
+        apply: does it.
 
     Returns:
         The results by case, in the order of the pairs, without the cases that failed.
@@ -209,17 +191,8 @@ def _map_pairs(
         UserError: no pair has a result.
 
     """
-    attempt = partial(_attempt, function)
-    show = partial(tqdm, total=len(pairs), desc=title, unit="case", disable=None)
-    if min(workers, len(pairs)) <= 1:
-        outcomes = list(show(map(attempt, pairs)))
-    else:
-        # Spawned as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(pairs)), mp_context=spawn) as pool:
-            outcomes = list(show(pool.map(attempt, pairs)))
     done = {}
-    for pair, outcome in zip(pairs, outcomes, strict=True):
+    for pair, outcome in zip(pairs, apply(task, pairs), strict=True):
         if isinstance(outcome, UserError):
             failures[pair.case] = str(outcome)
         else:
@@ -229,15 +202,17 @@ def _map_pairs(
     return done
 
 
-def _attempt(function: Callable[[_Pair], Result], pair: _Pair) -> Result | UserError:
-    """Return the result for a pair, or the error of what is wrong with its files."""
-    try:
-        return function(pair)
-    except UserError as error:
-        return error
+def _apply_here(task: CaseTask, pairs: Sequence[Pair], *, workers: int) -> list[Any]:
+    """Apply a task to every pair in so many processes, with a progress bar."""
+    title = "evaluate" if isinstance(task, Compare) else "find classes"
+    show = partial(tqdm, total=len(pairs), desc=title, unit="case", disable=None)
+    if min(workers, len(pairs)) <= 1:
+        return list(show(map(partial(attempt, task), pairs)))
+    with SpawnedPool(min(workers, len(pairs))) as pool:
+        return list(show(pool.map(partial(attempt, task), pairs)))
 
 
-def _convention_of_volumes(pairs: Sequence[_Pair]) -> Convention:
+def _convention_of_volumes(pairs: Sequence[Pair]) -> Convention:
     """Return the convention whose unit is that of the references.
 
     Raises:
@@ -248,33 +223,3 @@ def _convention_of_volumes(pairs: Sequence[_Pair]) -> Convention:
     if len(units) > 1:
         raise UserError(f"Distances are in mm for {units['mm']}, in pixels for {units['px']}; evaluate them apart.")
     return PER_VOLUME if "mm" in units else PER_VOLUME_IN_PIXELS
-
-
-def _values_in(pair: _Pair) -> set[int]:
-    """Return the label values of both files."""
-    reference, prediction = (read_scan(path, as_label=True) for path in (pair.reference, pair.prediction))
-    return {*label_values(reference), *label_values(prediction)}
-
-
-def _compare(pair: _Pair, meaning: LabelMeaning, convention: Convention) -> tuple[CaseResult, ...]:
-    """Read and compare the two files of one case; return one result, or one per slice that is not ignored."""
-    reference, prediction = (read_scan(path, as_label=True) for path in (pair.reference, pair.prediction))
-    meaning.check_reference(pair.case, pair.reference, label_values(reference))
-    meaning.check_prediction(pair.prediction, label_values(prediction))
-    prediction = along_axes_of(prediction, reference)
-    check_same_grid(reference, prediction)
-    truth, predicted = reference.values[0], prediction.values[0]
-    valid = np.ones(truth.shape, bool) if meaning.labels.ignore is None else truth != meaning.labels.ignore
-    by_class = {}
-    for name in meaning.classes_of(pair.case):
-        values = meaning.labels.classes[name]
-        masks = np.isin(predicted, values) & valid, np.isin(truth, values) & valid
-        by_class[name] = convention.measure(*masks, reference.spacing)
-    parts = list(next(iter(by_class.values())))  # the slices, or None alone for the volume
-    results = []
-    for part in parts:
-        compared = int(np.count_nonzero(valid if part is None else valid[part]))
-        if part is None or compared:
-            metrics = {name: replace(measured[part], voxels=compared) for name, measured in by_class.items()}
-            results.append(CaseResult(pair.case, pair.domain, pair.reference, pair.prediction, metrics, slice=part))
-    return tuple(results)

@@ -77,9 +77,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-chk", dest="checkpoint", help=f"default: {CHECKPOINT_FINAL}")
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say where work runs; :func:`engine` reads them. ``--status`` is each command's own."""
-    parser.add_argument("--on", choices=ENGINES, default="local", help="default: local, this machine")
+def add_engine(
+    parser: argparse.ArgumentParser,
+    *,
+    default: str | None = "local",
+    help: str = "default: local, this machine",
+    status: str | type[argparse.Action] = "store_true",
+) -> None:
+    """Add the arguments that say where work runs; :func:`engine` reads them. ``--status`` is each command's own.
+
+    Args:
+        parser: of the command.
+        default: of ``--on``; None: in this process, without any engine.
+        help: of ``--on``.
+        status: what ``--status`` does to the arguments.
+    """
+    parser.add_argument("--on", choices=ENGINES, default=default, help=help)
     parser.add_argument("--gpus", type=_numbers, metavar="0,1,...", help="of --on local: GPUs to use, one for each job")
     parser.add_argument(
         "--jobs", type=int, metavar="N", help="of --on local: how many run at a time, default: one per GPU"
@@ -87,21 +100,37 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster", type=Path, metavar="FILE", help="YAML file: what a job needs, and how Slurm or Ray is asked for it"
     )
-    parser.add_argument("--status", action="store_true", help="only show what runs, waits, is done or has failed")
+    parser.add_argument("--status", action=status, help="only show what runs, waits, is done or has failed")
 
 
-def engine(args: argparse.Namespace, settings: "ClusterSettings | None" = None) -> "Engine":
+def cluster_settings(
+    args: argparse.Namespace, settings: "ClusterSettings | None" = None, **changes: int
+) -> "ClusterSettings":
+    """Return what each job gets: as ``--cluster`` says, else as ``settings``, or the defaults where these are None.
+
+    Args:
+        args: parsed arguments of :func:`add_engine`.
+        settings: of a plan.
+        changes: what the command decides, whatever the user says.
+    """
+    from synfoc3d.engines.settings import ClusterSettings, read_cluster
+
+    said = settings or ClusterSettings() if args.cluster is None else read_cluster(args.cluster)
+    return said.model_copy(update=changes)
+
+
+def engine(args: argparse.Namespace, settings: "ClusterSettings | None" = None, **changes: int) -> "Engine":
     """Return the engine that the arguments of :func:`add_engine` ask for.
 
     Args:
         args: parsed arguments.
-        settings: of a cluster, where there is no ``--cluster``; None: the defaults.
+        settings: see :func:`cluster_settings`.
+        changes: see there.
 
     Raises:
         UserError: it, or a GPU, is not there; or an option of another engine was given.
     """
     from synfoc3d.engines.choose import choose_engine
-    from synfoc3d.engines.settings import ClusterSettings, read_cluster
 
     of_local = {"--gpus": args.gpus, "--jobs": args.jobs}
     given = [option for option, value in of_local.items() if value is not None]
@@ -110,9 +139,7 @@ def engine(args: argparse.Namespace, settings: "ClusterSettings | None" = None) 
             f"{' and '.join(given)} belong to --on local; what --on {args.on} gets, the keys gpus and parallel of the "
             "cluster: section say."
         )
-    if args.cluster is not None:
-        settings = read_cluster(args.cluster)
-    return choose_engine(args.on, settings or ClusterSettings(), gpus=args.gpus or (), jobs=args.jobs)
+    return choose_engine(args.on, cluster_settings(args, settings, **changes), gpus=args.gpus or (), jobs=args.jobs)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

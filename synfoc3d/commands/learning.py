@@ -34,12 +34,15 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--c", dest="resume", action="store_true", help="continue from the latest checkpoint")
     parser.add_argument("--val", action="store_true", help="only run the final validation")
     parser.add_argument("--npz", action="store_true", help="save the conventional student's validation probabilities")
+    parser.add_argument(
+        "-num_gpus", dest="processes", type=int, default=1, metavar="N",
+        help="processes that share each batch, one per GPU; also on the CPU; default: 1",
+    )  # fmt: skip
     add_device(parser)
 
 
 def _run_train(args: argparse.Namespace) -> None:
     from synfoc3d import config
-    from synfoc3d.nnunet.training import train
 
     if args.resume and args.val:
         raise UserError("--c continues a training and --val only validates a finished one: give one of them.")
@@ -52,22 +55,35 @@ def _run_train(args: argparse.Namespace) -> None:
             file.write_text(config.dump(tree), encoding="utf-8")
             os.environ[config.CONFIG_VARIABLE] = str(file)
         try:
-            train(
-                args.dataset,
-                args.configuration,
-                args.fold,
-                trainer=args.trainer,
-                plans=args.plans,
-                device=device(args.device),
-                resume=args.resume,
-                only_validate=args.val,
-                save_probabilities=args.npz,
-            )
+            _start(args)
         except UserError as error:
             # the user wrote --config or --set, not the file in between
             raise UserError(str(error).replace(str(Path(folder) / "settings.yaml"), args.config or "--set")) from None
         finally:
             os.environ[config.CONFIG_VARIABLE] = before
+
+
+def _start(args: argparse.Namespace) -> None:
+    """Train in this process, or in several."""
+    from synfoc3d.nnunet.training import train
+
+    arguments = {
+        "dataset": args.dataset,
+        "configuration": args.configuration,
+        "fold": args.fold,
+        "trainer": args.trainer,
+        "plans": args.plans,
+        "device": device(args.device),
+        "resume": args.resume,
+        "only_validate": args.val,
+        "save_probabilities": args.npz,
+    }
+    if args.processes == 1:
+        train(**arguments)
+        return
+    from synfoc3d.nnunet.launch import launch
+
+    launch(args.processes, arguments)
 
 
 def _experiment(commands: Commands) -> None:

@@ -2,14 +2,31 @@
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synfoc3d.commands.common import (
     Commands,
     add_output,
     command,
 )
-from synfoc3d.errors import cases_failed
+from synfoc3d.commands.sharing import (
+    StatusOfPredictions,
+    add_sharing,
+    crew,
+    refuse_without_engine,
+    tell_status,
+)
+from synfoc3d.errors import UserError, cases_failed
+from synfoc3d.files.layout import shared_evaluation
+
+if TYPE_CHECKING:
+    from synfoc3d.engines.base import Engine
+    from synfoc3d.engines.settings import ClusterSettings
+    from synfoc3d.inference.scores.evaluate import Apply
 
 
 def _add_annotated(parser: argparse.ArgumentParser) -> None:
@@ -37,27 +54,59 @@ def _evaluate(commands: Commands) -> None:
     )
     text = "default: results.json in the predictions; a CSV is written beside it"
     add_output(parser, text, required=False)
-    parser.add_argument("-np", dest="processes", type=int, default=os.cpu_count() or 1, help="worker processes")
+    parser.add_argument("-np", dest="processes", type=int, help="worker processes, default: one per processor")
+    add_sharing(parser, StatusOfPredictions)
 
 
 def _run_evaluate(args: argparse.Namespace) -> None:
+    output = args.output or args.predictions / "results.json"
+    if args.status:
+        place = shared_evaluation(output)
+        tell_status([place.with_name(f"{place.name}_{task}") for task in ("values", "compare")])
+        return
     from synfoc3d.inference.scores.evaluate import evaluate_folder
     from synfoc3d.inference.scores.evaluation_tables import format_table
 
-    output = args.output or args.predictions / "results.json"
-    result = evaluate_folder(
-        args.labels,
-        args.predictions,
-        args.domains,
-        output,
-        annotated=args.annotated,
-        num_processes=args.processes,
-        per_slice=args.per_slice,
-    )
+    refuse_without_engine(args)
+    with _workers(args, output) as apply:
+        result = evaluate_folder(
+            args.labels,
+            args.predictions,
+            args.domains,
+            output,
+            annotated=args.annotated,
+            num_processes=(os.cpu_count() or 1) if args.processes is None else args.processes,
+            per_slice=args.per_slice,
+            apply=apply,
+        )
     print(format_table(result))
     print(f"Written to {output}")
     if result.failures:
         raise cases_failed(result.failures, len(result.failures) + len(result.case_names), "evaluated")
+
+
+@contextmanager
+def _workers(args: argparse.Namespace, output: Path) -> Iterator["Apply | None"]:
+    """Return what lets workers evaluate the cases; None without an engine. They need no GPU."""
+    if args.on is None:
+        yield None
+        return
+    from synfoc3d.inference.scores.shared_evaluation import map_shared
+
+    if args.gpus is not None:
+        raise UserError("--gpus does not help evaluate, which needs processors alone: leave it out.")
+    with crew(args, partial(_worker_options, args.processes), gpus=0) as hands:
+        yield partial(map_shared, hands=hands, place=shared_evaluation(output.absolute()))
+
+
+def _worker_options(processes: int | None, engine: "Engine", settings: "ClusterSettings") -> list[str]:
+    """Return how many cases each worker does at a time: as many as it has cores, where the user names no number."""
+    from synfoc3d.engines.shares import cores_here
+
+    if processes is None:
+        here = max(1, cores_here() // (engine.slots or 1))
+        processes = (settings.cpus or here) if engine.name == "local" else settings.cores
+    return ["-np", str(processes)]
 
 
 def _compare(commands: Commands) -> None:

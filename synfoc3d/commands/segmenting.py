@@ -10,16 +10,20 @@ from synfoc3d.commands.common import (
     add_device,
     add_model,
     add_output,
+    cluster_settings,
     command,
     device,
 )
+from synfoc3d.commands.sharing import add_sharing, crew, refuse_without_engine, tell_status
 from synfoc3d.errors import UserError
-from synfoc3d.files.layout import DOMAINS_FILE, UNLABELED_IMAGES
+from synfoc3d.files.layout import DOMAINS_FILE, SHARED_PREDICTION, UNLABELED_IMAGES
 from synfoc3d.networks.prompts import CENTER, PROMPTS
 from synfoc3d.prediction_modes import MODES
 
 if TYPE_CHECKING:
     from synfoc3d.inference.models import ModelChoice
+    from synfoc3d.inference.predict import PredictOptions
+    from synfoc3d.inference.prompts import PromptChoice
     from synfoc3d.inference.untrained import UntrainedChoice
 
 
@@ -87,14 +91,18 @@ def _predict(commands: Commands) -> None:
     parser.add_argument("--disable_progress_bar", action="store_true")
     parser.add_argument("--verbose", action="store_true", help="log what happens, and tracebacks of failed cases")
     add_device(parser)
+    add_sharing(parser)
 
 
 def _run_predict(args: argparse.Namespace) -> None:
     import logging
 
-    from synfoc3d.inference.predict import FAST_STEP_SIZE, PredictOptions, predict
     from synfoc3d.inference.prompts import PromptChoice
 
+    if args.status:
+        tell_status([place / SHARED_PREDICTION for place in (args.output, args.output.parent)])
+        return
+    refuse_without_engine(args)
     if args.image_size is not None and args.untrained is None:
         raise UserError("--image_size is for --untrained: a trained network keeps the size it was trained at.")
     choice = _choice(args, args.model) if args.untrained is None else _untrained(args)
@@ -103,8 +111,21 @@ def _run_predict(args: argparse.Namespace) -> None:
     if args.verbose:
         for name in ("synfoc3d", "synfoc3d.inference"):
             logging.getLogger(name).setLevel(logging.DEBUG)
+    options, prompt = _options(args), PromptChoice(args.prompt, args.points, args.references, args.boxes)
+    if args.on is not None:
+        count = _predict_shared(args, choice, options, prompt)
+    else:
+        from synfoc3d.inference.predict import predict
+
+        count = predict(args.source, args.output, choice, device=device(args.device), options=options, prompt=prompt)
+    print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
+
+
+def _options(args: argparse.Namespace) -> "PredictOptions":
+    from synfoc3d.inference.predict import FAST_STEP_SIZE, PredictOptions
+
     default_step = FAST_STEP_SIZE if args.fast else PredictOptions.step_size
-    options = PredictOptions(
+    return PredictOptions(
         step_size=default_step if args.step_size is None else args.step_size,
         mirroring=not (args.disable_tta or args.fast),
         precision="auto" if args.fast else None,
@@ -116,15 +137,26 @@ def _run_predict(args: argparse.Namespace) -> None:
         export_processes=args.nps,
         progress_bar=not args.disable_progress_bar,
     )
-    count = predict(
-        args.source,
-        args.output,
-        choice,
-        device=device(args.device),
-        options=options,
-        prompt=PromptChoice(args.prompt, args.points, args.references, args.boxes),
-    )
-    print(f"Segmented {count} scan{'s' if count != 1 else ''} into {args.output}")
+
+
+def _predict_shared(
+    args: argparse.Namespace,
+    choice: "ModelChoice | UntrainedChoice",
+    options: "PredictOptions",
+    prompt: "PromptChoice",
+) -> int:
+    """Segment by workers, all on the same kind of device; return the number of scans."""
+    from synfoc3d.inference.shared_prediction import predict_shared
+
+    if args.on == "local":
+        workers_device = device(args.device)
+    else:  # this machine may have none of the cluster's GPUs
+        workers_device = args.device or ("cuda" if cluster_settings(args).gpus else "cpu")
+    line = ["-device", workers_device, *(["--verbose"] if args.verbose else [])]
+    with crew(args, lambda _engine, _settings: line) as hands:
+        return predict_shared(
+            args.source, args.output, choice, hands, device=workers_device, options=options, prompt=prompt
+        )
 
 
 def _rank(commands: Commands) -> None:

@@ -39,6 +39,7 @@ CASES_FILE = "synfoc3d_cases.json"
 # a folder of masks
 PREDICTION_FILE = "synfoc3d_predict.json"
 SUMMARY_FILE = "summary.json"  # nnU-Net's
+SHARED_PREDICTION = ".synfoc3d_predict"  # while its scans are shared out
 
 
 def unlabeled_folder(preprocessed: Path) -> Path:
@@ -73,6 +74,11 @@ def training_lock(fold: Path) -> Path:
 def replaced_folder(fold: Path, when: str) -> Path:
     """Return where the results of an earlier training of a fold go; nnU-Net takes ``fold_...`` for more folds."""
     return fold.with_name(f"replaced_{fold.name}_{when}")
+
+
+def shared_evaluation(output: Path) -> Path:
+    """Return the folder beside an evaluation's result that is there while its cases are shared out."""
+    return output.with_name(f".synfoc3d_evaluate_{output.stem}")
 
 
 def pseudo_labels_folder(training: Path, labeler: str) -> Path:

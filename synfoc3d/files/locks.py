@@ -190,20 +190,23 @@ class Lock:
                     os.utime(self.file)
 
 
-def is_stale(file: Path, holder: Owner | None, clock: Path) -> bool:
+def is_stale(file: Path, holder: Owner | None, clock: Path | None) -> bool:
     """Return whether nobody works behind a lock.
 
     Args:
         file: the lock.
         holder: whom it names; None where it cannot be understood.
-        clock: a file of this process in the same file system, which is given the present time.
+        clock: a file of this process in the same file system, which is given the present time; None, where it may not
+            write there, trusts this machine's clock.
     """
     dead = holder.is_dead() if holder else None
     if dead is not None:
         return dead
     with contextlib.suppress(FileNotFoundError):
-        os.utime(clock)
-        return clock.stat().st_mtime - file.stat().st_mtime > SILENCE
+        if clock is not None:
+            os.utime(clock)
+        now = time() if clock is None else clock.stat().st_mtime
+        return now - file.stat().st_mtime > SILENCE
     return True
 
 

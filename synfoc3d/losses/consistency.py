@@ -7,6 +7,7 @@ from torch import Tensor
 
 from synfoc3d.losses.label_space import SMALLEST, LabelSpace
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.shared_batch import mean
 
 Consistency = Literal["cdcr", "cr", "consensus", "divergence", "none"]
 
@@ -41,8 +42,8 @@ def consistency_terms(
     consensus = divergence = zero
     if kind in ("cdcr", "consensus"):
         agree_low = resize_in_plane(agree, in_plane_size(a), "nearest")
-        consensus = 0.5 * ((labels.entropy(a) * agree_low).mean() + (labels.entropy(b) * agree).mean())
+        consensus = 0.5 * (mean(labels.entropy(a) * agree_low) + mean(labels.entropy(b) * agree))
     if kind in ("cdcr", "divergence", "cr"):
         where = torch.ones_like(agree) if kind == "cr" else 1 - agree
-        divergence = ((a_up - b.clamp(SMALLEST, 1)).square() * where).mean()
-    return ConsistencyTerms(consensus, divergence, agree.mean())
+        divergence = mean((a_up - b.clamp(SMALLEST, 1)).square() * where)
+    return ConsistencyTerms(consensus, divergence, mean(agree))

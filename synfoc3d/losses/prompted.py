@@ -3,6 +3,8 @@
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
+from synfoc3d.shared_batch import mean_of_some
+
 ALPHA, GAMMA = 0.25, 2.0
 SMOOTH = 1.0
 
@@ -19,7 +21,7 @@ def focal_loss(logits: Tensor, truth: Tensor, known: Tensor) -> Tensor:
         Scalar, float32; 0 without masks.
     """
     loss = sigmoid_focal_loss(logits.float(), truth, ALPHA, GAMMA) * known
-    return _mean(loss.flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1))
+    return mean_of_some(loss.flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1))
 
 
 def mask_dice_loss(logits: Tensor, truth: Tensor, known: Tensor) -> Tensor:
@@ -27,8 +29,4 @@ def mask_dice_loss(logits: Tensor, truth: Tensor, known: Tensor) -> Tensor:
     probability = (logits.float().sigmoid() * known).flatten(1)
     inside = (truth * known).flatten(1)
     overlap, size = (probability * inside).sum(1), probability.sum(1) + inside.sum(1)
-    return _mean(1 - (2 * overlap + SMOOTH) / (size + SMOOTH))
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean() if len(values) else values.sum()
+    return mean_of_some(1 - (2 * overlap + SMOOTH) / (size + SMOOTH))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from synfoc3d.losses.label_space import LabelSpace, Target
+from synfoc3d.shared_batch import mean, total
 
 SMOOTH = 1e-10
 
@@ -26,9 +27,9 @@ def cross_entropy(logits: Tensor, target: Target, labels: LabelSpace) -> Tensor:
     if target.weight is not None:
         loss = loss * target.weight
     if target.valid is None:
-        return loss.mean()
+        return mean(loss)
     valid = _over_channels(target.valid, loss).expand_as(loss)
-    return (loss * valid).sum() / valid.sum().clamp_min(1)
+    return total((loss * valid).sum()) / total(valid.sum()).clamp_min(1)
 
 
 def _over_channels(valid: Tensor, like: Tensor) -> Tensor:
@@ -62,8 +63,8 @@ def dice_loss(
     elif target.valid is not None:
         mask = mask * _over_channels(target.valid, mask)
     axes = [0, *range(2, logits.ndim)]
-    overlap = (mask * probabilities * truth).sum(axes)
-    size = (mask * probabilities.square()).sum(axes) + (mask * truth).sum(axes)
+    overlap = total((mask * probabilities * truth).sum(axes))
+    size = total((mask * probabilities.square()).sum(axes) + (mask * truth).sum(axes))
     return (1 - (2 * overlap + SMOOTH) / (size + SMOOTH)).mean()
 
 

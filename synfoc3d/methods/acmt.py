@@ -19,6 +19,7 @@ from torch import Tensor
 from synfoc3d.losses.rampup import gaussian_rampup
 from synfoc3d.methods.base import Builder, Panel, Progress
 from synfoc3d.methods.mean_teacher import Consistency, TeacherModule, TeacherSettings
+from synfoc3d.shared_batch import mean, total
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -53,9 +54,9 @@ class ACMT(TeacherModule):
         with torch.no_grad():
             ambiguous = (self.labels.ambiguity(student) >= self.threshold_at(progress)).float()
         selected = ambiguous.expand_as(student)
-        distance = (selected * (student - teacher).square()).sum()
+        distance = total((selected * (student - teacher).square()).sum())
         # a count is 0 or at least 1, so that this is the + 1e-16 of the public code
-        return Consistency(distance / selected.sum().clamp_min(1), {"ambiguous": ambiguous.mean()})
+        return Consistency(distance / total(selected.sum()).clamp_min(1), {"ambiguous": mean(ambiguous)})
 
     def threshold_at(self, progress: Progress) -> float:
         """Return h(t) = start + (end - start) exp(-5 (1 - t/t_max)^2)."""

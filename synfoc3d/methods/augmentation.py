@@ -9,6 +9,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from synfoc3d.config import AugmentationSettings
 from synfoc3d.networks.intensity import from_unit, to_unit
+from synfoc3d.shared_batch import own, own_items, whole_count
 
 LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in a gray value (ITU-R 601), as in PIL's ImageEnhance
 
@@ -22,11 +23,12 @@ def with_noise(image: Tensor, deviation: float) -> Tensor:
     """Add Gaussian noise, clamped at twice its standard deviation, drawn on the CPU (mean teacher's perturbation).
 
     Args:
-        image: of any shape.
+        image: (B, ...).
         deviation: standard deviation, in the image's units.
     """
     bound = 2 * deviation
-    return image + (deviation * torch.randn(image.shape)).clamp(-bound, bound).to(image.device)
+    noise = own(torch.randn(whole_count(len(image)), *image.shape[1:]))
+    return image + (deviation * noise).clamp(-bound, bound).to(image.device)
 
 
 def blur_in_plane(image: Tensor, sigma: tuple[float, float]) -> Tensor:
@@ -86,12 +88,14 @@ def strong_view(
         Tensor of the same shape, in units of the preprocessed image.
     """
     height, width = weak.shape[-2:]
+    intervals = settings.brightness, settings.contrast, settings.blur
+    drawn = own_items([[_draw(interval) for interval in intervals] for _ in range(whole_count(len(weak)))])
     changed = []
-    for sample in to_unit(weak, value_range):
-        brighter = (_draw(settings.brightness) * sample).clamp(0, 1)
+    for sample, (brightness, contrast, blur) in zip(to_unit(weak, value_range), drawn, strict=True):
+        brighter = (brightness * sample).clamp(0, 1)
         mean = _contrast_mean(brighter, color)
-        contrasted = (mean + _draw(settings.contrast) * (brighter - mean)).clamp(0, 1)
-        sigma = max(_draw(settings.blur), 1e-3)
+        contrasted = (mean + contrast * (brighter - mean)).clamp(0, 1)
+        sigma = max(blur, 1e-3)
         changed.append(blur_in_plane(contrasted, (sigma * height / shown[0], sigma * width / shown[1])))
     return from_unit(torch.stack(changed), value_range)
 
@@ -105,10 +109,14 @@ def cut_out(image: Tensor, share: tuple[float, float]) -> Tensor:
     """
     height, width = image.shape[-2:]
     result = image.clone()
-    for sample in result:
-        side = math.sqrt(_draw(share))
-        rows, columns = round(side * height), round(side * width)
-        top, left = round(_draw((0, height - rows))), round(_draw((0, width - columns)))
-        mean = sample.mean(dim=tuple(range(1, sample.ndim)), keepdim=True)
-        sample[..., top : top + rows, left : left + columns] = mean
+    boxes = own_items([_draw_cut(share, height, width) for _ in range(whole_count(len(image)))])
+    for sample, (rows, columns) in zip(result, boxes, strict=True):
+        sample[..., rows, columns] = sample.mean(dim=tuple(range(1, sample.ndim)), keepdim=True)
     return result
+
+
+def _draw_cut(share: tuple[float, float], height: int, width: int) -> tuple[slice, slice]:
+    side = math.sqrt(_draw(share))
+    rows, columns = round(side * height), round(side * width)
+    top, left = round(_draw((0, height - rows))), round(_draw((0, width - columns)))
+    return slice(top, top + rows), slice(left, left + columns)

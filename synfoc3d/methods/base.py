@@ -15,6 +15,7 @@ from synfoc3d.losses.label_space import LabelSpace, Target
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.teacher import make_teacher
+from synfoc3d.shared_batch import total
 
 
 @dataclass(frozen=True)
@@ -191,6 +192,10 @@ class Method(nn.Module):
         """Return the loss (scalar) and log values (scalars) of one batch."""
         raise NotImplementedError
 
+    def forward(self, batch: Batch, progress: Progress) -> StepResult:
+        """Do :meth:`training_step`, where the method is one module in torch's ``DistributedDataParallel``."""
+        return self.training_step(batch, progress)
+
     def update_teachers(self, step: int) -> None:
         """Move the teachers after the optimizers' step number ``step``, counted from 0."""
 
@@ -223,6 +228,6 @@ def mean_foreground_dice(prediction: Tensor, hidden: Target, labels: LabelSpace)
     for structure in labels.structures:
         known = labels.where_known(hidden, *structure)
         a, b = labels.mask(prediction, structure) & known, labels.mask(hidden.label, structure) & known
-        size = (a.sum() + b.sum()).float()
-        values.append(2 * (a & b).sum().float() / size)  # 0 / 0 is NaN and left out of the mean
+        overlap, size = total(torch.stack([(a & b).sum(), a.sum() + b.sum()])).float()
+        values.append(2 * overlap / size)  # 0 / 0 is NaN and left out of the mean
     return torch.stack(values).nanmean()

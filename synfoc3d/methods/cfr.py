@@ -25,6 +25,7 @@ from synfoc3d.methods.retraining import RetrainingModule
 from synfoc3d.methods.self_training import SelfTraining, SelfTrainingSettings
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
+from synfoc3d.shared_batch import mean
 
 FINE_TUNER = "nnUNetTrainerCFRFineTune"  # trainer of the first stage
 PSEUDO_WEIGHT = 0.5  # L_pl is the mean of cross-entropy and Dice
@@ -132,7 +133,7 @@ class CFR(Method):
         pseudo = self.pseudo_labels(unlabeled)
         loss_pseudo = PSEUDO_WEIGHT * segmentation_loss(terms.unlabeled, pseudo, self.labels)
         quality = mean_foreground_dice(pseudo.label, unlabeled.hidden, self.labels)
-        foreground = self.labels.one_hot(pseudo.label)[:, self.labels.first_foreground :].amax(1).mean()
+        foreground = mean(self.labels.one_hot(pseudo.label)[:, self.labels.first_foreground :].amax(1))
         logs = terms.logs | {"loss_pseudo": loss_pseudo.detach(), "pseudo_dice_foundation": quality}
         logs["pseudo_foreground"] = foreground
         return StepResult(terms.loss + self.pseudo_weight(progress) * loss_pseudo, logs)

@@ -20,6 +20,7 @@ from synfoc3d.methods.intensity_curves import CurveRange, curve_slices
 from synfoc3d.networks.canvas import Canvas, CanvasFoundation
 from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.shared_batch import own_items, whole_count
 
 Turn = tuple[int, int]  # quarter turns, and the axis that is flipped after them
 
@@ -71,7 +72,8 @@ class CFRFineTuning(Method):
         canvases = self.foundation.to_images(to_unit(image, labeled.value_range))
         target = target_on_canvas(labeled.target, self.foundation.canvas(image))
         if self.settings.turn_canvas:
-            turns = draw_turns(len(canvases))
+            per_volume = len(canvases) // len(image)
+            turns = own_items(draw_turns(whole_count(len(canvases))), per_volume)
             canvases, target = turn(canvases, turns), target.map(lambda x: turn(x, turns))
         logits = self.foundation.segment_images(canvases)
         entropy = cross_entropy(logits, target, self.labels)

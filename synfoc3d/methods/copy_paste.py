@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from synfoc3d.losses.label_space import Target
+from synfoc3d.shared_batch import own_items, whole_count
 
 BoxKind = Literal["prism", "cuboid"]
 SHARE = (0.02, 0.4)  # share of the patch that a box covers
@@ -55,7 +56,7 @@ def _integer(below: int, generator: torch.Generator | None) -> int:
 
 def draw_boxes(batch: int, shape: Sequence[int], kind: BoxKind, device: torch.device) -> Tensor:
     """Draw one independent box per pair: (batch, [D,] H, W) in {0, 1}, float32, on ``device``."""
-    return torch.stack([draw_box(shape, kind) for _ in range(batch)]).to(device)
+    return torch.stack(own_items([draw_box(shape, kind) for _ in range(whole_count(batch))])).to(device)
 
 
 def paste(inside: Tensor, outside: Tensor, box: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.prompts import start_among
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
 from synfoc3d.sections import Count, Interval, NonNegative, Section
+from synfoc3d.shared_batch import mean, own_volume, whole
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -209,9 +210,13 @@ class ECT(Method):
         One that is absent from the volume has no point: it is asked for by the center, which it can learn to deny only
         where others are asked for so, too; else its label does not count.
 
+        What is drawn depends on the labels, so those of the whole batch are looked at where ranks share it.
+
         Args:
             target: of (B, [D,] H, W) patches.
         """
+        parts = {"valid": target.valid, "known": target.known}
+        target = Target(whole(target.label), **{name: x if x is None else whole(x) for name, x in parts.items()})
         label = _as_volume(target.label)
         centers = self.foundation.center_chains(len(label), label.shape[1])
         chains, truth, known = [], [], []
@@ -221,7 +226,10 @@ class ECT(Method):
             mask = self.labels.mask(label[center.volume], structure) & certain
             by_center = torch.rand(()).item() < self.center_share
             chain = center if by_center or not mask.any() else self._point_in(mask, center)
-            chains.append(chain)
+            volume = own_volume(chain.volume)
+            if volume is None:
+                continue
+            chains.append(chain._replace(volume=volume))
             truth.append(mask)
             known.append(certain if by_center or mask.any() else torch.zeros_like(certain))
         return Questions(chains, torch.stack(truth).float(), torch.stack(known).float())
@@ -242,7 +250,7 @@ def start_slice(mask: Tensor) -> int:
 
 def distance(weak: Tensor, strong: Tensor) -> Tensor:
     """Return the mean squared distance of the probabilities of two streams' logits (scalar)."""
-    return (weak.sigmoid() - strong.sigmoid()).square().mean()
+    return mean((weak.sigmoid() - strong.sigmoid()).square())
 
 
 def _as_volume(x: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from synfoc3d.shared_batch import own, whole_count
+
 SAMPLES = 1000  # points of a curve, with straight lines between them
 CurveRange = Literal["slice", "unit"]
 
@@ -46,8 +48,9 @@ def curve_slices(image: Tensor, probability: float, value_range: CurveRange = "s
         Tensor of the same shape and units; float32.
     """
     batch, depth = image.shape[0], image.shape[2]
-    changed = torch.rand(batch, depth) < probability
-    x, y = (points.to(image.device) for points in random_curves(batch * depth))
+    changed = own(torch.rand(whole_count(batch), depth)) < probability
+    curves = random_curves(whole_count(batch) * depth)
+    x, y = (own(points, depth).to(image.device) for points in curves)
     slices = image.float().transpose(1, 2)  # (B, D, C, H, W)
     if value_range == "unit":
         low, width = torch.zeros_like(slices[..., :1, :1]), torch.ones_like(slices[..., :1, :1])

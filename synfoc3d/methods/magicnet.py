@@ -27,6 +27,7 @@ from synfoc3d.methods.cubes import by, choose_split, cube_size, draw_order, exch
 from synfoc3d.methods.retraining import RetrainingModule, Terms
 from synfoc3d.networks.teacher import update_teacher
 from synfoc3d.sections import AtLeastOne, NonNegative
+from synfoc3d.shared_batch import mean, own, total, whole
 
 PART_WEIGHT = 0.25  # mean of cross-entropy, Dice, and Dice of both recovered answers
 LOCATION_WIDTH = 4096
@@ -117,9 +118,10 @@ class MagicNet(RetrainingModule):
 
     def cross(self, images: Tensor) -> Tensor:
         """Return the student's logits (B, K, [D,] H, W) for patches (B, C, [D,] H, W), seen with exchanged cubes."""
+        images = whole(images)  # cubes come from any of them
         order = draw_order(len(images), math.prod(self.split))
-        answer = full_resolution(self.conventional(exchange(images, self.split, order)))
-        return exchange(answer, self.split, inverse(order))
+        answer = full_resolution(self.conventional(own(exchange(images, self.split, order))))
+        return own(exchange(whole(answer), self.split, inverse(order)))
 
     def within(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Show the student each cube of patches (B, C, [D,] H, W) by itself.
@@ -134,6 +136,7 @@ class MagicNet(RetrainingModule):
 
     def location_loss(self, deepest: Tensor) -> Tensor:
         """Return the cross-entropy (scalar, float32) of telling cubes' numbers by features (B, N, F, [d,] h, w)."""
+        deepest = whole(deepest)  # the head has a batch norm
         images, cubes = deepest.shape[:2]
         number = torch.arange(cubes, device=deepest.device).repeat(images)
         return F.cross_entropy(self.location(deepest.flatten(0, 1).flatten(1)).float(), number)
@@ -157,7 +160,7 @@ class MagicNet(RetrainingModule):
             logits = (1 - share) * logits + share * within.float()
         label = self.labels.labels_of_logits(logits)
         self.frequency.count(label, step)
-        return Target(label), share.mean()
+        return Target(label), mean(share)
 
     def update_teachers(self, step: int) -> None:
         """Move the teacher to the moving average of the student's parameters."""
@@ -196,7 +199,8 @@ class Frequency(nn.Module):
 
     def count(self, label: Tensor, step: int) -> None:
         """Count the labels (B, [D,] H, W) of a step; every 20th, what was counted takes effect."""
-        self.running += torch.bincount(self._places(label).flatten(), minlength=self.last.numel()).view_as(self.last)
+        counted = torch.bincount(self._places(label).flatten(), minlength=self.last.numel())
+        self.running += total(counted).view_as(self.last)
         if step % COUNTED_STEPS == 0:
             self.last.copy_(self.running)
             self.running.zero_()

@@ -18,6 +18,7 @@ from synfoc3d.methods.base import Batch, Builder, Panel, Progress, full_resoluti
 from synfoc3d.methods.retraining import LABELED_WEIGHT, RetrainingModule, Terms
 from synfoc3d.networks.teacher import update_teacher
 from synfoc3d.sections import AtLeastOne, NonNegative
+from synfoc3d.shared_batch import mean
 
 
 class TeacherSettings(MethodSettings):
@@ -115,4 +116,4 @@ class MeanTeacher(TeacherModule):
 
     def consistency(self, student: Tensor, teacher: Tensor, progress: Progress) -> Consistency:
         """Return the mean squared distance."""
-        return Consistency((student - teacher).square().mean(), {})
+        return Consistency(mean((student - teacher).square()), {})

@@ -4,10 +4,13 @@ The conventional network works on whole patches on the net grid, the foundation 
 low-resolution grid. The two *sides* hold that difference, so that a step is written once for both.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple, Protocol
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from synfoc3d.config import MethodSettings
 from synfoc3d.losses.label_space import LabelSpace, Target
@@ -18,6 +21,7 @@ from synfoc3d.methods.copy_paste import BoxKind, paste, paste_target
 from synfoc3d.methods.window import Window
 from synfoc3d.networks.in_plane import in_plane_size, resize_in_plane
 from synfoc3d.sections import Count
+from synfoc3d.shared_batch import mean
 
 
 class MixingSettings(MethodSettings):
@@ -51,6 +55,10 @@ PANELS = (
 """Curves of every method that learns from mixed samples."""
 
 
+Output = Tensor | list[Tensor]
+"""Logits of a network, or of a conventional one with deep supervision, the finest first."""
+
+
 class Mixed(NamedTuple):
     """A mixed sample after a student saw it, on the student's grid.
 
@@ -71,11 +79,17 @@ class Side(Protocol):
     def slices(self, window: Window) -> Window:
         """Return the slices that this kind of network works on, where the foundation network has this window."""
 
-    def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
-        """Return the student's part of L_x on labeled images (scalar)."""
+    def labeled(self, labeled: Labeled, window: Window) -> Tensor:
+        """Return what a student sees of labeled images (B, C, [D',] H, W)."""
 
-    def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
-        """Show the student the mixed sample, Eq. 1; ``box`` (B, [D,] H, W) is 1 where the labeled image is pasted."""
+    def mixed(self, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Tensor:
+        """Return the mixed samples that it sees, Eq. 1; ``box`` (B, [D,] H, W) is 1 where the labeled image is."""
+
+    def supervised(self, output: Output, labeled: Labeled, window: Window) -> Tensor:
+        """Return a student's part of L_x, from its output on labeled images (scalar)."""
+
+    def answer(self, output: Output, labeled: Labeled, box: Tensor, window: Window) -> Mixed:
+        """Put what a student says of mixed samples beside what is known of them."""
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
         """Return the teacher's opinion (B, K, [D,] h, w) of the weak view, on its own grid."""
@@ -95,14 +109,21 @@ class ConventionalSide:
         """Keep them all."""
         return Window()
 
-    def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
-        """Return the run's labeled loss (scalar)."""
-        return self.build.supervised_loss(student(labeled.image), labeled)
+    def labeled(self, labeled: Labeled, window: Window) -> Tensor:
+        """Return whole patches."""
+        return labeled.image
 
-    def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
+    def mixed(self, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Tensor:
         """Mix in units of the preprocessed images."""
-        logits = full_resolution(student(paste(labeled.image, unlabeled.strong, box)))
-        return Mixed(logits, labeled.target, box)
+        return paste(labeled.image, unlabeled.strong, box)
+
+    def supervised(self, output: Output, labeled: Labeled, window: Window) -> Tensor:
+        """Return the run's labeled loss (scalar)."""
+        return self.build.supervised_loss(output, labeled)
+
+    def answer(self, output: Output, labeled: Labeled, box: Tensor, window: Window) -> Mixed:
+        """Take the output of full resolution."""
+        return Mixed(full_resolution(output), labeled.target, box)
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
         """Return those of all slices (B, K, [D,] H, W)."""
@@ -123,19 +144,67 @@ class FoundationSide:
         """Keep those of the window."""
         return window
 
-    def supervised(self, student: nn.Module, labeled: Labeled, window: Window) -> Tensor:
+    def labeled(self, labeled: Labeled, window: Window) -> Tensor:
+        """Return slices in the unit range."""
+        return window.cut(labeled.unit)
+
+    def mixed(self, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Tensor:
+        """Mix in the unit range, each image by the range of its own case."""
+        return window.cut(paste(labeled.unit, unlabeled.strong_unit, box))
+
+    def supervised(self, output: Output, labeled: Labeled, window: Window) -> Tensor:
         """Return CE + Dice on the window (scalar)."""
-        logits = student(window.cut(labeled.unit))
+        logits = full_resolution(output)
         return segmentation_loss(logits, _low_target(labeled.target, window, logits), self.labels)
 
-    def mix(self, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Mixed:
-        """Mix in the unit range, each image by the range of its own case."""
-        logits = student(window.cut(paste(labeled.unit, unlabeled.strong_unit, box)))
+    def answer(self, output: Output, labeled: Labeled, box: Tensor, window: Window) -> Mixed:
+        """Bring labels and box to the low-resolution grid."""
+        logits = full_resolution(output)
         return Mixed(logits, _low_target(labeled.target, window, logits), _low(window.cut(box), logits))
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
         """Return those of the slices that the teacher sees (B, K, [D',] h, w)."""
         return self.labels.probabilities(teacher(seen.cut(unlabeled.weak_unit)))
+
+
+def learn(
+    side: Side, student: nn.Module, labeled: Labeled, unlabeled: Unlabeled, boxes: Sequence[Tensor], window: Window
+) -> tuple[Tensor, list[Mixed]]:
+    """Show a student the labeled images, and the mixed samples of each box.
+
+    Args:
+        side: its kind of network.
+        student: the network.
+        labeled: one half of the batch.
+        unlabeled: the other.
+        boxes: each (B, [D,] H, W), 1 where the labeled image is pasted.
+        window: slices a foundation student sees.
+
+    Returns:
+        Its part of L_x (scalar), and its answers to the mixed samples.
+    """
+    shown = [side.labeled(labeled, window), *(side.mixed(labeled, unlabeled, box, window) for box in boxes)]
+    of_labeled, *of_mixed = together(student, shown)
+    answers = [side.answer(output, labeled, box, window) for output, box in zip(of_mixed, boxes, strict=True)]
+    return side.supervised(of_labeled, labeled, window), answers
+
+
+def together(network: nn.Module, batches: Sequence[Tensor]) -> list[Output]:
+    """Show several batches to a network in one call, which gives each sample the same answer as a call per batch.
+
+    Only batch norm lets samples depend on each other: such a network gets one call per batch.
+
+    Args:
+        network: gives logits, or a list of them with deep supervision.
+        batches: each (B, C, [D,] H, W).
+    """
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
+        return [network(batch) for batch in batches]
+    sizes = [len(batch) for batch in batches]
+    output = network(torch.cat([*batches]))
+    if isinstance(output, Tensor):
+        return list(output.split(sizes))
+    return [list(levels) for levels in zip(*(level.split(sizes) for level in output), strict=True)]
 
 
 def _low(x: Tensor, logits: Tensor) -> Tensor:
@@ -153,7 +222,7 @@ def pseudo_label(probabilities: Tensor, labels: LabelSpace, tau: float) -> Targe
 
 def confident_share(probabilities: Tensor, labels: LabelSpace, tau: float) -> Tensor:
     """Return which share of the pseudo-labels counts (scalar in [0, 1])."""
-    return (labels.certainty(probabilities) > tau).float().mean()
+    return mean((labels.certainty(probabilities) > tau).float())
 
 
 def mixed_loss(mixed: Mixed, soft: Tensor, labels: LabelSpace, settings: MixingSettings) -> Tensor:

@@ -7,7 +7,7 @@ moving averages of the students. N lives on the net grid (B, K, [D,] H, W), F on
 (B, K, [D,] s, s); a 2D patch is a volume with one slice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -38,12 +38,14 @@ from synfoc3d.methods.mixing import (
     Mixed,
     MixingSettings,
     confident_share,
+    learn,
     mixed_loss,
 )
 from synfoc3d.methods.window import Window, draw_window
 from synfoc3d.networks.in_plane import depth, in_plane_size, per_sample, resize_in_plane
 from synfoc3d.networks.teacher import update_teacher
 from synfoc3d.sections import Label
+from synfoc3d.shared_batch import mean
 
 Structure = Annotated[tuple[Label, ...], Field(min_length=1)]
 
@@ -83,7 +85,7 @@ class Confidence(NamedTuple):
 
     def logs(self) -> dict[str, Tensor]:
         """Return the means over the batch (scalars)."""
-        return {"alpha": self.alpha.mean()} | {f"{name}_confidence": part.mean() for name, part in self.parts.items()}
+        return {"alpha": mean(self.alpha)} | {f"{name}_confidence": mean(part) for name, part in self.parts.items()}
 
 
 class SynFoC(Method):
@@ -129,38 +131,32 @@ class SynFoC(Method):
             soft, logs = self.soft_targets(unlabeled, window, progress)
         box = draw_boxes(len(labeled.image), labeled.target.label.shape[1:], self.settings.box, labeled.image.device)
 
-        loss_x = self.on_n.supervised(self.conventional, labeled, window)
-        loss_x = loss_x + self.on_f.supervised(self.foundation, labeled, window)
+        boxes = [box, 1 - box] if self.settings.bidirectional else [box]
+        loss_n, mixed_n = learn(self.on_n, self.conventional, labeled, unlabeled, boxes, window)  # Eq. 1
+        loss_f, mixed_f = learn(self.on_f, self.foundation, labeled, unlabeled, boxes, window)
+        loss_x, loss_u = loss_n + loss_f, self.unsupervised(soft, {"conventional": mixed_n, "foundation": mixed_f})
 
-        loss_u, mixed_n, mixed_f = self.unsupervised(batch, soft, box, window)
-        if self.settings.bidirectional:
-            loss_u = loss_u + self.unsupervised(batch, soft, 1 - box, window)[0]
-
-        on_window = window.cut(mixed_n.logits)
-        terms = consistency_terms(mixed_f.logits, on_window, self.labels, self.settings.consistency)  # Eq. 8-10
+        on_window = window.cut(mixed_n[0].logits)
+        terms = consistency_terms(mixed_f[0].logits, on_window, self.labels, self.settings.consistency)  # Eq. 8-10
         weight = unsupervised_weight(progress.step, progress.total, self.settings.lambda_form)
         loss = loss_x + weight * (loss_u + terms.consensus + terms.divergence)
         logs |= {"loss_x": loss_x, "loss_u": loss_u, "loss_c": terms.consensus, "loss_d": terms.divergence}
         logs |= {"agreement": terms.agreement, "lambda": torch.tensor(weight)}
         return StepResult(loss, {name: value.detach() for name, value in logs.items()})
 
-    def unsupervised(
-        self, batch: Batch, soft: Mapping[str, Tensor], box: Tensor, window: Window
-    ) -> tuple[Tensor, Mixed, Mixed]:
-        """Compute L_u on the mixed sample (scalar), and both students' answers to it, N's first.
+    def unsupervised(self, soft: Mapping[str, Tensor], answers: Mapping[str, Sequence[Mixed]]) -> Tensor:
+        """Compute L_u on mixed samples, Eq. 7 (scalar).
 
         Args:
-            batch: both halves.
             soft: what :meth:`soft_targets` gives.
-            box: (B, [D,] H, W), 1 where the labeled image is pasted.
-            window: slices the foundation student sees.
+            answers: of each student.
         """
-        labeled, unlabeled = batch.pair()
-        mixed_n = self.on_n.mix(self.conventional, labeled, unlabeled, box, window)  # Eq. 1
-        mixed_f = self.on_f.mix(self.foundation, labeled, unlabeled, box, window)
-        loss_n = mixed_loss(mixed_n, soft["conventional"], self.labels, self.settings)  # Eq. 7
-        loss_f = mixed_loss(mixed_f, soft["foundation"], self.labels, self.settings)
-        return loss_n + loss_f, mixed_n, mixed_f
+        losses = [
+            mixed_loss(mixed, soft[name], self.labels, self.settings)
+            for name, samples in answers.items()
+            for mixed in samples
+        ]
+        return torch.stack(losses).sum()
 
     # --- pseudo-labels: Sec. 3.3 ----------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from synfoc3d.methods.mixing import (
     MixingSettings,
     Side,
     confident_share,
+    learn,
     mixed_loss,
 )
 from synfoc3d.methods.window import Window, draw_window
@@ -87,10 +88,8 @@ class SynFoCBase(Method):
         with torch.no_grad():
             soft, logs = self.soft_target(unlabeled, window)
         box = draw_boxes(len(labeled.image), labeled.target.label.shape[1:], self.settings.box, labeled.image.device)
-        loss_x = self.side.supervised(self.student, labeled, window)
-        mixed = [self.side.mix(self.student, labeled, unlabeled, box, window)]
-        if self.settings.bidirectional:
-            mixed.append(self.side.mix(self.student, labeled, unlabeled, 1 - box, window))
+        boxes = [box, 1 - box] if self.settings.bidirectional else [box]
+        loss_x, mixed = learn(self.side, self.student, labeled, unlabeled, boxes, window)
         loss_u = torch.stack([mixed_loss(sample, soft, self.labels, self.settings) for sample in mixed]).sum()
         weight = unsupervised_weight(progress.step, progress.total, self.settings.lambda_form)
         logs |= {"loss_x": loss_x, "loss_u": loss_u, "lambda": torch.tensor(weight)}

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from synfoc3d.shared_batch import own, whole_count
+
 
 class Window(NamedTuple):
     """The slices ``indices[b]``, ascending and as many in every sample b; none stands for all slices."""
@@ -50,5 +52,6 @@ def draw_window(batch: int, slices: int, size: int) -> Window:
     if size == 0 or size >= slices:
         return Window()
     ends = [part * slices // size for part in range(size + 1)]
-    drawn = [torch.randint(low, high, (batch,)).tolist() for low, high in zip(ends, ends[1:], strict=False)]
+    count = whole_count(batch)
+    drawn = [own(torch.randint(low, high, (count,))).tolist() for low, high in zip(ends, ends[1:], strict=False)]
     return Window(tuple(zip(*drawn, strict=True)))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from synfoc3d.errors import UserError
 from synfoc3d.networks.lora import Adapter, LoRALayer
+from synfoc3d.networks.low_precision import as_autocast_would
 
 Pair = tuple[int, int]
 SCALE = 2.0
@@ -39,7 +40,7 @@ class LoRATransposed(Adapter):
 
     def corrected(self, x: Tensor) -> Tensor:
         """Upsample (N, i, h, w) to (N, o, H, W)."""
-        return self.base(x) + self.b(self.scale * self.a(x))
+        return self.uncorrected(x) + self.b(self.scale * self.a(x))
 
     def corrected_weight(self) -> Tensor:
         """Return the (i, o, kh, kw) weight."""
@@ -48,7 +49,8 @@ class LoRATransposed(Adapter):
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
         """Upsample with another weight."""
-        return F.conv_transpose2d(x, weight, self.base.bias, self.base.stride)
+        bias = None if self.base.bias is None else as_autocast_would(self.base.bias)
+        return F.conv_transpose2d(x, weight, bias, self.base.stride)
 
 
 def adapted_copy(decoder: nn.Module, rank: int) -> nn.Module:

@@ -13,6 +13,7 @@ from synfoc3d.config import LoRATargets
 from synfoc3d.errors import UserError
 from synfoc3d.networks.encoders.base import Encoder, Site
 from synfoc3d.networks.foundation import FoundationNetwork
+from synfoc3d.networks.low_precision import as_autocast_would
 
 Projection = nn.Linear | nn.Conv2d
 
@@ -41,7 +42,11 @@ class Adapter(nn.Module):
     def with_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Do what the base would do with another weight."""
         project = F.conv2d if isinstance(self.base, nn.Conv2d) else F.linear
-        return project(x, weight, self.base.bias)
+        return project(x, weight, None if self.base.bias is None else as_autocast_would(self.base.bias))
+
+    def uncorrected(self, x: torch.Tensor) -> torch.Tensor:
+        """Do what the base does."""
+        return self.with_weight(x, as_autocast_would(self.base.weight))
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the base's output and add the correction."""
@@ -83,7 +88,7 @@ class LoRAQKV(Adapter):
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
         """Project tokens (..., i) to (..., 3 d)."""
-        qkv = self.base(x)
+        qkv = self.uncorrected(x)
         grouped = qkv.unflatten(-1, (self.groups, 3, -1))
         grouped[..., 0, :] += self.b_q(self.a_q(x)).unflatten(-1, (self.groups, -1))
         grouped[..., 2, :] += self.b_v(self.a_v(x)).unflatten(-1, (self.groups, -1))
@@ -115,7 +120,7 @@ class LoRALayer(Adapter):
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
         """Project (..., i) to (..., o), or (N, i, h, w) to (N, o, h, w)."""
-        return self.base(x) + self.b(self.scale * self.a(x))
+        return self.uncorrected(x) + self.b(self.scale * self.a(x))
 
     def corrected_weight(self) -> torch.Tensor:
         """Return the (o, i) or (o, i, 1, 1) weight."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
@@ -148,10 +149,11 @@ def write_case(
     save_probabilities: bool = False,
     threads: int = 1,
     ending: str | None = None,
+    aside: Path | None = None,
 ) -> None:
     """Write a prediction on the scan's own grid, whole or not at all.
 
-    The files are written into a hidden folder beside the target and then renamed, the mask as the last one.
+    The files are written into a folder of their own and then renamed, the mask as the last one.
 
     Args:
         target: path of the mask, without ending.
@@ -162,6 +164,8 @@ def write_case(
         save_probabilities: write target.npz and target.pkl as well, as nnU-Net does.
         threads: of torch's softmax.
         ending: of the mask's file; None is that of the training.
+        aside: where that folder is made, on the same disk; None makes a hidden one beside the target. Where a process
+            that was taken for dead may write the same case, what each of them writes must lie apart.
 
     Raises:
         UserError: a format that cannot say where the scan lies.
@@ -176,7 +180,7 @@ def write_case(
         return_probabilities=save_probabilities,
         num_threads_torch=threads,
     )
-    hidden = target.with_name(f".{target.name}.partial")
+    hidden = target.with_name(f".{target.name}.partial") if aside is None else aside / uuid4().hex
     shutil.rmtree(hidden, ignore_errors=True)  # left by a kill
     hidden.mkdir()
     try:

@@ -1,15 +1,14 @@
 """Worker processes of which one may die: the work of the others is done all the same."""
 
 import logging
-import multiprocessing
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any
 
 from synfoc3d.errors import UserError
+from synfoc3d.workers import SpawnedPool
 
 log = logging.getLogger(__name__)
 KILLED_ALONE = (
@@ -64,16 +63,14 @@ class Task:
 class RestartingPool:
     """Worker processes, replaced by others when one of them dies, which ends all of them.
 
-    Spawned, as by nnU-Net: forking a process that has threads (PyTorch, CUDA) can hang.
-
     Args:
         processes: number of them.
     """
 
     def __init__(self, processes: int) -> None:
         self.processes = processes
-        self._pool = _executor(processes)
-        self._alone: ProcessPoolExecutor | None = None
+        self._pool = SpawnedPool(processes)
+        self._alone: SpawnedPool | None = None
 
     def submit(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Task:  # noqa: ANN401
         """Run a function in a worker."""
@@ -81,14 +78,13 @@ class RestartingPool:
 
     def start(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401
         """Run a function in a worker of a pool that lives."""
-        with _keyboard_left_to_parent():
-            try:
-                return self._pool.submit(function, *arguments, **named)
-            except BrokenProcessPool:
-                log.warning("A worker process was killed, most likely because memory ran out: new ones go on.")
-                self._pool.shutdown(wait=False)
-                self._pool = _executor(self.processes)
-                return self._pool.submit(function, *arguments, **named)
+        try:
+            return self._pool.submit(function, *arguments, **named)
+        except BrokenProcessPool:
+            log.warning("A worker process was killed, most likely because memory ran out: new ones go on.")
+            self._pool.shutdown(wait=False)
+            self._pool = SpawnedPool(self.processes)
+            return self._pool.submit(function, *arguments, **named)
 
     def do_alone(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:  # noqa: ANN401
         """Run a function in a worker that has nothing else to do, and wait for it.
@@ -96,11 +92,9 @@ class RestartingPool:
         Raises:
             UserError: the worker dies.
         """
-        self._alone = self._alone or _executor(1)
+        self._alone = self._alone or SpawnedPool(1)
         try:
-            with _keyboard_left_to_parent():
-                future = self._alone.submit(function, *arguments, **named)
-            return future.result()
+            return self._alone.submit(function, *arguments, **named).result()
         except BrokenProcessPool:
             self._alone.shutdown(wait=False)
             self._alone = None
@@ -110,26 +104,6 @@ class RestartingPool:
         """End the workers; ``wait`` for what they have to do."""
         for pool in filter(None, (self._pool, self._alone)):
             pool.shutdown(wait=wait, cancel_futures=not wait)
-
-
-def _executor(processes: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-
-
-@contextmanager
-def _keyboard_left_to_parent() -> Iterator[None]:
-    """Let processes that are started meanwhile, by a submission, never see Ctrl-C, which comes to a whole group.
-
-    Each would print a traceback, if it was still importing. What is blocked here stays so in a new process.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Start an nnU-Net training with the trainers of this package, in this process."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, DESCRIPTION_FILE
 from synfoc3d.files.trainer_files import TRAINER_VARIABLE, trainers_folder
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
+from synfoc3d.nnunet.ranks import Ranks, leave
 from synfoc3d.sections import DataFacts
 
 
@@ -42,7 +45,7 @@ def train(
     only_validate: bool = False,
     save_probabilities: bool = False,
 ) -> None:
-    """Train as ``nnUNetv2_train`` does, with nnU-Net's own functions.
+    """Train as ``nnUNetv2_train`` does, with nnU-Net's own functions; as one of several processes where it is one.
 
     Args:
         dataset: id or name of the dataset.
@@ -71,7 +74,7 @@ def train(
     from nnunetv2.run.run_training import run_training
 
     try:
-        with naming(results):
+        with naming(results), _speaking_once():
             run_training(
                 name,
                 configuration,
@@ -89,6 +92,15 @@ def train(
         if "training is not finished" in str(error):
             raise UserError("--val needs a finished training, but there is no checkpoint_final.pth.") from None
         raise
+
+
+@contextmanager
+def _speaking_once() -> Iterator[None]:
+    """Let the first of several processes alone write onto the screen, and part from the others in the end."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        with nullcontext() if Ranks.around().is_first else redirect_stdout(nowhere):
+            yield
+    leave()
 
 
 def _check_resumable(folder: Path) -> None:

@@ -341,3 +341,15 @@ def test_flipped_bit_in_a_weight_is_refused(position: float, tmp_path: Path) -> 
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.pth cannot be read as a checkpoint \(the checksum of .*data/0 is wrong\)"):
         load(file)
+
+
+def test_random_numbers_of_several_gpus_go_on_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkpoint's states of all GPUs, as they were kept before, the first is the training's own."""
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor(7))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state: taken.append(int(state)))
+    state = random_state()
+    assert [int(own) for own in state["cuda"]] == [7]
+    restore_random_state(state | {"cuda": [torch.tensor(3), torch.tensor(4)]})
+    assert taken == [3]

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from synfoc3d.config import Settings
-from synfoc3d.methods.base import Builder
+from synfoc3d.losses.segmentation import segmentation_loss
+from synfoc3d.methods.base import Builder, Labeled, full_resolution
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.canvas import CanvasFoundation
@@ -27,7 +28,7 @@ def make_builder(trainer: Trainer) -> Builder:
         trainer.labels.space,
         conventional,
         lambda: _foundation(trainer),
-        trainer.supervised_loss,
+        lambda output, labeled: _supervised_loss(trainer, output, labeled),
         trainer.strong_view,
         tuple(trainer.configuration_manager.patch_size),
         lambda earlier, file: _earlier_network(trainer, earlier, file),
@@ -43,6 +44,19 @@ def _another_network(trainer: Trainer) -> nn.Module:
         trainer.enable_deep_supervision,
     )
     return network
+
+
+def _supervised_loss(trainer: Trainer, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
+    """Compute the labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
+    labels, known = trainer.labels.space, labeled.target.known
+    loss: Tensor
+    if trainer.settings.conventional.loss == "paper":
+        return segmentation_loss(full_resolution(output), labeled.target, labels)
+    if trainer.enable_deep_supervision:
+        loss = trainer.loss([labels.marginal(level, known) for level in output], labeled.pyramid)
+    else:
+        loss = trainer.loss(labels.marginal(full_resolution(output), known), labeled.pyramid[0])
+    return loss
 
 
 def _foundation(trainer: Trainer) -> Arrangement:

@@ -27,8 +27,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import IMAGE_ENDING, LABEL_ENDING
 from synfoc3d.nnunet.labels import DatasetLabels, MergedLabels, annotated_locations, merged_values
-from synfoc3d.trainers.life_cycle.workers import end_with_parent
+from synfoc3d.shared_batch import Part
+from synfoc3d.workers import end_with_parent
 
+LABELED, UNLABELED = 0, 1  # halves of a batch
 UNKNOWN = -1  # label of a voxel whose truth is not known; only quality logs look at it
 SPATIAL = (SpatialTransform, MirrorTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
 LABEL_ONLY = (
@@ -152,42 +154,85 @@ class PartlyAnnotatedCases(nnUNetBaseDataset):
         raise NotImplementedError
 
 
+class Patches(nnUNetDataLoader):
+    """nnU-Net's patches of a batch, each with random numbers of its own, seeded by its place in the batch.
+
+    So a process that has a part of the batch makes the patches that one with all of it would have there, and no others.
+
+    Args:
+        cases: any of nnU-Net's datasets.
+        part: places in the whole batch to make patches for.
+        options: further arguments of nnU-Net's loader.
+    """
+
+    def __init__(self, cases: nnUNetBaseDataset, part: Part, **options: Any) -> None:  # noqa: ANN401 - handed on
+        super().__init__(cases, part.size, **options)
+        self.part = part
+        self.key: tuple[int, ...] = ()
+        self.get_do_oversample = self._begin_patch
+
+    def draw(self, *key: int) -> dict[str, Any]:
+        """Make the patches of a batch; changes the global random numbers.
+
+        Args:
+            key: whole numbers from 0 that tell this batch from all others.
+        """
+        self.key = key
+        return self.generate_train_batch()
+
+    def get_indices(self) -> list[str]:
+        """Draw the case of each patch."""
+        places = range(self.part.start, self.part.stop)
+        return [self.indices[np.random.default_rng((*self.key, place)).integers(len(self.indices))] for place in places]
+
+    def _begin_patch(self, number: int) -> bool:
+        """Seed the random numbers, as nnU-Net begins a patch of this part; return whether to look for foreground there.
+
+        nnU-Net's rule: the last share of the whole batch.
+        """
+        place = self.part.start + number
+        seed_by(*self.key, place)
+        return place >= round(self.part.batch * (1 - self.oversample_foreground_percent))
+
+
 class PairedLoader(SlimDataLoaderBase):
     """Draws a labeled and, where asked, an unlabeled batch in one worker, so that both share one budget of workers.
 
-    Every batch has random numbers of its own, seeded by its number in the run. So a batch depends neither on how many
-    workers there are nor on whether the training was continued in between.
+    Every patch has random numbers of its own, seeded by the number of its batch in the run and by its place there. So
+    it depends neither on how many workers or processes there are nor on whether the training was continued in between.
 
     Args:
-        labeled: nnU-Net's loader of labeled patches.
+        labeled: loader of labeled patches.
         unlabeled: the same for unlabeled patches, or None.
         ranges: (C, 2) intensity range of every case.
         known: (K) bool of every case, the channels that were annotated; None where all are in all cases.
         seed: of the run and of this stream.
         first: number of the first batch, counted from 0 in the whole run.
+        stride: from the number of a batch to that of the next.
     """
 
     def __init__(
         self,
-        labeled: nnUNetDataLoader,
-        unlabeled: nnUNetDataLoader | None,
+        labeled: Patches,
+        unlabeled: Patches | None,
         ranges: Mapping[str, np.ndarray],
         known: Mapping[str, np.ndarray] | None = None,
         *,
         seed: Sequence[int],
         first: int = 0,
+        stride: int = 1,
     ) -> None:
         super().__init__(None, labeled.batch_size, number_of_threads_in_multithreaded=1)
         self.labeled, self.unlabeled = labeled, unlabeled
         self.ranges, self.known = ranges, known
         self.seed = tuple(seed)
-        self.number = first
+        self.number, self.stride = first, stride
 
     def set_thread_id(self, thread_id: int) -> None:
         """Take over the number of a worker process; called once in each, before its first batch."""
         super().set_thread_id(thread_id)
         torch.set_num_threads(1)  # a forked process hangs in the first parallel region if its parent had one
-        self.number += thread_id
+        self.number += self.stride * thread_id
         end_with_parent()
 
     def generate_train_batch(self) -> dict[str, Any]:
@@ -195,10 +240,10 @@ class PairedLoader(SlimDataLoaderBase):
 
         With an unlabeled stream, the same with ``unlabeled_`` before.
         """
-        with random_numbers_of(*self.seed, self.number):
-            batch = self.labeled.generate_train_batch()
-            other = self.unlabeled.generate_train_batch() if self.unlabeled is not None else None
-        self.number += self.number_of_threads_in_multithreaded
+        with random_numbers_kept():
+            batch = self.labeled.draw(*self.seed, self.number, LABELED)
+            other = self.unlabeled.draw(*self.seed, self.number, UNLABELED) if self.unlabeled is not None else None
+        self.number += self.stride * self.number_of_threads_in_multithreaded
         facts = self._facts(batch)
         if other is not None:
             facts |= {f"unlabeled_{key}": value for key, value in self._facts(other).items()}
@@ -222,18 +267,22 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-@contextmanager
-def random_numbers_of(*key: int) -> Iterator[None]:
-    """Seed python's, numpy's and torch's random numbers on the CPU from a key; afterwards they go on where they were.
+def seed_by(*key: int) -> None:
+    """Seed python's, numpy's and torch's random numbers on the CPU.
 
     Args:
         key: whole numbers from 0; every other key gives other numbers.
     """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU, too
+
+
+@contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Let python's, numpy's and torch's random numbers on the CPU afterwards go on where they were."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ def dependencies_of(trainer: Trainer, facts: Mapping[str, CaseFacts]) -> dict[st
 
     Returns:
         ``method``; ``split``, the cases by list; ``data``, digests of each case's image and label; and what may change
-        the last digits of a number, ``versions``, ``device`` and ``precision``.
+        the last digits of a number, ``versions``, ``device``, ``precision`` and ``processes``.
     """
     return {
         "method": trainer.method_class.__name__,
@@ -38,7 +38,8 @@ def dependencies_of(trainer: Trainer, facts: Mapping[str, CaseFacts]) -> dict[st
 
 def _machine(trainer: Trainer) -> dict[str, Any]:
     precision = resolve_precision(trainer.settings.precision, trainer.device.type)
-    return {"versions": versions(), "device": trainer.device.type, "precision": precision}
+    machine = {"versions": versions(), "device": trainer.device.type, "precision": precision}
+    return machine | {"processes": trainer.ranks.count}
 
 
 def split_of(trainer: Trainer) -> dict[str, list[str]]:
@@ -111,8 +112,8 @@ def refuse_changed_data(trainer: Trainer, then: Mapping[str, Sequence[str]]) -> 
 def tell_other_machine(trainer: Trainer, kept: Mapping[str, Any]) -> None:
     """Say in the log what is not as it was and may change the last digits of every number."""
     now = _machine(trainer)
-    then = {**kept.get("versions", {}), **{key: kept[key] for key in ("device", "precision") if key in kept}}
     today = {**now.pop("versions"), **now}
+    then = {**kept.get("versions", {}), **{key: kept[key] for key in now if key in kept}}
     changed = [f"{what} {then[what]}, now {today[what]}" for what in then if then[what] != today.get(what)]
     if changed:
         trainer.print_to_log_file(

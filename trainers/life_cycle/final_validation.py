@@ -35,13 +35,15 @@ def validate(trainer: Trainer, *, save_probabilities: bool = False) -> None:
         save_probabilities: keep those of the conventional student, as nnU-Net does.
     """
     validate_modes(trainer, save_probabilities=save_probabilities)
-    keep_preference(trainer)
-    lay_over_scans(trainer)
+    if trainer.ranks.is_first:
+        keep_preference(trainer)
+        lay_over_scans(trainer)
 
 
 def validate_modes(trainer: Trainer, *, save_probabilities: bool = False) -> None:
     """Segment the validation cases in every mode; of the conventional student alone, this is nnU-Net's own validation.
 
+    The cases are shared out over the processes of the training, of which the first one writes the summaries.
     Every mode gets a folder in that of the fold, with masks on the scans' own grids, and nnU-Net's summary.json.
 
     Args:
@@ -52,11 +54,20 @@ def validate_modes(trainer: Trainer, *, save_probabilities: bool = False) -> Non
     folders = {mode.name: Path(trainer.output_folder) / validation_folder(mode.name) for mode in modes}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
-    scores = _segment_cases(trainer, modes, folders, save_probabilities)
+    shares = trainer.ranks.gather(_segment_cases(trainer, modes, folders, save_probabilities))
+    if not trainer.ranks.is_first:
+        return
     only_annotated = " over the classes annotated in each case" if trainer.labels.unknown() else ""
     for mode in modes:
-        mean = write_summary(folders[mode.name] / SUMMARY_FILE, scores[mode.name])
+        scores = _in_turns([share[mode.name] for share in shares])
+        mean = write_summary(folders[mode.name] / SUMMARY_FILE, scores)
         trainer.print_to_log_file(f"Mean Validation Dice ({folders[mode.name].name}){only_annotated}: ", mean)
+
+
+def _in_turns(shares: Sequence[Sequence[Scores]]) -> list[Scores]:
+    """Put together what was dealt out one by one."""
+    count = sum(map(len, shares))
+    return [shares[i % len(shares)][i // len(shares)] for i in range(count)]
 
 
 def _networks(trainer: Trainer, names: Collection[str]) -> dict[str, nn.Module]:
@@ -87,7 +98,7 @@ def _segment_cases(
     info = ModelInfo(trainer.plans_manager, trainer.configuration_name, trainer.dataset_json)
     references = Path(trainer.preprocessed_dataset_folder_base) / REFERENCES
     unknown = trainer.labels.unknown()
-    processes = min(default_num_processes, len(trainer.do_split()[1]))
+    processes = max(1, min(default_num_processes // trainer.ranks.local_count, len(trainer.do_split()[1])))
     waiting: deque[tuple[str, Task]] = deque()
     scores: dict[str, list[Scores]] = {mode.name: [] for mode in modes}
 
@@ -121,7 +132,7 @@ def _segment_cases(
 def _answers(
     trainer: Trainer, modes: Sequence[PredictionMode], info: ModelInfo
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Answer]]]:
-    """Ask each student once per validation case; yield the case, its properties and the answers."""
+    """Ask each student once per validation case of this process; yield the case, its properties and the answers."""
     predictor = CasePredictor(
         info.plans,
         info.configuration,
@@ -131,7 +142,8 @@ def _answers(
     )
     networks = _networks(trainer, {student for mode in modes for student in mode.students})
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(trainer.do_split()[1]))
-    for case in tqdm(dataset.identifiers, desc="Validation", disable=None):
+    cases = dataset.identifiers[trainer.ranks.rank :: trainer.ranks.count]
+    for case in tqdm(cases, desc="Validation", disable=None if trainer.ranks.is_first else True):
         trainer.print_to_log_file(f"predicting {case} ({', '.join(mode.name for mode in modes)})")
         data, _, _, properties = dataset.load_case(case)
         image = torch.from_numpy(data[:])

@@ -2,16 +2,17 @@
 
 from typing import Any, NamedTuple
 
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from synfoc3d.files.layout import intensity_cache
 from synfoc3d.nnunet.labels import manager_without_ignore
+from synfoc3d.shared_batch import Part, split_batch
 from synfoc3d.trainers.life_cycle.case_facts import measure_cases
 from synfoc3d.trainers.life_cycle.case_labels import label_cases
 from synfoc3d.trainers.life_cycle.data import (
     PairedLoader,
     PartlyAnnotatedCases,
+    Patches,
     UnlabeledCases,
     weak_transforms,
 )
@@ -32,12 +33,29 @@ class _Transforms(NamedTuple):
     validation: Any
 
 
+class _Loaders(NamedTuple):
+    """What makes the batches of training and of online validation."""
+
+    train: PairedLoader
+    online: PairedLoader
+
+
 def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
     """Make the batches of training and of online validation, from the trainer's step on.
 
     Raises:
         UserError: data that do not fit, or have changed since a continued training began.
     """
+    with trainer.ranks.first_before_others():  # which measures cases, and labels them, for all
+        loaders = _loaders(trainer)
+        make_room(trainer)  # before workers read pseudo-labels there
+    pin = trainer.device.type == "cuda"
+    processes = -(-get_allowed_n_proc_DA() // trainer.ranks.local_count)
+    return start_workers(loaders.train, processes, pin), start_workers(loaders.online, min(processes, 1), pin)
+
+
+def _loaders(trainer: Trainer) -> _Loaders:
+    """Look at the data, and make what draws from them."""
     transforms = _transforms(trainer)
     labeled, val = trainer.get_tr_and_val_datasets()
     folders = trainer.unlabeled_folders()
@@ -69,17 +87,18 @@ def paired_loaders(trainer: Trainer) -> tuple[Any, Any]:
         seed=(seed, TRAINING),
         first=epoch * trainer.num_iterations_per_epoch + len(trainer.continued.steps if trainer.continued else ()),
     )
+    ranks, whole = trainer.ranks, split_batch(trainer.part.batch, 0, 1)
+    first = epoch * trainer.num_val_iterations_per_epoch
     online = PairedLoader(
-        _patches(trainer, val, trainer.configuration_manager.patch_size, transforms.validation),
+        _patches(trainer, val, trainer.configuration_manager.patch_size, transforms.validation, part=whole),
         None,
         ranges,
         known,
         seed=(seed, VALIDATION),
-        first=epoch * trainer.num_val_iterations_per_epoch,
+        first=first + (ranks.rank - first) % ranks.count,  # validation is shared out batch by batch
+        stride=ranks.count,
     )
-    make_room(trainer)  # before workers read pseudo-labels there
-    processes, pin = get_allowed_n_proc_DA(), trainer.device.type == "cuda"
-    return start_workers(train, processes, pin), start_workers(online, min(processes, 1), pin)
+    return _Loaders(train, online)
 
 
 def _transforms(trainer: Trainer) -> _Transforms:
@@ -107,14 +126,18 @@ def _patches(
     transforms: Any,  # noqa: ANN401 - nnU-Net's own type
     *,
     by_label: bool = True,
-) -> nnUNetDataLoader:
-    """Make nnU-Net's loader; ``by_label`` says whether labels tell where to look, as nnU-Net wants it."""
-    return nnUNetDataLoader(
+    part: Part | None = None,
+) -> Patches:
+    """Make nnU-Net's loader of this process's part of a batch, or of another one.
+
+    ``by_label`` says whether labels tell where to look, as nnU-Net wants it.
+    """
+    return Patches(
         cases,
-        trainer.batch_size,
-        size,
-        trainer.configuration_manager.patch_size,
-        trainer.label_manager if by_label else manager_without_ignore(trainer.label_manager),
+        part or trainer.part,
+        patch_size=size,
+        final_patch_size=trainer.configuration_manager.patch_size,
+        label_manager=trainer.label_manager if by_label else manager_without_ignore(trainer.label_manager),
         oversample_foreground_percent=trainer.oversample_foreground_percent if by_label else 0.0,
         transforms=transforms,
     )

@@ -1,9 +1,7 @@
 """One training step: forward, backward, optimizers; with less memory where there is too little."""
 
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +11,7 @@ from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.base import FoundationNetwork
 from synfoc3d.networks.precision import autocast
 from synfoc3d.trainers.life_cycle.batches import make_batch
+from synfoc3d.trainers.life_cycle.parallel import StepState, stepping_module
 
 Trainer = Any  # the base trainer, whose module imports this one
 CHUNKS = (8, 2, 1)  # images per call of the foundation network, tried one after the other
@@ -48,9 +47,13 @@ def take_step(trainer: Trainer, raw: dict[str, Any]) -> tuple[dict[str, float], 
 
 
 def _gradients(trainer: Trainer, raw: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Batch]:
-    """Compute the gradients of a step; where memory runs out, once more, from the same state with less."""
+    """Compute the gradients of a step; where memory runs out, once more, from the same state with less.
+
+    Not where several processes take the step: the others would wait in the middle of it.
+    """
     while True:
-        before = _State(trainer) if trainer.device.type == "cuda" else None
+        repeatable = trainer.device.type == "cuda" and trainer.ranks.count == 1
+        before = StepState(trainer) if repeatable else None
         try:
             return _attempt(trainer, raw)
         except torch.OutOfMemoryError:
@@ -63,13 +66,14 @@ def _gradients(trainer: Trainer, raw: dict[str, Any]) -> tuple[Tensor, dict[str,
 def _attempt(trainer: Trainer, raw: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Batch]:
     for optimizer in trainer.optimizers.values():
         optimizer.zero_grad(set_to_none=True)
-    total = trainer.num_epochs * trainer.num_iterations_per_epoch
-    # in full precision: a blur with weights of 8 bits shifts the gray values
-    views = make_batch(
-        raw, trainer.device, trainer.settings.foundation.intensity, trainer.method.strong_view, trainer.labels.space
-    )
-    with autocast(trainer.settings.precision, trainer.device.type):
-        loss, logs = trainer.method.training_step(views, Progress(trainer.step, total))
+    progress = Progress(trainer.step, trainer.num_epochs * trainer.num_iterations_per_epoch)
+    with trainer.part.taken():
+        # in full precision: a blur with weights of 8 bits shifts the gray values
+        views = make_batch(
+            raw, trainer.device, trainer.settings.foundation.intensity, trainer.method.strong_view, trainer.labels.space
+        )
+        with autocast(trainer.settings.precision, trainer.device.type):
+            loss, logs = stepping_module(trainer, views, progress)(views, progress)
     if trainer.grad_scaler is None:
         loss.backward()
     else:
@@ -88,24 +92,6 @@ def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, network: nn.Mo
         optimizer.step()
     else:
         scaler.step(optimizer)
-
-
-class _State:
-    """What the forward pass of a step changes: random numbers, and buffers such as running means."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.numbers = random.getstate(), np.random.get_state(), torch.get_rng_state(), torch.cuda.get_rng_state()
-        self.buffers = [(buffer, buffer.clone()) for buffer in trainer.method.buffers()]
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Go back to it."""
-        random.setstate(self.numbers[0])
-        np.random.set_state(self.numbers[1])
-        torch.set_rng_state(self.numbers[2])
-        torch.cuda.set_rng_state(self.numbers[3])
-        for buffer, value in self.buffers:
-            buffer.copy_(value)
 
 
 def _need_less(trainer: Trainer) -> bool:
@@ -133,12 +119,15 @@ def _need_less(trainer: Trainer) -> bool:
 
 
 def _no_memory(trainer: Trainer) -> str:
+    arranged = [module for module in trainer.method.modules() if isinstance(module, Arrangement)]
+    several = trainer.ranks.count > 1
     helps = {
+        f"foundation.chunk={CHUNKS[0]}": several and any(not module.chunk for module in arranged),  # else it was tried
         "foundation.checkpointing=true": any(
             isinstance(module, FoundationNetwork) and not module.checkpointing for module in trainer.method.modules()
         ),
-        "batch_size=1": trainer.batch_size > 1,
-        "a smaller foundation.image_size": any(isinstance(module, Arrangement) for module in trainer.method.modules()),
+        f"batch_size={trainer.ranks.count}": trainer.batch_size > 1,
+        "a smaller foundation.image_size": bool(arranged),
     }
     settings = ", ".join(setting for setting, helping in helps.items() if helping)
     advice = f"train anew with {settings}, or on" if settings else "train on"

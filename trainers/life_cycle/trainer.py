@@ -11,7 +11,6 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
@@ -21,9 +20,8 @@ from synfoc3d.errors import UserError
 from synfoc3d.files import layout
 from synfoc3d.files.locks import Lock
 from synfoc3d.files.splits import Split, read_splits
-from synfoc3d.losses.segmentation import segmentation_loss
 from synfoc3d.methods.augmentation import is_color, strong_view
-from synfoc3d.methods.base import Labeled, Method, full_resolution
+from synfoc3d.methods.base import Method
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import arranged
 from synfoc3d.networks.in_plane import in_plane_size
@@ -42,12 +40,14 @@ from synfoc3d.trainers.life_cycle.duration import DurationLog
 from synfoc3d.trainers.life_cycle.final_validation import validate
 from synfoc3d.trainers.life_cycle.health import Health
 from synfoc3d.trainers.life_cycle.loaders import paired_loaders
+from synfoc3d.trainers.life_cycle.parallel import check_equal, refuse_unshared
 from synfoc3d.trainers.life_cycle.plain_log import AVERAGE, PlainLog
 from synfoc3d.trainers.life_cycle.raw_changes import note_origins, warn_of_changes
 from synfoc3d.trainers.life_cycle.records import make_curves, write_settings
 from synfoc3d.trainers.life_cycle.run_folder import only_training, refuse_other_folds, remove_scores
 from synfoc3d.trainers.life_cycle.running import run
 from synfoc3d.trainers.life_cycle.saving import Continued, checkpoint_of, restore
+from synfoc3d.trainers.life_cycle.shared_training import SharedTraining
 from synfoc3d.trainers.life_cycle.steps import take_step
 from synfoc3d.trainers.life_cycle.validation import (
     HITS,
@@ -60,7 +60,7 @@ from synfoc3d.trainers.life_cycle.whole_volumes import VOLUMES, Views, in_plane_
 NO_FOUNDATION = {"name": None, "checkpoint": None, "sha256": None, "in_checkpoint": True}
 
 
-class SemiSupervisedTrainer(nnUNetTrainer):
+class SemiSupervisedTrainer(SharedTraining):
     """Base of every synfoc3d trainer; a subclass names its :class:`~synfoc3d.methods.base.Method`.
 
     Settings arrive through the environment variable SYNFOC3D_CONFIG, since nnU-Net fixes the constructor's parameters;
@@ -83,9 +83,9 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.data_facts = data_facts(plans, configuration, dataset_json)
         # before nnU-Net makes folders
         settings = self.complete(config.from_environment(self.method_class.Settings, self.data_facts))
+        self.find_ranks()
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_ddp:
-            raise UserError("synfoc3d trainers run on one device: leave out -num_gpus.")
+        self.join_ranks(device)
         refuse_stage(self.plans_manager, configuration)
         if self.method_class.walks_volumes:
             self.configuration_manager = whole_volumes(self.plans_manager, self.configuration_manager)
@@ -133,7 +133,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def _set_batch_size_and_oversample(self) -> None:
         by_plan = VOLUMES if self.method_class.walks_volumes else self.configuration_manager.batch_size
-        self.batch_size = self.settings.batch_size or by_plan
+        self.part = self.ranks.part_of(self.settings.batch_size or by_plan)
+        self.batch_size = self.part.size
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Views:
         """Return nnU-Net's choice of the weak view; all slices of a volume of a 2d plan are turned alike."""
@@ -162,6 +163,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         self.optimizers = {name: self._optimizer(network) for name, network in self.trained.items()}
         self.first = next(iter(self.students))  # whose best epoch nnU-Net follows itself
         self.best_epochs = {name: BestEpoch() for name in self.students if name != self.first}
+        refuse_unshared(self)
         first = next(iter(self.optimizers.values()))
         return first, _NoSchedule()
 
@@ -172,15 +174,6 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def _optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(network, self.optimizer_settings(network))
-
-    def supervised_loss(self, output: Tensor | list[Tensor], labeled: Labeled) -> Tensor:
-        """Compute the labeled loss of the conventional network (scalar): nnU-Net's own, or the paper's CE + Dice."""
-        known = labeled.target.known
-        if self.settings.conventional.loss == "paper":
-            return segmentation_loss(full_resolution(output), labeled.target, self.labels.space)
-        if self.enable_deep_supervision:
-            return self.loss([self.labels.space.marginal(level, known) for level in output], labeled.pyramid)
-        return self.loss(self.labels.space.marginal(full_resolution(output), known), labeled.pyramid[0])
 
     # --- data -----------------------------------------------------------------------------------------------------
 
@@ -239,10 +232,12 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def on_train_start(self) -> None:
         """Start as nnU-Net does, with the resolved settings written beside the results."""
-        refuse_other_folds(self)
+        if self.ranks.is_first:
+            refuse_other_folds(self)
         super().on_train_start()
-        note_origins(self)
-        write_settings(self)
+        if self.ranks.is_first:
+            note_origins(self)
+            write_settings(self)
         self.curves = make_curves(self)
         if self.continued is not None:
             tell_other_machine(self, self.continued.depends_on)
@@ -315,9 +310,11 @@ class SemiSupervisedTrainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """End as nnU-Net does; write curves, every student's best epoch, and checkpoint_latest by the clock."""
         self.health.check_state()
+        check_equal(self)
         self.epochs_done = self.current_epoch + 1
         self.steps_of_epoch, self.random_after_steps = [], None
-        self.curves.write()
+        if self.ranks.is_first:
+            self.curves.write()
         best = self._new_best()
         self.save_every = sys.maxsize  # what nnU-Net would save here lacks the end of the epoch
         super().on_epoch_end()
@@ -339,7 +336,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         """End as nnU-Net does; figures of a final validation before it are of another final epoch."""
-        if self.continued is not None and self.epochs_done > self.continued.epochs:
+        if self.ranks.is_first and self.continued is not None and self.epochs_done > self.continued.epochs:
             remove_scores(self)
         super().on_train_end()
 
@@ -351,6 +348,8 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         Raises:
             UserError: a weight is no number, or the folder is another process's by now.
         """
+        if not self.ranks.is_first:  # all have the same
+            return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
@@ -387,7 +386,7 @@ class SemiSupervisedTrainer(nnUNetTrainer):
         """
         warn_of_changes(self)
         self.method.eval()
-        with only_training(Path(self.output_folder)):
+        with self.ranks.only_first(only_training(Path(self.output_folder))), self.ranks.ending_together():
             validate(self, save_probabilities=save_probabilities)
 
 

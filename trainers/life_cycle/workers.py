@@ -1,11 +1,8 @@
 """The processes that make batches: they end with the training, and their death is told in a sentence."""
 
 import contextlib
-import multiprocessing
-import os
 import signal
 import threading
-from multiprocessing.connection import wait
 from queue import Empty
 from typing import Any
 
@@ -108,17 +105,3 @@ class QuietThreads:
     def _tell(self, error: threading.ExceptHookArgs) -> None:
         if error.thread is None or results_loop.__name__ not in error.thread.name:
             self._before(error)
-
-
-def end_with_parent() -> None:
-    """Let this worker process end when the one that started it is gone, also where that was killed."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

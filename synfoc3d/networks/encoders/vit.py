@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from synfoc3d.config import LoRATargets
 from synfoc3d.networks.encoders.base import Encoder, Part, Site, State
+from synfoc3d.networks.encoders.vit_block import ViTBlock
 
 PATCH_SIZE = 16
 """Side of an image patch in pixels: one token per patch."""
@@ -80,6 +81,7 @@ class ViTEncoder(Encoder, ImageEncoderViT):
             window_size=sizes.window_size,
             global_attn_indexes=sizes.global_attn_indexes,
         )
+        self.blocks = nn.ModuleList(map(ViTBlock, self.blocks))
         self.embedding_side = image_size // PATCH_SIZE
         self.global_attn_indexes = sizes.global_attn_indexes
 

@@ -183,9 +183,11 @@ def test_images_of_the_mixed_sample(
         student.register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
     method.training_step(batch, MIDDLE)
     x, u = batch.labeled, batch.unlabeled
-    assert torch.equal(seen["conventional"], torch.where(box, x.image, u.strong))
+    labeled, mixed = seen["conventional"].split(len(x.image))
+    assert torch.equal(labeled, x.image) and torch.equal(mixed, torch.where(box, x.image, u.strong))
+    labeled, mixed = seen["foundation"].split(len(x.image))
     unit = torch.where(box, to_unit(x.image, x.value_range), to_unit(u.strong, u.value_range))
-    assert torch.equal(seen["foundation"], unit)
+    assert torch.equal(labeled, to_unit(x.image, x.value_range)) and torch.equal(mixed, unit)
 
 
 def test_full_box_is_the_supervised_loss(

@@ -146,7 +146,8 @@ def test_kind_of_box(kind: str, same: bool, make_synfoc: Callable, make_batch: C
     method.conventional.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     torch.manual_seed(0)
     method.training_step(batch, MIDDLE)
-    pasted = (seen[-1] == batch.labeled.image)[:, 0]
+    mixed = seen[-1][len(batch.labeled.image) :]
+    pasted = (mixed == batch.labeled.image)[:, 0]
     assert torch.equal(pasted, pasted[:, :1].expand_as(pasted)) == same
 
 

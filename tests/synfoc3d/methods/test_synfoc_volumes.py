@@ -136,7 +136,7 @@ def test_slices_that_the_foundation_networks_see(
     for network in (method.foundation_teacher, method.foundation):
         network.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2]))
     method.training_step(make_batch(case_3d), MIDDLE)
-    assert seen == [teacher_slices, 2, 2]
+    assert seen == [teacher_slices, 2]
 
 
 def test_slices_that_the_foundation_teacher_did_not_see_get_the_conventional_opinion(

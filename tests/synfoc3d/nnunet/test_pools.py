@@ -1,6 +1,7 @@
 """Worker processes of which one may die."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -15,8 +16,6 @@ from synfoc3d.nnunet.pools import RestartingPool, Task, worker_pool
 @pytest.fixture(autouse=True)
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each spawned worker would take seconds."""
-    import multiprocessing
-
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
 
@@ -99,3 +98,25 @@ def test_keyboard_is_left_to_the_parent() -> None:
     with worker_pool(1) as pool:
         assert signal.SIGINT in pool.submit(blocked_signals).result()
     assert signal.SIGINT not in blocked_signals()
+
+
+def hold_a_pool(number: "multiprocessing.Queue[int]") -> None:
+    """Say which process a pool's worker is, and wait to be killed."""
+    with worker_pool(1) as pool:
+        number.put(pool.submit(os.getpid).result())
+        time.sleep(60)
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    number: multiprocessing.Queue[int] = multiprocessing.Queue()
+    parent = multiprocessing.Process(target=hold_a_pool, args=(number,))
+    parent.start()
+    worker = number.get()
+    parent.kill()
+    parent.join()
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker is left")

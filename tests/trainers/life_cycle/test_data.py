@@ -14,10 +14,13 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 
+from synfoc3d.nnunet.ranks import Ranks
+from synfoc3d.shared_batch import Part
 from synfoc3d.trainers.life_cycle.data import (
     UNKNOWN,
     UnlabeledCases,
-    random_numbers_of,
+    random_numbers_kept,
+    seed_by,
     weak_transforms,
 )
 
@@ -139,7 +142,8 @@ def test_continued_run_sees_the_batches_of_the_uninterrupted_one(two_draws, proj
 
 def test_drawing_a_batch_leaves_the_random_numbers_of_the_run_alone():
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    with random_numbers_of(1, 2):
+    with random_numbers_kept():
+        seed_by(1, 2)
         torch.rand(()), np.random.rand(), random.random()
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1]) and random.getstate() == before[2]
@@ -147,7 +151,8 @@ def test_drawing_a_batch_leaves_the_random_numbers_of_the_run_alone():
 
 def test_keys_of_random_numbers_give_different_and_repeatable_ones():
     def draw(*key):
-        with random_numbers_of(*key):
+        with random_numbers_kept():
+            seed_by(*key)
             return torch.rand(()).item(), np.random.rand(), random.random()
 
     draws = [draw(1, 2), draw(1, 3), draw(2, 2), draw(2, 1)]
@@ -157,3 +162,44 @@ def test_keys_of_random_numbers_give_different_and_repeatable_ones():
 def test_workers_draw_different_batches(two_draws):
     first, second, third = (batch["data"] for batch in two_draws[0][0])
     assert not torch.equal(first, second) and not torch.equal(second, third) and not torch.equal(first, third)
+
+
+class NoOthers(Ranks):
+    """One of several processes, which waits for none."""
+
+    def wait(self):
+        pass
+
+
+def draw_part(project, part, ranks, course, count=3):
+    """Batches of both streams of a process that has a part of each."""
+    with project.active():
+        trainer = project.trainer(**course)
+        trainer.initialize()
+        trainer.part, trainer.ranks = part, ranks
+        streams = trainer.get_dataloaders()
+        return [[next(stream) for _ in range(count)] for stream in streams]
+
+
+def test_each_process_draws_its_part_of_the_batches_of_one(project):
+    course = {"batch_size": 3, "val_iterations_per_epoch": 5}
+    whole, validated = draw_part(project, Part(3, 0, 3), Ranks(), course)
+    for rank, part in enumerate((Part(3, 0, 2), Part(3, 2, 3))):
+        train, val = draw_part(project, part, NoOthers(rank, 2), course, 2 - rank)
+        for batch, of_all in zip(train, whole, strict=False):
+            assert len(batch["data"]) == part.size
+            for key in ("data", "unlabeled_data", "value_range", "unlabeled_target"):
+                assert torch.equal(batch[key], of_all[key][part.start : part.stop])
+        for number, batch in enumerate(val):  # whole batches, in turns
+            assert torch.equal(batch["data"], validated[rank + 2 * number]["data"])
+
+
+def test_foreground_is_looked_for_in_the_last_third_of_the_whole_batch(project):
+    with project.active():
+        trainer = project.trainer(batch_size=6)
+        trainer.initialize()
+        trainer.part = Part(6, 3, 6)  # nnU-Net alone would take a third of these
+        loader = trainer.get_dataloaders()[0].data_loader
+    with random_numbers_kept():
+        assert [loader.labeled.get_do_oversample(number) for number in range(3)] == [False, True, True]
+        assert not any(loader.unlabeled.get_do_oversample(number) for number in range(3))

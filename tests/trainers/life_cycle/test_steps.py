@@ -12,6 +12,8 @@ from torch import nn
 from synfoc3d.errors import UserError
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.slicewise import SlicewiseFoundation
+from synfoc3d.nnunet.ranks import Ranks
+from synfoc3d.shared_batch import Part
 from synfoc3d.trainers.life_cycle import steps
 from synfoc3d.trainers.life_cycle.steps import take_step
 
@@ -25,6 +27,9 @@ class Greedy(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.register_buffer("seen", torch.zeros(()))
         self.fits, self.drawn, self.tried = fits, [], []
+
+    def forward(self, *arguments):
+        return self.training_step(*arguments)
 
     def training_step(self, *_):
         now = self.student.chunk, self.student.network.checkpointing
@@ -41,8 +46,6 @@ class Greedy(nn.Module):
 
 @pytest.fixture
 def trainer(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.zeros(1))
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda _: None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(steps, "autocast", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(steps, "make_batch", lambda *_: None)
@@ -63,6 +66,8 @@ def trainer(monkeypatch):
             num_iterations_per_epoch=1,
             step=7,
             batch_size=2,
+            ranks=Ranks(),
+            part=Part(2, 0, 2),
             print_to_log_file=said.append,
             said=said,
         )
@@ -108,3 +113,12 @@ def test_lack_of_memory_elsewhere_is_told_at_once(trainer, monkeypatch):
     one.method.training_step = lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(UserError, match="does not suffice for step 7: train anew with batch_size=1, or on a GPU with"):
         take(one)
+
+
+def test_step_that_several_processes_share_is_not_repeated_by_one(trainer):
+    one = trainer(lambda chunk, _: chunk == 2)
+    one.ranks, one.parallel = Ranks(0, 2), one.method
+    sentence = "step 7: train anew with foundation.chunk=8, foundation.checkpointing=true, batch_size=2, a smaller f"
+    with pytest.raises(UserError, match=sentence):
+        take(one)
+    assert one.method.tried == [(0, False)] and one.said == []
