@@ -16,73 +16,22 @@ import socket
 import time
 from collections.abc import Mapping
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, multiprocessing
-from train_step import CLASSES, METHODS, unet
+from training import METHODS, Task, batch_of, step, training
 
-from synfoc3d.config import resolve
-from synfoc3d.losses.label_space import Classes
-from synfoc3d.losses.segmentation import segmentation_loss
-from synfoc3d.methods.augmentation import strong_view
-from synfoc3d.methods.base import Builder, full_resolution
-from synfoc3d.networks.arrangement import Arrangement
-from synfoc3d.networks.build import arranged, build_foundation
-from synfoc3d.networks.optimizers import make_optimizer
 from synfoc3d.nnunet.ranks import Ranks
-from synfoc3d.trainers.life_cycle.steps import take_step
 
 CPU = torch.device("cpu")
 
 
-def training(args: argparse.Namespace, ranks: Ranks) -> Any:
-    """Return what a step needs of a trainer, and of which networks start alike in every process."""
-    torch.manual_seed(0)
-    kind, size = METHODS[args.method], tuple(args.patch if args.patch[0] > 1 else args.patch[1:])
-    settings = resolve({"foundation": {"name": args.foundation}, "precision": "float32"}, kind.Settings)
-    foundation, labels = arranged(settings.foundation, kind.arrangement, size), Classes(CLASSES)
-
-    def network() -> Arrangement:
-        return build_foundation(foundation, CLASSES, size)[0]
-
-    method = kind(settings.method, Builder(
-        labels,
-        lambda: unet(len(size)),
-        network,
-        lambda output, labeled: segmentation_loss(full_resolution(output), labeled.target, labels),
-        lambda weak, bounds: strong_view(weak, bounds, settings.augmentation, shown=size[-2:]),
-        size,
-        lambda *_: network().requires_grad_(False).eval(),
-    ))  # fmt: skip
-    trained = {**method.students(), **method.auxiliaries()}
-    optimizer = settings.optimizers.conventional
-    return SimpleNamespace(
-        method=method, students=method.students(), trained=trained, settings=settings, device=CPU, grad_scaler=None,
-        labels=SimpleNamespace(space=labels), optimizer_settings=lambda _: optimizer, step=0, num_epochs=100,
-        optimizers={name: make_optimizer(part, optimizer) for name, part in trained.items()}, parallel=None,
-        num_iterations_per_epoch=250, ranks=ranks, part=ranks.part_of(args.batch), batch_size=args.batch,
-    )  # fmt: skip
-
-
-def batch_of(args: argparse.Namespace, trainer: Any) -> Mapping[str, Tensor]:
-    size = tuple(args.patch if args.patch[0] > 1 else args.patch[1:])
-    own = slice(trainer.part.start, trainer.part.stop)
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randn(args.batch, 1, *size, generator=generator)[own]
-    label = torch.randint(CLASSES, (args.batch, 1, *size), generator=generator)[own]
-    bounds = torch.tensor([-2.0, 2.0]).expand(len(image), 1, 2)
-    half = {"data": image, "target": label, "value_range": bounds}
-    return half | {f"unlabeled_{key}": value for key, value in half.items()}
-
-
-def seconds(trainer: Any, batch: Mapping[str, Tensor], steps: int) -> tuple[float, float]:
+def seconds(trainer: Any, task: Task, batch: Mapping[str, Tensor], steps: int) -> tuple[float, float]:
     """Return the time of so many steps on the clock, and that of this process's core."""
     began = time.perf_counter(), time.process_time()
     for _ in range(steps):
-        take_step(trainer, dict(batch))
-        trainer.step += 1
+        step(trainer, task, batch)
     return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
@@ -93,15 +42,17 @@ def measure(rank: int, args: argparse.Namespace, port: int, results: Any) -> Non
     os.environ["MASTER_PORT"] = str(port)
     ranks = Ranks.around()
     ranks.connect(CPU)
-    shared, alone = training(args, ranks), training(args, Ranks())
-    batches = batch_of(args, shared), batch_of(args, alone)
-    seconds(shared, batches[0], 2)  # the first one finds out what learns
+    patch = tuple(args.patch if args.patch[0] > 1 else args.patch[1:])
+    task = Task(args.method, patch=patch, batch=args.batch, foundation=args.foundation, precision="float32")
+    shared, alone = training(task, ranks), training(task)
+    batches = batch_of(task, shared), batch_of(task, alone)
+    seconds(shared, task, batches[0], 2)  # the first one finds out what learns
     times: dict[str, list[tuple[float, float]]] = {"alone": [], "shared": []}
     for turn in range(args.rounds + 1):
         if rank == 0:
-            times["alone"].append(seconds(alone, batches[1], args.steps if turn else 1))
+            times["alone"].append(seconds(alone, task, batches[1], args.steps if turn else 1))
         ranks.wait()
-        times["shared"].append(seconds(shared, batches[0], args.steps))
+        times["shared"].append(seconds(shared, task, batches[0], args.steps))
         ranks.wait()
     if rank == 0:
         results.put({key: values[1:] for key, values in times.items()})
