@@ -39,7 +39,7 @@ PATIENCE = 30.0  # seconds in which a process that was asked to end must have en
 HANGS = 600.0  # seconds for a whole try
 # pools are forked here, to save time; python cannot end in the middle of a fork, and says so
 SWALLOWED = re.compile(
-    r"Exception ignored in: <function .*\nTraceback \(most recent call last\):\n(?: .*\n|\n)*"
+    r"Exception ignored in: .*<function .*\nTraceback \(most recent call last\):\n(?: .*\n|\n)*"
     r"(?:SystemExit|KeyboardInterrupt).*\n"
 )
 
