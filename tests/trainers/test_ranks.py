@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from time import monotonic, sleep
 from types import SimpleNamespace
 
@@ -145,6 +147,17 @@ def test_two_processes_train_and_validate_as_one(whole, read_log):
         scores = [json.loads((root / folder / SUMMARY_FILE).read_text()) for root in whole]
         assert [len(score["metric_per_case"]) for score in scores] == [3, 3]
         assert scores[1]["foreground_mean"] == pytest.approx(scores[0]["foreground_mean"], rel=1e-4)
+
+
+def test_spawned_processes_have_worker_processes(project, tmp_path):
+    """The command as a user calls it, in processes of its own: none of this file's shortcuts reaches them."""
+    copy = project.full_size(tmp_path)
+    course = COURSE | {"epochs": 1, "iterations_per_epoch": 1}
+    line = ["train", "501", "2d", "0", "-device", "cpu", "-num_gpus", "2", "--config", copy.settings(**course)]
+    with copy.active() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "2")
+        subprocess.run([sys.executable, "-m", "synfoc3d", *line], check=True, timeout=300)
+    assert (copy.results() / "checkpoint_final.pth").is_file()
 
 
 def test_training_goes_on_under_another_number_of_processes(project, whole, read_log):
