@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 from time import monotonic, sleep
 from types import SimpleNamespace
 
@@ -231,6 +233,20 @@ def test_failed_process_says_why_for_all(project, capfd):
     assert said.endswith("synfoc3d train: This batch is broken.\n") and "Traceback" not in said
     latest = torch.load(project.results("failed") / "checkpoint_latest.pth", weights_only=True)
     assert len(latest["synfoc3d"]["unfinished_epoch"]) == 1
+
+
+def test_error_that_no_sentence_explains_is_shown(project, capfd, monkeypatch, tmp_path):
+    def fail(self, *_):
+        raise TypeError("nobody has thought of this")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="1"):
+        patch.setattr(SemiSupervisedTrainer, "on_train_start", fail)
+        train(project, "unexplained", 2)
+    said = capfd.readouterr().err
+    assert "TypeError: nobody has thought of this" in said
+    assert re.search(r"train: Process [01] of the 2 of this training failed; its error is above\.\n$", said)
+    assert not [*tmp_path.iterdir()]  # nothing of the launcher's stays
 
 
 def test_differing_networks_are_noticed_at_the_end_of_an_epoch(project, capfd):
