@@ -6,19 +6,11 @@ import subprocess
 from collections.abc import Sequence
 
 from synfoc3d.errors import UserError
-from synfoc3d.workers import AUGMENTATION
+from synfoc3d.workers import AUGMENTATION, THREADS
 
-THREADS = "OMP_NUM_THREADS"  # which torch and its libraries read
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MOST_AUGMENTERS = 12  # nnU-Net's own number
 PATIENCE = 60  # seconds for nvidia-smi
-
-
-def cores_here() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def core_variables(cores: int) -> dict[str, str]:

@@ -18,7 +18,7 @@ import torch
 from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.nnunet.ranks import OTHER_ENDED, check_gpus
 from synfoc3d.nnunet.training import train
-from synfoc3d.workers import end_with_parent
+from synfoc3d.workers import THREADS, cores_here, end_with_parent
 
 START_METHOD = "spawn"  # a forked process could not use a GPU
 LOOPBACK = "127.0.0.1"  # names of machines need not lead anywhere
@@ -95,10 +95,11 @@ def _silence_launcher() -> None:
 
 
 def _train_as_rank(folder: str, arguments: Mapping[str, Any]) -> None:
-    """Train as one of the processes; leave a sentence about a failure in a folder, or show what no sentence explains."""
+    """Train as one of the processes; leave a sentence about a failure in a folder, show one that has none."""
     end_with_parent()
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface")  # as the command line does
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    if THREADS not in os.environ:  # which torch has read
+        torch.set_num_threads(max(1, cores_here() // int(os.environ["LOCAL_WORLD_SIZE"])))
     try:
         train(**arguments)
     except Exception as error:  # noqa: BLE001 - the launcher, which would show it, is silent

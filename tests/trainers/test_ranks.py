@@ -292,6 +292,23 @@ def test_stock_command_trains_by_several_processes(project, whole, read_log):
     assert (project.results("stock_ranks") / "validation" / SUMMARY_FILE).is_file()
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, 3), ("4", 4)])
+def test_processes_share_the_cores_they_may_use_unless_the_user_says_otherwise(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)  # torch has read it when it was imported
+    threads, before = [], torch.get_num_threads()
+    monkeypatch.setattr(launching, "train", lambda: threads.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(4)
+        launching._train_as_rank("", {})
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [expected]
+
+
 # --- refusals -----------------------------------------------------------------------------------------------------
 
 REFUSED = {
