@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from itertools import takewhile
 
 from synfoc3d.errors import UserError
 from synfoc3d.workers import AUGMENTATION, THREADS
@@ -29,11 +30,17 @@ def gpus_here() -> list[str]:
     """Return what names each GPU that may be used here in CUDA_VISIBLE_DEVICES, in the order in which torch counts."""
     visible = os.environ.get(VISIBLE)
     if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
+        names = (name.strip() for name in visible.split(","))
+        return [*takewhile(_may_be_gpu, names)]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(("nvidia-smi", "-L"), capture_output=True, text=True, timeout=PATIENCE)
     return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def _may_be_gpu(name: str) -> bool:
+    """Return whether CUDA reads on in CUDA_VISIBLE_DEVICES: a number that no GPU has, such as -1, hides all behind."""
+    return bool(name) and not name.startswith("-")
 
 
 def choose_gpus(numbers: Sequence[int]) -> list[str]:
