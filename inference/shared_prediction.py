@@ -12,7 +12,7 @@ import torch
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.atomic import whole_folder
 from synfoc3d.files.layout import SHARED_PREDICTION
-from synfoc3d.files.share import PARTIAL, WORKER, Share, Terms, shared
+from synfoc3d.files.share import WORKER, Share, Terms, shared
 from synfoc3d.files.shared_work import Item, Work, finished_items, item_of
 from synfoc3d.inference.inputs import PROBABILITIES, Job, remove_results
 from synfoc3d.inference.models import ModelChoice, TrainedModel
@@ -114,7 +114,7 @@ def work(share: Share, device: str) -> int:
         options = PredictOptions(**way["options"])
         model = load(choice, prompt)
         _check_same(model, choice, device, options, way["record"])
-        aside = share.folder / PARTIAL
+        aside = share.aside()
         jobs = {item.name: _job(item, aside) for item in share.work.items}
         prompts = prompt.of_cases(list(jobs.values()), model.info, all_cases=False)
         while share.state().free:

@@ -1,4 +1,4 @@
-"""Worker processes: nnU-Net's two variables that say how many to start, pools of them, and their end."""
+"""Worker processes: the variables that say how many to start, with how many threads; pools of them, and their end."""
 
 import multiprocessing
 import os
@@ -14,7 +14,15 @@ from typing import Any
 from synfoc3d.errors import UserError
 
 AUGMENTATION, DEFAULT = "nnUNet_n_proc_DA", "nnUNet_def_n_proc"
+THREADS = "OMP_NUM_THREADS"  # which torch and its libraries read
 LEAST_WORKERS = {AUGMENTATION: 0, DEFAULT: 1}  # 0: no process but the training itself
+
+
+def cores_here() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def worker_count(variable: str, value: str) -> int:

@@ -86,7 +86,11 @@ def work(share: Share, processes: int) -> int:
 
 
 def _keep(share: Share, item: Item, task: Task) -> int:
-    """Write what became of a case; return 1."""
+    """Write what became of a case; return 1.
+
+    Raises:
+        UserError: this worker slept, and the share is another one by now.
+    """
     try:
         outcome = task.result()
     except UserError as error:  # its process was killed twice
@@ -95,6 +99,7 @@ def _keep(share: Share, item: Item, task: Task) -> int:
         share.give_up(item.name, str(outcome))
     else:
         results = sorted(outcome) if isinstance(outcome, set) else [asdict(result) for result in outcome]
+        share.check()
         atomic_write_text(item.results[0], json.dumps(results, default=os.fspath))
     return 1
 

@@ -101,7 +101,7 @@ def _workers(args: argparse.Namespace, output: Path) -> Iterator["Apply | None"]
 
 def _worker_options(processes: int | None, engine: "Engine", settings: "ClusterSettings") -> list[str]:
     """Return how many cases each worker does at a time: as many as it has cores, where the user names no number."""
-    from synfoc3d.engines.shares import cores_here
+    from synfoc3d.workers import cores_here
 
     if processes is None:
         here = max(1, cores_here() // (engine.slots or 1))

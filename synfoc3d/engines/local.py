@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from synfoc3d.engines.base import Engine
 from synfoc3d.engines.processes import Command, start, taken_away
 from synfoc3d.engines.settings import ClusterSettings
-from synfoc3d.engines.shares import VISIBLE, choose_gpus, core_variables, cores_here, gpus_here
+from synfoc3d.engines.shares import VISIBLE, choose_gpus, core_variables, gpus_here
 from synfoc3d.errors import UserError
+from synfoc3d.workers import cores_here
 
 LOOK_EVERY = 1.0  # seconds
 NAP = 0.1  # seconds

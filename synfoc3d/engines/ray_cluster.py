@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from synfoc3d.engines.ray_task import Place
-from synfoc3d.engines.shares import THREADS
 from synfoc3d.errors import UserError
+from synfoc3d.workers import THREADS
 
 try:
     os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # to reach a cluster: each takes 40 s

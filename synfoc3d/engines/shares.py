@@ -4,21 +4,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from itertools import takewhile
 
 from synfoc3d.errors import UserError
-from synfoc3d.workers import AUGMENTATION
+from synfoc3d.workers import AUGMENTATION, THREADS
 
-THREADS = "OMP_NUM_THREADS"  # which torch and its libraries read
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 MOST_AUGMENTERS = 12  # nnU-Net's own number
 PATIENCE = 60  # seconds for nvidia-smi
-
-
-def cores_here() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def core_variables(cores: int) -> dict[str, str]:
@@ -37,11 +30,17 @@ def gpus_here() -> list[str]:
     """Return what names each GPU that may be used here in CUDA_VISIBLE_DEVICES, in the order in which torch counts."""
     visible = os.environ.get(VISIBLE)
     if visible is not None:
-        return [name.strip() for name in visible.split(",") if name.strip()]
+        names = (name.strip() for name in visible.split(","))
+        return [*takewhile(_may_be_gpu, names)]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(("nvidia-smi", "-L"), capture_output=True, text=True, timeout=PATIENCE)
     return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+
+
+def _may_be_gpu(name: str) -> bool:
+    """Return whether CUDA reads on in CUDA_VISIBLE_DEVICES: a number that no GPU has, such as -1, hides all behind."""
+    return bool(name) and not name.startswith("-")
 
 
 def choose_gpus(numbers: Sequence[int]) -> list[str]:

@@ -156,8 +156,8 @@ class Lock:
 
     def _take(self) -> None:
         own = self.file.with_name(f"{self.file.name}.{self.owner.token}")
-        own.write_text(json.dumps(asdict(self.owner)) + "\n", encoding="utf-8")
         try:
+            own.write_text(json.dumps(asdict(self.owner)) + "\n", encoding="utf-8")
             while not linked(own, self.file):
                 holder = read_owner(self.file)
                 if not is_stale(self.file, holder, own):
@@ -225,9 +225,21 @@ def linked(source: Path, target: Path) -> bool:
     except FileExistsError:
         return False
     except OSError:  # a file system without links
-        try:
-            with target.open("xb") as file:
-                file.write(source.read_bytes())
-        except FileExistsError:
-            return False
+        return _copied(source, target)
+    return True
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """Write a file's content under another name; return whether that was free. On a full disk nothing of it stays."""
+    content = source.read_bytes()
+    try:
+        file = target.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(content)
+    except OSError:
+        target.unlink()
+        raise
     return True

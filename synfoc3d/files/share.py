@@ -130,8 +130,33 @@ class Share:
             elif alone == (deaths > 0) and (number == 0 or item.name not in self.ended()):
                 yield item
 
+    def aside(self) -> Path:
+        """Make a folder for what this member is writing, on the disk of the share; within :meth:`member` only.
+
+        It goes when another share is founded here. So what is moved from there to its place is of this share, also
+        where its writer slept so long that it was taken for dead.
+        """
+        assert self._own is not None
+        folder = self.folder / PARTIAL / self._own.owner.token
+        folder.mkdir()
+        return folder
+
+    def check(self) -> None:
+        """Check that this member is still one, before it writes into the folder of the share.
+
+        Raises:
+            UserError: it was taken for dead, and another share was founded here.
+        """
+        assert self._own is not None
+        self._own.check()
+
     def give_up(self, name: str, reason: str) -> None:
-        """Note why an item cannot be done."""
+        """Note why an item cannot be done; within :meth:`member` only.
+
+        Raises:
+            UserError: see :meth:`check`.
+        """
+        self.check()
         atomic_write_text(self.folder / FAILED / name, reason)
 
     def failures(self) -> dict[str, str]:
@@ -201,7 +226,7 @@ class Share:
     def _claim(self, name: str, number: int) -> bool:
         """Claim an item; return whether nobody else did."""
         assert self._own is not None
-        self._own.check()
+        self.check()
         return linked(self._own.file, self._claim_file(name, number))
 
     def _is_free(self, name: str, number: int) -> bool:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import torch
 from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.nnunet.ranks import OTHER_ENDED, check_gpus
 from synfoc3d.nnunet.training import train
-from synfoc3d.workers import end_with_parent
+from synfoc3d.workers import THREADS, cores_here, end_with_parent
 
 START_METHOD = "spawn"  # a forked process could not use a GPU
 LOOPBACK = "127.0.0.1"  # names of machines need not lead anywhere
@@ -39,30 +40,31 @@ def launch(processes: int, arguments: Mapping[str, Any]) -> None:
         SystemExit: they were interrupted; what was done is in the training's folder.
     """
     _check(processes, arguments["device"])
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _silence_launcher()
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"{LOOPBACK}:0",
-        local_addr=LOOPBACK,
-        max_restarts=0,
-        start_method=START_METHOD,
-    )
-    with tempfile.TemporaryDirectory() as folder, _handlers_kept():
+    with tempfile.TemporaryDirectory() as said, tempfile.TemporaryDirectory() as logs, _handlers_kept():
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=processes,
+            run_id=uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{LOOPBACK}:0",
+            local_addr=LOOPBACK,
+            max_restarts=0,
+            start_method=START_METHOD,
+            logs_specs=DefaultLogsSpecs(logs),  # its own folder would stay
+        )
         try:
-            elastic_launch(config, _train_as_rank)(folder, dict(arguments))
+            elastic_launch(config, _train_as_rank)(said, dict(arguments))
         except SignalException as ended:
             raise SystemExit(128 + ended.sigval) from None
         except ChildFailedError as failed:
             statuses = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-            raise _reason(Path(folder), statuses, processes) from None
+            raise _reason(Path(said), statuses, processes) from None
 
 
 def _check(processes: int, device: str) -> None:
@@ -95,17 +97,19 @@ def _silence_launcher() -> None:
 
 
 def _train_as_rank(folder: str, arguments: Mapping[str, Any]) -> None:
-    """Train as one of the processes; leave a sentence about a failure in a folder."""
+    """Train as one of the processes; leave a sentence about a failure in a folder, show one that has none."""
     end_with_parent()
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface")  # as the command line does
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    if THREADS not in os.environ:  # which torch has read
+        torch.set_num_threads(max(1, cores_here() // int(os.environ["LOCAL_WORLD_SIZE"])))
     try:
         train(**arguments)
-    except (UserError, OSError, RuntimeError) as error:
+    except Exception as error:  # noqa: BLE001 - the launcher, which would show it, is silent
         sentence = str(error) if isinstance(error, UserError) else system_sentence(error)
         if sentence is None:
-            raise
-        Path(folder, os.environ["RANK"]).write_text(sentence, encoding="utf-8")
+            traceback.print_exc()
+        else:
+            Path(folder, os.environ["RANK"]).write_text(sentence, encoding="utf-8")
         if sentence == OTHER_ENDED:
             sleep(LINGER)
         sys.exit(1)

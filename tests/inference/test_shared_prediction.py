@@ -12,8 +12,8 @@ import pytest
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import PREDICTION_FILE, SHARED_PREDICTION
-from synfoc3d.files.share import Share
-from synfoc3d.inference import shared_prediction
+from synfoc3d.files.share import FAILED, MEMBERS, PARTIAL, Share
+from synfoc3d.inference import pipeline, shared_prediction
 from synfoc3d.inference.models import ModelChoice
 from synfoc3d.inference.predict import PredictOptions, predict
 from synfoc3d.inference.prompts import PromptChoice
@@ -187,6 +187,20 @@ def test_checkpoint_that_changes_meanwhile_is_noticed(run, refusal, trained):
             file.write_bytes(kept)
 
     assert refusal(hands=hands).startswith("This call began with masks of another model or of other checkpoints than")
+
+
+def test_worker_that_slept_writes_no_mask_into_another_share(run, refusal, tmp_path, monkeypatch):
+    place, write = tmp_path / "masks" / SHARED_PREDICTION, pipeline.write_case
+
+    def sleep_and_write(*arguments, **named):
+        for part in (MEMBERS, PARTIAL):  # as a later call does, which takes this worker for dead
+            shutil.rmtree(place / part)
+            (place / part).mkdir()
+        write(*arguments, **named)
+
+    monkeypatch.setattr(pipeline, "write_case", sleep_and_write)
+    assert "from this process, which stops: two would mix their results." in refusal()
+    assert not masks(tmp_path / "masks") and not any((place / FAILED).iterdir())
 
 
 def test_folder_that_gets_no_mask_goes_again(refusal, scans, flip_bit, tmp_path):

@@ -2,7 +2,11 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
+import tempfile
 from time import monotonic, sleep
 from types import SimpleNamespace
 
@@ -147,6 +151,17 @@ def test_two_processes_train_and_validate_as_one(whole, read_log):
         assert scores[1]["foreground_mean"] == pytest.approx(scores[0]["foreground_mean"], rel=1e-4)
 
 
+def test_spawned_processes_have_worker_processes(project, tmp_path):
+    """The command as a user calls it, in processes of its own: none of this file's shortcuts reaches them."""
+    copy = project.full_size(tmp_path)
+    course = COURSE | {"epochs": 1, "iterations_per_epoch": 1}
+    line = ["train", "501", "2d", "0", "-device", "cpu", "-num_gpus", "2", "--config", copy.settings(**course)]
+    with copy.active() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "2")
+        subprocess.run([sys.executable, "-m", "synfoc3d", *line], check=True, timeout=300)
+    assert (copy.results() / "checkpoint_final.pth").is_file()
+
+
 def test_training_goes_on_under_another_number_of_processes(project, whole, read_log):
     """Two processes are interrupted, then one, then two finish: it is the uninterrupted training."""
 
@@ -220,6 +235,20 @@ def test_failed_process_says_why_for_all(project, capfd):
     assert len(latest["synfoc3d"]["unfinished_epoch"]) == 1
 
 
+def test_error_that_no_sentence_explains_is_shown(project, capfd, monkeypatch, tmp_path):
+    def fail(self, *_):
+        raise TypeError("nobody has thought of this")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="1"):
+        patch.setattr(SemiSupervisedTrainer, "on_train_start", fail)
+        train(project, "unexplained", 2)
+    said = capfd.readouterr().err
+    assert "TypeError: nobody has thought of this" in said
+    assert re.search(r"train: Process [01] of the 2 of this training failed; its error is above\.\n$", said)
+    assert not [*tmp_path.iterdir()]  # nothing of the launcher's stays
+
+
 def test_differing_networks_are_noticed_at_the_end_of_an_epoch(project, capfd):
     def disturb(self):
         if self.ranks.rank == 1:
@@ -261,6 +290,23 @@ def test_stock_command_trains_by_several_processes(project, whole, read_log):
         stock.run_training("501", "2d", 0, "nnUNetTrainerSynFoC", num_gpus=2, device=torch.device("cuda"))
     assert_close_trainings(whole[1], project.results("stock_ranks"), read_log)
     assert (project.results("stock_ranks") / "validation" / SUMMARY_FILE).is_file()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 3), ("4", 4)])
+def test_processes_share_the_cores_they_may_use_unless_the_user_says_otherwise(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)  # torch has read it when it was imported
+    threads, before = [], torch.get_num_threads()
+    monkeypatch.setattr(launching, "train", lambda: threads.append(torch.get_num_threads()))
+    try:
+        torch.set_num_threads(4)
+        launching._train_as_rank("", {})
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [expected]
 
 
 # --- refusals -----------------------------------------------------------------------------------------------------

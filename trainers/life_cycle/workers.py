@@ -1,8 +1,11 @@
 """The processes that make batches: they end with the training, and their death is told in a sentence."""
 
 import contextlib
+import multiprocessing
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from queue import Empty
 from typing import Any
 
@@ -27,8 +30,9 @@ class Workers(MultiThreadedAugmenter):
     """
 
     def __init__(self, loader: SlimDataLoaderBase, processes: int, pin_memory: bool) -> None:
-        super().__init__(loader, None, processes, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002)
-        self.restart()  # start them now, while this process holds little memory
+        with _started_as_usual():
+            super().__init__(loader, None, processes, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002)
+            self.restart()  # start them now, while this process holds little memory
         self.started = list(self._processes)
         self.thread = self.pin_memory_thread
 
@@ -50,6 +54,22 @@ class Workers(MultiThreadedAugmenter):
     def killed(self) -> bool:
         """Return whether one of them was ended from outside, as it happens where memory runs out."""
         return any(process.exitcode == KILLED for process in self.started)
+
+
+@contextmanager
+def _started_as_usual() -> Iterator[None]:
+    """Let processes start in this system's usual way, which a spawned process, as one of several that train, has not.
+
+    It would spawn them as well, and the loader cannot travel there: nnU-Net's search for a trainer takes its modules
+    out of python's list again, so that classes are not found by their names.
+    """
+    before = multiprocessing.get_start_method(allow_none=True)
+    usual, *_ = multiprocessing.get_all_start_methods()
+    multiprocessing.set_start_method(usual, force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)
 
 
 def start_workers(loader: Any, processes: int, pin_memory: bool) -> Any:  # noqa: ANN401 - a loader, either augmenter

@@ -178,6 +178,14 @@ def test_gpu_on_a_machine_without_any_is_refused(monkeypatch: pytest.MonkeyPatch
         assert shares.gpus_here() == []
 
 
+@pytest.mark.parametrize(("visible", "there"), [("-1", []), ("3,-1,4", ["3"]), (" 0 , 1", ["0", "1"])])
+def test_gpus_that_the_user_has_hidden_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, visible: str, there: list[str]
+) -> None:
+    gpus(monkeypatch, visible)
+    assert shares.gpus_here() == there
+
+
 @pytest.mark.parametrize(
     ("numbers", "jobs", "sentence"),
     [([], 0, "--jobs must be at least 1, but is 0"), ([0, 1], 1, "--jobs 1 leaves GPUs of --gpus idle")],

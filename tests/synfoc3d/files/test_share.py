@@ -204,6 +204,23 @@ def test_worker_that_was_taken_for_dead_takes_nothing_more(found: Share) -> None
             next(items)
 
 
+def test_worker_that_wakes_up_in_another_share_delivers_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with shared(folder, terms(folder)):
+        pass
+    worker = Share(folder)
+    monkeypatch.setattr(locks.Owner, "is_dead", lambda _: None)  # as on other machines
+    with worker.member(WORKER):
+        aside = worker.aside()
+        (lock,) = (folder / "members").glob(f"{WORKER}-*")
+        os.utime(lock, (5, 5))
+        with shared(folder, terms(folder, "another")) as later:
+            assert not aside.exists()
+            for deliver in (worker.check, lambda: worker.give_up("case1", "a damaged file")):
+                with pytest.raises(UserError, match=r"somebody has taken .*worker-.* from this process, which stops"):
+                    deliver()
+            assert not later.failures()
+
+
 # --- how far it is --------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The processes that make batches."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -31,6 +32,23 @@ def test_batches_come_in_order_whatever_the_number_of_processes(processes):
     assert [next_batch(batches)["number"] for _ in range(7)] == list(range(7))
     end_workers(batches, None)
     assert processes == 0 or not any(process.is_alive() for process in batches.started)
+
+
+def test_spawned_process_starts_them_as_any_other():
+    """One of several processes that train was spawned, and would spawn its own, where this loader cannot travel."""
+
+    class Local(Numbers):
+        pass
+
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        batches = start_workers(Local(), 2, False)
+        assert multiprocessing.get_start_method() == "spawn"
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert [next_batch(batches)["number"] for _ in range(5)] == list(range(5))
+    end_workers(batches)
 
 
 @pytest.mark.parametrize("size", [1, 2**22])  # a worker is most often killed in the middle of a large batch
