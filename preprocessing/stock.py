@@ -15,7 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.atomic import atomic_write_text, naming, whole_folder
-from synfoc3d.files.layout import CASE_ENDINGS, DESCRIPTION_FILE
+from synfoc3d.files.layout import DESCRIPTION_FILE
+from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
 from synfoc3d.nnunet.training import refuse_stage
 from synfoc3d.preprocessing.datasets import load_json_object
@@ -199,11 +200,6 @@ def preprocess_if_needed(
         with _undone_on_failure(preprocessed, folder):
             preprocess([dataset_id], plans_name, [configuration], [num_processes])
     return bool(missing)
-
-
-def is_complete(folder: Path, case: str) -> bool:
-    """Say whether all files of a preprocessed case are in place."""
-    return all((folder / f"{case}{ending}").is_file() for ending in CASE_ENDINGS)
 
 
 def prepared_configuration(preprocessed: Path) -> str | None:

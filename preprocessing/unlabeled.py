@@ -41,6 +41,7 @@ from synfoc3d.files.origins import (
     shortened,
     write_origins,
 )
+from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, read_description
 from synfoc3d.preprocessing.case_checks import CaseFiles
 from synfoc3d.preprocessing.checked_files import CheckedFiles
@@ -48,7 +49,6 @@ from synfoc3d.preprocessing.raw_checks import check_raw
 from synfoc3d.preprocessing.stock import (
     DEFAULT_PLANS,
     check_configurations,
-    is_complete,
     plan_if_needed,
     preprocess_if_needed,
     renew_description,

@@ -185,6 +185,13 @@ class TestStockPart:
 
 
 class TestResume:
+    @pytest.mark.parametrize("file", ["nnUNetPlans_2d/l1.b2nd", "nnUNetPlans_2d_unlabeled/u1.pkl"])
+    def test_case_that_is_cut_short_is_done_again(self, dataset, file):
+        whole = (dataset[1] / file).read_bytes()
+        os.truncate(dataset[1] / file, len(whole) // 2)
+        run()
+        assert len((dataset[1] / file).read_bytes()) == len(whole)
+
     def test_finished_cases_are_skipped(self, dataset, jobs):
         before = contents(dataset[1])
         run()
