@@ -327,6 +327,21 @@ class TestChanged:
         image, voxels = load(preprocessed / "nnUNetPlans_2d", "l2")[0], blob(8)[0].transpose(2, 1, 0)[None]
         np.testing.assert_allclose(image, (voxels - voxels.mean()) / voxels.std(), atol=1e-4)
 
+    @pytest.mark.parametrize("folder", ["imagesTr", "imagesUn"])
+    def test_two_images_that_change_places(self, dataset, jobs, folder):
+        first, second = sorted((dataset[0] / folder).iterdir())[:2]
+        size = max(file.stat().st_size for file in (first, second))
+        for file in (first, second):
+            file.write_bytes(file.read_bytes().ljust(size, b"\0"))  # nothing but zeros may follow a gzip stream
+            os.utime(file, ns=(10**18, 10**18))
+        run()
+        jobs.clear()
+        first.rename(spare := dataset[0] / "spare")
+        second.rename(first)
+        spare.rename(second)
+        run()
+        assert sorted(jobs) == sorted(file.name.removesuffix("_0000.nii.gz") for file in (first, second))
+
     def test_declared_labels(self, dataset, jobs, caplog):
         raw, preprocessed = dataset
         caplog.set_level("INFO")
