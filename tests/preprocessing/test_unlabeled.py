@@ -192,6 +192,15 @@ class TestResume:
         run()
         assert len((dataset[1] / file).read_bytes()) == len(whole)
 
+    def test_second_preprocessing_at_a_time_is_refused(self, dataset, jobs):
+        shutil.rmtree(dataset[1] / "nnUNetPlans_2d_unlabeled")
+        with stock.only_preprocessing(dataset[1]), pytest.raises(UserError, match=f"preprocesses {OURS} since"):
+            run()
+        assert jobs == []
+        run()
+        assert sorted(jobs) == ["u0", "u1"]
+        assert [path.name for path in dataset[1].parent.iterdir()] == [OURS]
+
     def test_finished_cases_are_skipped(self, dataset, jobs):
         before = contents(dataset[1])
         run()
