@@ -71,7 +71,8 @@ class FileFacts:
 class CheckedFiles:
     """Facts about files; those found in order are remembered in a record in the dataset's folder.
 
-    A file is read again when its size or time has changed. What is wrong with a file is not remembered.
+    A file is read again when its size or time has changed, or when it was moved or copied to its place: scans without
+    compression have one size, those out of an archive often one time. What is wrong with a file is not remembered.
 
     Args:
         folder: the dataset's folder; None remembers nothing beyond this object.
@@ -128,25 +129,30 @@ class CheckedFiles:
         result = CheckedFiles(folder)
         for original, copy in copies.items():
             entry = self.known[self._key(original)]
-            result.known[result._key(copy)] = entry | {"stamp": stamp_of(copy)}
+            result.known[result._key(copy)] = entry | _when(copy)
         result.has_changed = True
         return result
 
     def _facts(self, path: Path, is_label: bool) -> FileFacts:
         try:
-            stamp = stamp_of(path)  # before reading: a file that changes meanwhile is read again next time
+            when = _when(path)  # before reading: a file that changes meanwhile is read again next time
         except OSError as error:
             raise UserError(f"{path} cannot be read ({error.strerror}); see that it is there.") from None
         entry = self.known.get(self._key(path))
-        if entry is not None and entry["stamp"] == stamp and (entry["facts"]["labels"] is not None) == is_label:
+        if entry is not None and when.items() <= entry.items() and (entry["facts"]["labels"] is not None) == is_label:
             return FileFacts(**entry["facts"])
         facts = _read(path, is_label)
-        self.known[self._key(path)] = {"stamp": stamp, "facts": asdict(facts)}
+        self.known[self._key(path)] = when | {"facts": asdict(facts)}
         self.has_changed = True
         return facts
 
     def _key(self, path: Path) -> str:
         return str(path.absolute()) if self.folder is None else path_in(self.folder, path)
+
+
+def _when(path: Path) -> dict[str, Any]:
+    """Return what tells that a file has changed, or that another one of the same size and time took its place."""
+    return {"stamp": stamp_of(path), "placed": path.stat().st_ctime_ns}
 
 
 def _load(record: Path) -> dict[str, dict[str, Any]]:

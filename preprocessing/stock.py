@@ -15,7 +15,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.atomic import atomic_write_text, naming, whole_folder
-from synfoc3d.files.layout import CASE_ENDINGS, DESCRIPTION_FILE
+from synfoc3d.files.layout import DESCRIPTION_FILE, preprocessing_lock
+from synfoc3d.files.locks import Lock
+from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
 from synfoc3d.nnunet.training import refuse_stage
 from synfoc3d.preprocessing.datasets import load_json_object
@@ -23,7 +25,24 @@ from synfoc3d.preprocessing.datasets import load_json_object
 log = logging.getLogger(__name__)
 
 DEFAULT_PLANS = "nnUNetPlans"
+DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres")
 WORKERS_VARIABLE = "nnUNet_n_proc_DA"
+
+
+@contextmanager
+def only_preprocessing(preprocessed: Path) -> Iterator[None]:
+    """Keep every other preprocessing out of a dataset: of two, one would remove what the other has made.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed; it need not exist.
+
+    Raises:
+        UserError: another process is at work there.
+    """
+    if not preprocessed.parent.exists():
+        preprocessed.parent.mkdir(parents=True)
+    with Lock(preprocessing_lock(preprocessed), f"preprocesses {preprocessed.name}").held():
+        yield
 
 
 @contextmanager
@@ -112,17 +131,19 @@ def _planned_cases(fingerprint: Path) -> int:
     return len(spacings)
 
 
-def check_configurations(plans: PlansManager, configurations: Sequence[str], path: Path) -> None:
-    """Check that the plans have these configurations, and that the trainers support them.
+def choose_configurations(configurations: Sequence[str] | None, plans: PlansManager, path: Path) -> Sequence[str]:
+    """Return the configurations to preprocess, after checking that the plans have them and the trainers support them.
 
     Args:
+        configurations: names; None is the default ones, as far as the plans have them.
         plans: of the dataset.
-        configurations: names.
         path: file of the plans.
 
     Raises:
         UserError: a configuration they do not have or that is damaged, or a stage of a cascade.
     """
+    if configurations is None:
+        configurations = [name for name in DEFAULT_CONFIGURATIONS if name in plans.available_configurations]
     for configuration in configurations:
         if configuration not in plans.available_configurations:
             raise UserError(
@@ -131,6 +152,7 @@ def check_configurations(plans: PlansManager, configurations: Sequence[str], pat
             )
         read_plans(path, configuration, PLANS_ADVICE)
         refuse_stage(plans, configuration)
+    return configurations
 
 
 def renew_description(raw: Path, preprocessed: Path, plans: PlansManager) -> None:
@@ -199,11 +221,6 @@ def preprocess_if_needed(
         with _undone_on_failure(preprocessed, folder):
             preprocess([dataset_id], plans_name, [configuration], [num_processes])
     return bool(missing)
-
-
-def is_complete(folder: Path, case: str) -> bool:
-    """Say whether all files of a preprocessed case are in place."""
-    return all((folder / f"{case}{ending}").is_file() for ending in CASE_ENDINGS)
 
 
 def prepared_configuration(preprocessed: Path) -> str | None:

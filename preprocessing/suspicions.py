@@ -9,7 +9,7 @@ from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles
 
 
 def suspicions(cases: Collection[CaseFiles], facts: Mapping[str, CaseFacts], labels: DeclaredLabels) -> list[str]:
-    """Return sentences on odd images, on files that hold the same voxels, and on classes that no label file holds.
+    """Return sentences on odd images and labels, files with the same voxels, and classes that no label file holds.
 
     Args:
         cases: all cases.
@@ -21,6 +21,7 @@ def suspicions(cases: Collection[CaseFiles], facts: Mapping[str, CaseFacts], lab
     return [
         *(doubt for files in cases for doubt in facts[files.case].doubts),
         *_about_classes(cases, facts, labels),
+        *_about_background(cases, facts, labels),
         *_about_same_images(images, hashes),
         *_about_same_labels(cases, hashes, same_scans(images, hashes)),
     ]
@@ -51,6 +52,16 @@ def _about_classes(
     unused = [name for name, values in labels.classes.items() if found.isdisjoint(values)]
     if labeled and unused:
         yield f"No label file holds a voxel of {', '.join(unused)}: nothing can be learned about that."
+
+
+def _about_background(
+    cases: Collection[CaseFiles], facts: Mapping[str, CaseFacts], labels: DeclaredLabels
+) -> Iterator[str]:
+    """Yield a sentence on label files without background; where voxels may be ignored, it may not have been marked."""
+    full = [files.label for files in cases if files.label is not None and 0 not in facts[files.case].labels]
+    if full and labels.ignore is None:
+        more = f" and {len(full) - 1} more" if len(full) > 1 else ""
+        yield f"No voxel of {full[0]}{more} is background (0): see that its values do not begin at 1."
 
 
 def _about_same_images(images: Mapping[str, ImageFiles], hashes: Mapping[Path, str]) -> Iterator[str]:

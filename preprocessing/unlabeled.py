@@ -41,14 +41,15 @@ from synfoc3d.files.origins import (
     shortened,
     write_origins,
 )
+from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, read_description
 from synfoc3d.preprocessing.case_checks import CaseFiles
 from synfoc3d.preprocessing.checked_files import CheckedFiles
 from synfoc3d.preprocessing.raw_checks import check_raw
 from synfoc3d.preprocessing.stock import (
     DEFAULT_PLANS,
-    check_configurations,
-    is_complete,
+    choose_configurations,
+    only_preprocessing,
     plan_if_needed,
     preprocess_if_needed,
     renew_description,
@@ -57,7 +58,6 @@ from synfoc3d.workers import SpawnedPool
 
 log = logging.getLogger(__name__)
 
-DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres")
 # Parts of a configuration that do not touch the preprocessed voxels or their storage.
 NOT_PREPROCESSING = {"architecture", "batch_size", "batch_dice", "inherits_from", "previous_stage", "next_stage"}
 STORAGE = {"patch_size"}  # on which blocks of a file depend; nnU-Net does not mind other ones
@@ -84,8 +84,8 @@ def preprocess_dataset(
 
     Raises:
         UserError: an unknown dataset or configuration, a dataset that does not pass the check (see `check_raw`), a
-            dataset.json that has changed in what only new plans can give, or unlabeled cases that failed (after all
-            others are done).
+            dataset.json that has changed in what only new plans can give, another process that preprocesses it, or
+            cases that failed (after all others are done).
     """
     if num_processes < 1:
         raise UserError(f"The number of processes must be at least 1, but is {num_processes}.")
@@ -97,27 +97,32 @@ def preprocess_dataset(
         log.warning("%s", suspicion)
     usable = {files.case: files for files in found.unlabeled if files.case not in found.problems}
     num_processes = min(num_processes, max(len(labeled), len(usable)))  # nnU-Net starts as many as it is told
+    with only_preprocessing(preprocessed):
+        manager = plan_if_needed(raw, preprocessed, plans, cases=labeled, num_processes=num_processes)
+        configurations = choose_configurations(configurations, manager, preprocessed / f"{plans}.json")
+        jobs = {
+            name: _Job(raw, preprocessed, manager, name, found.checked, num_processes)
+            for name in manager.available_configurations
+        }
+        for job in jobs.values():
+            _adopt(job, labeled)
+        renew_description(raw, preprocessed, manager)
+        _copy_tables(raw, preprocessed)
+        failures: dict[str, str] = {}
+        failed_unlabeled = dict(found.problems)
+        for configuration in configurations:
+            failures |= _preprocess_labeled(jobs[configuration], labeled, plans)
+            failed_unlabeled |= _preprocess_unlabeled(jobs[configuration], usable)
+    _refuse_failures(raw / IMAGES, failures, len(labeled))
+    _refuse_failures(raw / UNLABELED_IMAGES, failed_unlabeled, len(found.unlabeled))
 
-    manager = plan_if_needed(raw, preprocessed, plans, cases=labeled, num_processes=num_processes)
-    if configurations is None:
-        configurations = [name for name in DEFAULT_CONFIGURATIONS if name in manager.available_configurations]
-    check_configurations(manager, configurations, preprocessed / f"{plans}.json")
-    for configuration in manager.available_configurations:
-        _adopt(_Job(raw, preprocessed, manager, configuration, found.checked, num_processes), labeled)
-    renew_description(raw, preprocessed, manager)
+
+def _copy_tables(raw: Path, preprocessed: Path) -> None:
+    """Let trainings and splits have the domains and annotations of the raw dataset."""
     if (raw / DOMAINS_FILE).is_file():
         atomic_write_text(preprocessed / DOMAINS_FILE, (raw / DOMAINS_FILE).read_text(encoding="utf-8-sig"))
     if not (preprocessed / SPLITS_FILE).is_file():  # beside a split lies the file that it was made for
         copy_annotations(raw, preprocessed)
-
-    failures: dict[str, str] = {}
-    failed_unlabeled = dict(found.problems)
-    for configuration in configurations:
-        job = _Job(raw, preprocessed, manager, configuration, found.checked, num_processes)
-        failures |= _preprocess_labeled(job, labeled, plans)
-        failed_unlabeled |= _preprocess_unlabeled(job, usable)
-    _refuse_failures(raw / IMAGES, failures, len(labeled))
-    _refuse_failures(raw / UNLABELED_IMAGES, failed_unlabeled, len(found.unlabeled))
 
 
 def _refuse_failures(folder: Path, failures: Mapping[str, str], total: int) -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.domains import read_domains
+from synfoc3d.files.origins import shortened
 from synfoc3d.files.volumes import length_unit, list_labels
 from synfoc3d.inference.prompt_record import read_prompt
 from synfoc3d.inference.scores.case_comparison import CaseTask, Compare, FindValues, Pair, attempt
@@ -151,6 +152,9 @@ def _pair_files(
             failures[case] = f"There is no domain in {domains}; add the line {case},NAME."
         else:
             pairs.append(Pair(case, domain_of[case], references[case], predicted[case]))
+    same = [str(pair.prediction) for pair in pairs if pair.prediction.samefile(pair.reference)]
+    if same:
+        log.warning("Predictions that are the files of their references say nothing of a model: %s.", shortened(same))
     return pairs, unpredicted, failures
 
 

@@ -107,18 +107,53 @@ def find_labels(labels: Path, predictions: Path) -> LabelMeaning | None:
         None where there is no such file.
 
     Raises:
-        UserError: a file that declares no labels.
+        UserError: a file that declares no labels, or predictions that mean something else by a class than references.
 
     """
-    for folder in (labels.resolve().parent, labels, predictions):
-        path = folder / DESCRIPTION_FILE
-        if path.is_file():
-            try:
-                declared = parse_json(path.read_text(encoding="utf-8"))["labels"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is no dataset.json of nnU-Net ({error!r}); mend or remove it.") from error
-            return LabelMeaning(parse_labels(declared, str(path)), complete=True)
-    return None
+    found = next(filter(None, map(_declared_in, (labels.resolve().parent, labels))), None)
+    of_predictions = _declared_in(predictions)
+    if found is not None and of_predictions is not None:
+        _check_same_meaning(found, of_predictions)
+    found = found or of_predictions
+    return LabelMeaning(found[1], complete=True) if found is not None else None
+
+
+def _declared_in(folder: Path) -> tuple[Path, DeclaredLabels] | None:
+    """Return the dataset.json in a folder and what it declares; None where there is none."""
+    path = folder / DESCRIPTION_FILE
+    if not path.is_file():
+        return None
+    try:
+        declared = parse_json(path.read_text(encoding="utf-8"))["labels"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no dataset.json of nnU-Net ({error!r}); mend or remove it.") from error
+    return path, parse_labels(declared, str(path))
+
+
+def _check_same_meaning(references: tuple[Path, DeclaredLabels], predictions: tuple[Path, DeclaredLabels]) -> None:
+    """Refuse predictions whose dataset.json, which the model left there, gives a class other values; warn of names.
+
+    Scored by the references' dataset.json, such masks would count for another class. A class that has some of the
+    values in both is scored as the references have it: a region may hold more than the class that was trained.
+    """
+    path, classes = references[0], references[1].classes
+    other_path, others = predictions[0], predictions[1].classes
+    for name in [name for name in classes if name in others]:
+        if set(classes[name]).isdisjoint(others[name]):
+            raise UserError(
+                f"{other_path} says that {name!r} is {_values(others[name])} in the predictions, but it is "
+                f"{_values(classes[name])} in the references by {path}: give masks and references with the same "
+                "values, or correct the file that is wrong."
+            )
+    if classes.keys() != others.keys():
+        log.warning(
+            "The predictions were made for the classes %s (%s); they are scored as %s, which %s names.",
+            ", ".join(others), other_path, ", ".join(classes), path,
+        )  # fmt: skip
+
+
+def _values(values: Sequence[int]) -> str:
+    return " and ".join(map(str, values))
 
 
 def parse_labels(declared: Any, source: str) -> DeclaredLabels:  # noqa: ANN401 - whatever the file says

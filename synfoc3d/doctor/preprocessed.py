@@ -9,7 +9,8 @@ from synfoc3d.doctor.findings import Finding, some
 from synfoc3d.errors import UserError
 from synfoc3d.files.annotations import read_annotations
 from synfoc3d.files.json_files import parse_json
-from synfoc3d.files.layout import ANNOTATIONS_FILE, CASE_ENDINGS, DESCRIPTION_FILE, SPLITS_FILE, unlabeled_folder
+from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, SPLITS_FILE, unlabeled_folder
+from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.files.splits import Split, load_splits
 
 
@@ -86,10 +87,8 @@ def _check_cases(
 
 
 def preprocessed_cases(folder: Path) -> set[str]:
-    """Return the cases all of whose files are in a folder of preprocessed data."""
-    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    cases = {name.removesuffix(".pkl") for name in names if name.endswith(".pkl")}
-    return {case for case in cases if all(f"{case}{ending}" in names for ending in CASE_ENDINGS)}
+    """Return the cases all of whose files are whole in a folder of preprocessed data."""
+    return {file.stem for file in folder.glob("*.pkl") if is_complete(folder, file.stem)}
 
 
 def check_labels_copy(description: Mapping[str, Any], folder: Path) -> list[Finding]:

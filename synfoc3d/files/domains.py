@@ -2,10 +2,11 @@
 
 import csv
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from synfoc3d.errors import UserError, did_you_mean
+from synfoc3d.files.tables import read_cells
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +17,8 @@ def read_domains(path: Path) -> dict[str, str]:
     """Return the domain of each case from a CSV file with the header ``case,domain``.
 
     Raises:
-        UserError: no such file, no UTF-8 text, another header, a line without case or domain, or a case twice.
+        UserError: no such file, no UTF-8 text, another header, a line without case or domain, a case twice,
+            or domains that differ in capitals alone.
     """
     domains: dict[str, str] = {}
     for row in _read_rows(path):
@@ -26,6 +28,7 @@ def read_domains(path: Path) -> dict[str, str]:
         if case in domains:
             raise UserError(f"The domains file {path} names case {case!r} twice; keep one line.")
         domains[case] = domain
+    _check_spelling(domains, path)
     return domains
 
 
@@ -33,19 +36,23 @@ def _read_rows(path: Path) -> list[list[str]]:
     """Return the cells of every line below the header, without blanks around them."""
     if not path.is_file():
         raise UserError(f"The domains file {path} does not exist; write a CSV file with the header case,domain.")
-    try:
-        # utf-8-sig: spreadsheets put a byte order mark in front of the header.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"The domains file {path} is no UTF-8 text ({error}); save it as CSV in UTF-8.") from error
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines) if any(row)]
-    except csv.Error as error:
-        raise UserError(f"The domains file {path} is no CSV file ({error}); save it as one.") from None
+    rows = read_cells(path)
     if not rows or tuple(rows[0]) != HEADER:
         found = ",".join(rows[0]) if rows else "nothing"
         raise UserError(f"The first line of the domains file {path} must be case,domain, but is {found!r}.")
     return rows[1:]
+
+
+def _check_spelling(domains: Mapping[str, str], path: Path) -> None:
+    """Refuse names that differ in capitals alone: means over domains would count one scanner as two."""
+    seen: dict[str, str] = {}
+    for domain in domains.values():
+        other = seen.setdefault(domain.casefold(), domain)
+        if other != domain:
+            raise UserError(
+                f"The domains file {path} names the domains {other!r} and {domain!r}, which differ in capitals alone; "
+                "write both alike, or give them other names."
+            )
 
 
 def check_domains(domains: dict[str, str], cases: Collection[str], path: Path) -> None:

@@ -12,10 +12,10 @@ def parse_json(text: str) -> Any:  # noqa: ANN401 - whatever the text says
     """Parse a JSON text.
 
     Raises:
-        ValueError: it is none, or nested too deeply.
+        ValueError: it is none, is nested too deeply, or names a key twice, of which only one would count.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -27,10 +27,10 @@ def load_json_object(path: Path) -> dict[str, Any]:
         UserError: the file is missing, holds something else, or names a key twice, of which only one would count.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+        content = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); see that it is there.") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is no valid JSON ({error}); correct it.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, but holds a {type(content).__name__}; correct it.")

@@ -42,6 +42,14 @@ SUMMARY_FILE = "summary.json"  # nnU-Net's
 SHARED_PREDICTION = ".synfoc3d_predict"  # while its scans are shared out
 
 
+def preprocessing_lock(preprocessed: Path) -> Path:
+    """Return the file that is there while a dataset is preprocessed.
+
+    Beside its folder, not in it: a folder that is new goes where preprocessing fails.
+    """
+    return preprocessed.with_name(f".{preprocessed.name}.lock")
+
+
 def unlabeled_folder(preprocessed: Path) -> Path:
     """Return where the unlabeled cases of a configuration are preprocessed, beside its labeled ones."""
     return preprocessed.with_name(preprocessed.name + UNLABELED)

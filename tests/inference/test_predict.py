@@ -460,6 +460,17 @@ def test_finished_cases_are_left_alone(run, scans, tmp_path):
     assert run(scans, choice(), skip_finished=True) == 0
 
 
+def test_scan_that_was_replaced_since_is_segmented_anew(run, scans, tmp_path, caplog):
+    caplog.set_level("INFO")
+    run(scans, choice())
+    mask, scan = tmp_path / "masks" / "Btrain002.nii.gz", scans / "Btrain002_0000.nii.gz"
+    before = mask.stat().st_mtime_ns
+    os.utime(scan, ns=(before + 1, before + 1))
+    assert run(scans, choice(), skip_finished=True) == 1
+    assert mask.stat().st_mtime_ns > before
+    assert "Segmented anew, as a scan is younger than its mask: Btrain002." in caplog.messages
+
+
 def test_same_networks_continue(run, scans, best, tmp_path):
     run(scans / "Btrain002_0000.nii.gz", choice("ensemble", checkpoint=BEST))
     assert run(scans, choice("ensemble", checkpoint=BEST), skip_finished=True) == 1

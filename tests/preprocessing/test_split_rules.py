@@ -246,6 +246,7 @@ class TestReadIds:
             ("i.json", {"val": ["a"]}, "", "i.json:KEY. Known: val"),
             ("i.json", {"val": ["a"]}, ":vla", "has no list 'vla'. Did you mean 'val'?"),
             ("i.json", ["a"], ":val", "holds no lists by name"),
+            ("i.json", '{"val": ["a"], "val": ["b"]}', ":val", "'val' is there 2 times in one object"),
         ],
     )
     def test_other_content_is_refused(self, tmp_path, name, content, key, message):

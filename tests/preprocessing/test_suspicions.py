@@ -191,3 +191,10 @@ class TestClasses:
         }
         (source / "labeled" / "dataset.json").write_text(json.dumps(description))
         assert "No label file holds a voxel of core:" in warnings(caplog, source)[1]
+
+    def test_labels_that_begin_at_1_are_named(self, source, caplog, write_label):
+        file = write_label(source / "labeled" / "labels" / "a.nii.gz", [1, 2])
+        assert (
+            warnings(caplog, source)[1]
+            == f"No voxel of {file} is background (0): see that its values do not begin at 1."
+        )

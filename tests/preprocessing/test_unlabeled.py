@@ -185,6 +185,22 @@ class TestStockPart:
 
 
 class TestResume:
+    @pytest.mark.parametrize("file", ["nnUNetPlans_2d/l1.b2nd", "nnUNetPlans_2d_unlabeled/u1.pkl"])
+    def test_case_that_is_cut_short_is_done_again(self, dataset, file):
+        whole = (dataset[1] / file).read_bytes()
+        os.truncate(dataset[1] / file, len(whole) // 2)
+        run()
+        assert len((dataset[1] / file).read_bytes()) == len(whole)
+
+    def test_second_preprocessing_at_a_time_is_refused(self, dataset, jobs):
+        shutil.rmtree(dataset[1] / "nnUNetPlans_2d_unlabeled")
+        with stock.only_preprocessing(dataset[1]), pytest.raises(UserError, match=f"preprocesses {OURS} since"):
+            run()
+        assert jobs == []
+        run()
+        assert sorted(jobs) == ["u0", "u1"]
+        assert [path.name for path in dataset[1].parent.iterdir()] == [OURS]
+
     def test_finished_cases_are_skipped(self, dataset, jobs):
         before = contents(dataset[1])
         run()
@@ -319,6 +335,21 @@ class TestChanged:
         assert jobs == ["l2"]
         image, voxels = load(preprocessed / "nnUNetPlans_2d", "l2")[0], blob(8)[0].transpose(2, 1, 0)[None]
         np.testing.assert_allclose(image, (voxels - voxels.mean()) / voxels.std(), atol=1e-4)
+
+    @pytest.mark.parametrize("folder", ["imagesTr", "imagesUn"])
+    def test_two_images_that_change_places(self, dataset, jobs, folder):
+        first, second = sorted((dataset[0] / folder).iterdir())[:2]
+        size = max(file.stat().st_size for file in (first, second))
+        for file in (first, second):
+            file.write_bytes(file.read_bytes().ljust(size, b"\0"))  # nothing but zeros may follow a gzip stream
+            os.utime(file, ns=(10**18, 10**18))
+        run()
+        jobs.clear()
+        first.rename(spare := dataset[0] / "spare")
+        second.rename(first)
+        spare.rename(second)
+        run()
+        assert sorted(jobs) == sorted(file.name.removesuffix("_0000.nii.gz") for file in (first, second))
 
     def test_declared_labels(self, dataset, jobs, caplog):
         raw, preprocessed = dataset

@@ -240,7 +240,7 @@ def test_slice_of_one_row_is_drawn(tmp_path, shape):
 
 def test_texts_that_no_reader_takes_are_refused_by_name(tmp_path):
     (tmp_path / "domains.csv").write_text("case,domain\n" + "x" * 200_000 + ",A\n")
-    with pytest.raises(UserError, match=r"domains\.csv is no CSV file \(field larger"):
+    with pytest.raises(UserError, match=r"domains\.csv is no CSV file in UTF-8 \(field larger"):
         read_domains(tmp_path / "domains.csv")
     (tmp_path / "splits_semi.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"splits_semi\.json is not of the form .*nested too deeply"):

@@ -6,14 +6,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import blosc2
 import numpy as np
 from tqdm import tqdm
 
 from synfoc3d.files.atomic import atomic_write_text
-from synfoc3d.files.layout import LABEL_ENDING
+from synfoc3d.files.layout import CASE_ENDINGS, LABEL_ENDING
+from synfoc3d.files.preprocessed_files import check_whole
 from synfoc3d.networks.intensity import intensity_range
-from synfoc3d.trainers.life_cycle.data import image_stamp, open_image, read_json_cache, stamp_of
+from synfoc3d.trainers.life_cycle.data import (
+    image_file,
+    image_stamp,
+    read_json_cache,
+    read_voxels,
+    stamp_of,
+)
 
 
 class CaseFacts(NamedTuple):
@@ -37,7 +43,13 @@ def measure_cases(folders: Mapping[str, Path], labeled: Collection[str], cache: 
         folders: the folder of preprocessed files of each case.
         labeled: those whose labels are read.
         cache: JSON file; an entry is used again while size and time of the case's file are unchanged.
+
+    Raises:
+        UserError: a file that is not there, cut short or damaged.
     """
+    for case in sorted(labeled):
+        for ending in CASE_ENDINGS:
+            check_whole(folders[case] / f"{case}{ending}")
     known = read_json_cache(cache)
     before = json.dumps(known)
     missing = [case for case, folder in folders.items() if not _is_known(known, "image", case, folder)]
@@ -65,7 +77,7 @@ def _is_known(known: Mapping[str, Any], what: str, case: str, folder: Path) -> b
 
 
 def _of_image(folder: Path, case: str) -> dict[str, Any]:
-    voxels = open_image(folder, case)[:]
+    voxels = read_voxels(image_file(folder, case))
     return {
         "stamp": image_stamp(folder, case),
         "range": intensity_range(voxels).tolist(),
@@ -74,7 +86,7 @@ def _of_image(folder: Path, case: str) -> dict[str, Any]:
 
 
 def _of_label(folder: Path, case: str) -> dict[str, Any]:
-    voxels = blosc2.open(urlpath=str(_label_file(folder, case)), mode="r", dparams={"nthreads": 1})[:]
+    voxels = read_voxels(_label_file(folder, case))
     return {"label_stamp": _label_stamp(folder, case), "label": digest_of_voxels(voxels)}
 
 

@@ -381,6 +381,35 @@ def test_volumes_without_any_class_are_refused(folders):
         evaluate(folders, cases=["a"])
 
 
+def test_predictions_of_other_values_are_refused(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", RV=1, LV=2)
+    write_dataset_json(folders[1], RV=2, LV=1)
+    with pytest.raises(UserError, match=r"predicted.dataset.json says that 'RV' is 2 in the predictions, but it is 1 "):
+        evaluate(folders)
+
+
+def test_a_region_may_hold_more_than_the_class_that_was_predicted(tmp_path, folders):
+    write_dataset_json(tmp_path / "data", disc=[1, 2], cup=2)
+    write_dataset_json(folders[1], disc=1, cup=2)
+    assert evaluate(folders).classes == {"disc": (1, 2), "cup": (2,)}
+
+
+def test_predictions_of_other_names_are_told(tmp_path, folders, caplog):
+    write_dataset_json(tmp_path / "data", RV=1)
+    write_dataset_json(folders[1], LV=1)
+    evaluate(folders)
+    assert "The predictions were made for the classes LV" in caplog.text
+    assert "they are scored as RV" in caplog.text
+
+
+def test_reference_that_is_given_as_prediction_is_told(folders, caplog):
+    labels, predicted = folders
+    (predicted / "a.nii.gz").unlink()
+    (predicted / "a.nii.gz").symlink_to(labels / "a.nii.gz")
+    evaluate(folders)
+    assert f"files of their references say nothing of a model: {predicted / 'a.nii.gz'}." in caplog.messages[0]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import re
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -20,10 +22,11 @@ PLANS = {
 }
 FLIPPED = np.diag([-1.0, 1.0, 1.0, 1.0])
 RAS = np.eye(4)
+WITHOUT_VOXELS = {".b2nd": bytes(23) + b"\x18", ".pkl": pickle.dumps({})}  # blosc2: 24 bytes, as it says
 
 
 class Healthy:
-    """Three labeled cases and two unlabeled ones, preprocessed (empty files) in 2d and split."""
+    """Three labeled cases and two unlabeled ones, preprocessed (without voxels) in 2d and split."""
 
     def __init__(self, root, write_image, write_label):
         self.raw, self.preprocessed = root / "raw" / NAME, root / "pre" / NAME
@@ -37,7 +40,7 @@ class Healthy:
         for folder, cases in (("P_2d", "abc"), ("P_2d_unlabeled", "uv")):
             (self.preprocessed / folder).mkdir(parents=True)
             for name in (f"{case}{ending}" for case in cases for ending in (".b2nd", "_seg.b2nd", ".pkl")):
-                (self.preprocessed / folder / name).touch()
+                (self.preprocessed / folder / name).write_bytes(WITHOUT_VOXELS[Path(name).suffix])
         (self.preprocessed / "nnUNetPlans.json").write_text(json.dumps(PLANS))
         self.split(Split(("a",), ("b", "u", "v"), ("c",)))
 
@@ -302,6 +305,13 @@ def test_unlabeled_cases_that_are_not_preprocessed_are_named(data):
     text = data.text("preprocessed 2d", "warning")
     assert text.startswith("0 of 3 labeled and 1 of 2 unlabeled cases are not preprocessed, for example v")
     assert text.endswith("Run: synfoc3d preprocess -d 501 -c 2d")
+
+
+def test_preprocessed_file_that_is_cut_short_is_noticed(data):
+    file = data.preprocessed / "P_2d" / "b_seg.b2nd"
+    os.truncate(file, 20)
+    text = data.text("preprocessed 2d", "warning")
+    assert text.startswith("1 of 3 labeled and 0 of 2 unlabeled cases are not preprocessed, for example b")
 
 
 def test_labeled_case_that_is_not_preprocessed_is_named(data):

@@ -23,6 +23,10 @@ def test_byte_order_mark_of_spreadsheets_is_skipped(domains_file):
     assert read_domains(domains_file("\ufeffcase,domain\na,GE\n")) == {"a": "GE"}
 
 
+def test_empty_lines_of_spreadsheets_are_skipped(domains_file):
+    assert read_domains(domains_file("case,domain\na,GE\n , \n,\n")) == {"a": "GE"}
+
+
 def test_written_domains_are_read_again(tmp_path):
     write_domains(tmp_path / "d.csv", {"b": "a, b", "a": "GE"})
     assert read_domains(tmp_path / "d.csv") == {"a": "GE", "b": "a, b"}
@@ -36,6 +40,7 @@ def test_written_domains_are_read_again(tmp_path):
         ("case,domain\na\n", "but one is 'a'"),
         ("case,domain\na,\n", "but one is 'a,'"),
         ("case,domain\na,x\na,y\n", "names case 'a' twice"),
+        ("case,domain\na,GE\nb,ge\n", "names the domains 'GE' and 'ge', which differ in capitals alone"),
     ],
 )
 def test_damaged_files_are_refused(domains_file, text, message):
@@ -50,7 +55,7 @@ def test_missing_file_is_refused(tmp_path):
 
 def test_other_encodings_are_refused(tmp_path):
     (tmp_path / "d.csv").write_bytes("case,domain\na,Köln\n".encode("latin-1"))
-    with pytest.raises(UserError, match="no UTF-8 text"):
+    with pytest.raises(UserError, match="is no CSV file in UTF-8"):
         read_domains(tmp_path / "d.csv")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 
 import blosc2
 import numpy as np
@@ -21,6 +22,7 @@ def folder(tmp_path):
     for number, case in enumerate(("first", "second")):
         write(folder / f"{case}.b2nd", np.random.default_rng(number).normal(size=(2, 3, 5, 4)).astype(np.float32))
     write(folder / "first_seg.b2nd", np.ones((1, 3, 5, 4), np.int16))
+    (folder / "first.pkl").write_bytes(pickle.dumps({}))
     return folder
 
 
@@ -103,3 +105,20 @@ def test_damaged_memory_is_replaced(folder):
 def test_image_that_was_not_preprocessed_is_named(folder):
     with pytest.raises(UserError, match=r"third.b2nd does not exist: run synfoc3d preprocess"):
         measure(folder, "third")
+
+
+def cut(file):
+    os.truncate(file, file.stat().st_size * 2 // 3)
+
+
+@pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd", ".pkl"])
+def test_file_that_is_cut_short_is_named(folder, ending):
+    cut(folder / f"first{ending}")
+    with pytest.raises(UserError, match=f"first{ending} is missing or cut short: run synfoc3d preprocess"):
+        measure(folder, "first", labeled=["first"])
+
+
+def test_damaged_file_is_named(folder, flip_bit):
+    flip_bit(folder / "first.b2nd", byte=11, bit=7)  # length of the header
+    with pytest.raises(UserError, match=r"first.b2nd is damaged \(.*\): delete it, and run synfoc3d preprocess"):
+        measure(folder, "first")
