@@ -83,6 +83,13 @@ class SpawnedPool(ProcessPoolExecutor):
         with _keyboard_left_to_parent():
             return super().submit(function, *arguments, **named)
 
+    def end(self) -> None:
+        """End the workers at once, in the middle of what they do."""
+        processes = [*(self._processes or {}).values()]  # as python's own kill_workers() does, from 3.14 on
+        self.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.kill()
+
 
 @contextmanager
 def _keyboard_left_to_parent() -> Iterator[None]:

@@ -100,19 +100,27 @@ class RestartingPool:
             self._alone = None
             raise UserError(KILLED_ALONE) from None
 
-    def close(self, *, wait: bool) -> None:
-        """End the workers; ``wait`` for what they have to do."""
-        for pool in filter(None, (self._pool, self._alone)):
-            pool.shutdown(wait=wait, cancel_futures=not wait)
+    def close(self) -> None:
+        """Wait for what the workers have to do, and end them."""
+        for pool in self._pools():
+            pool.shutdown()
+
+    def end(self) -> None:
+        """End the workers at once, in the middle of what they do."""
+        for pool in self._pools():
+            pool.end()
+
+    def _pools(self) -> list[SpawnedPool]:
+        return [pool for pool in (self._pool, self._alone) if pool is not None]
 
 
 @contextmanager
 def worker_pool(processes: int) -> Iterator[RestartingPool]:
-    """Hold so many worker processes; an interrupted run does not wait for what is still to do."""
+    """Hold so many worker processes; an interrupted run does not wait for what they do, as a volume takes minutes."""
     pool = RestartingPool(processes)
     try:
         yield pool
     except BaseException:
-        pool.close(wait=False)
+        pool.end()
         raise
-    pool.close(wait=True)
+    pool.close()

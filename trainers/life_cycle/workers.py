@@ -36,6 +36,11 @@ class Workers(MultiThreadedAugmenter):
         self.started = list(self._processes)
         self.thread = self.pin_memory_thread
 
+    def __del__(self) -> None:
+        """Do as the base does; where a signal came in the middle of the start, it finds processes that never were."""
+        with contextlib.suppress(Exception):
+            super().__del__()
+
     def __next__(self) -> dict[str, Any]:
         """Return the next batch.
 
