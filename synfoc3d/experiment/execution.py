@@ -25,6 +25,7 @@ from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import find_dataset
 
 LOOK_EVERY = 1.0  # seconds
+AGAIN_AFTER = 60.0  # seconds until commands are started again that have found nothing to take
 
 
 def prepare(plan: Plan, output: Path, device: str | None = None) -> Experiment:
@@ -145,6 +146,8 @@ def _work(
         if chosen:
             commands = {chain[0].name: experiment.chain_command(chain) for chain in chosen}
             given_up |= engine.run(commands, table.update)
+            if not commands.keys() & given_up.keys() and standing.states() == states:
+                time.sleep(AGAIN_AFTER)  # a claim that seems dead by this machine's clock lives by the file system's
         elif State.RUNNING in states.values():
             table.update()
             time.sleep(LOOK_EVERY)

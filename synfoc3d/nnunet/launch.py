@@ -23,8 +23,8 @@ from synfoc3d.workers import THREADS, cores_here, end_with_parent
 
 START_METHOD = "spawn"  # a forked process could not use a GPU
 LOOPBACK = "127.0.0.1"  # names of machines need not lead anywhere
-LINGER = 2.0  # seconds, in which the launcher, who looks ten times in one, sees first who ended first
 HANDLED = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+COURTESY = 10.0  # seconds that the launcher has to see the process that ended first: of several it names any
 INTERRUPTED = {128 + signal.SIGINT, 128 + signal.SIGTERM}  # exit statuses of a process that has kept what was done
 
 
@@ -111,7 +111,7 @@ def _train_as_rank(folder: str, arguments: Mapping[str, Any]) -> None:
         else:
             Path(folder, os.environ["RANK"]).write_text(sentence, encoding="utf-8")
         if sentence == OTHER_ENDED:
-            sleep(LINGER)
+            sleep(COURTESY)
         sys.exit(1)
 
 

@@ -1,8 +1,10 @@
 """Where runs stand, read from their folders; and what a caller does about it."""
 
+import json
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from synfoc3d.experiment import execution
 from synfoc3d.experiment.chains import run_chain
 from synfoc3d.experiment.execution import refuse_changed_plan, run_experiment
 from synfoc3d.experiment.standing import Standing, progress, repeatable_failures
+from synfoc3d.files import locks
+from synfoc3d.files.layout import claim_of
+from synfoc3d.files.locks import this_process
 
 from .fakes import PLAN, Fake, InThisProcess, go, make
 from .test_chains import LEARNING, LOW, SYN, claimed, dead_claim, named
@@ -162,6 +167,27 @@ def test_runs_of_another_caller_are_waited_for(tmp_path: Path, monkeypatch: pyte
         ["train", "predict", "evaluate"], ["train", "predict", "evaluate", "compare"],
     )  # fmt: skip
     assert "| both    | 50.00 |" in told
+
+
+def test_run_that_seems_free_by_a_wrong_clock_alone_is_not_tried_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine holds it, and this one's clock is ahead by more than the time after which a claim is dead."""
+    experiment, waits = make(tmp_path), list[float]()
+    lock = claim_of(experiment.folder(named(experiment, SYN)))
+    lock.parent.mkdir(parents=True)
+    lock.write_text(json.dumps(asdict(replace(this_process(), machine="another"))))
+    monkeypatch.setattr(locks, "time", lambda: time.time() + 2 * locks.SILENCE)
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        lock.unlink()
+
+    monkeypatch.setattr(execution.time, "sleep", wait)
+    here = InThisProcess(experiment, Fake())
+    engine = Recorder(lambda names: here.run(dict.fromkeys(names, Command(("x",))), lambda: None))
+    run_experiment(experiment, engine, run=Fake())
+    assert engine.rounds == [[LOW, SYN], [SYN], [SYN]] and waits == [execution.AGAIN_AFTER]
 
 
 def test_run_whose_process_was_lost_is_handed_out_again(tmp_path: Path) -> None:
