@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from time import monotonic, sleep
 from types import SimpleNamespace
 
@@ -145,6 +147,19 @@ def test_two_processes_train_and_validate_as_one(whole, read_log):
         scores = [json.loads((root / folder / SUMMARY_FILE).read_text()) for root in whole]
         assert [len(score["metric_per_case"]) for score in scores] == [3, 3]
         assert scores[1]["foreground_mean"] == pytest.approx(scores[0]["foreground_mean"], rel=1e-4)
+
+
+def test_command_starts_processes_with_workers_that_train_as_one(project, read_log):
+    """Nothing is forked or made short: the processes, their workers and nnU-Net's search for the trainer."""
+    options, course = ("-tr", "nnUNetTrainerSupervised"), COURSE | {"epochs": 1}
+    train(project, "plain", 1, *options, course=course)
+    with project.active("started"):
+        line = [sys.executable, "-m", "synfoc3d", "train", "501", "2d", "0", "-device", "cpu", "-num_gpus", "2"]
+        line += [*options, "--config", str(project.settings(**course))]
+        done = subprocess.run(line, env={**os.environ, "nnUNet_n_proc_DA": "2"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plain, started = (project.results(name, "nnUNetTrainerSupervised") for name in ("plain", "started"))
+    assert_close_trainings(plain, started, read_log)
 
 
 def test_training_goes_on_under_another_number_of_processes(project, whole, read_log):

@@ -2,14 +2,17 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from queue import Empty
+from types import ModuleType
 from typing import Any
 
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter, results_loop
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
+import synfoc3d.trainers
 from synfoc3d.errors import UserError
 
 LOOK_EVERY = 0.5  # seconds
@@ -56,8 +59,21 @@ def start_workers(loader: Any, processes: int, pin_memory: bool) -> Any:  # noqa
     """Run a loader in so many worker processes (0: in this one); they take turns, in the order of the batches."""
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)
+    _let_be_found(synfoc3d.trainers)
     loader.number_of_threads_in_multithreaded = processes
     return Workers(loader, processes, pin_memory)
+
+
+def _let_be_found(package: ModuleType) -> None:
+    """Put the modules of a package back among the loaded ones, where pickle looks for a class.
+
+    nnU-Net takes out what its search for a trainer has loaded. Loaded again, their classes would be others: a loader
+    could not be sent to a process that starts anew, as all do on macOS, and those of a process that was started so.
+    """
+    sys.modules.setdefault(package.__name__, package)
+    for member in list(vars(package).values()):
+        if isinstance(member, ModuleType) and member.__name__.startswith(f"{package.__name__}."):
+            _let_be_found(member)
 
 
 def next_batch(batches: Any) -> dict[str, Any]:  # noqa: ANN401 - either augmenter
