@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,9 +102,10 @@ def _train_as_rank(folder: str, arguments: Mapping[str, Any]) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
     try:
         train(**arguments)
-    except (UserError, OSError, RuntimeError) as error:
+    except Exception as error:
         sentence = str(error) if isinstance(error, UserError) else system_sentence(error)
         if sentence is None:
+            traceback.print_exc()  # here, as the launcher would print it nowhere
             raise
         Path(folder, os.environ["RANK"]).write_text(sentence, encoding="utf-8")
         if sentence == OTHER_ENDED:

@@ -235,6 +235,17 @@ def test_failed_process_says_why_for_all(project, capfd):
     assert len(latest["synfoc3d"]["unfinished_epoch"]) == 1
 
 
+def test_error_that_nobody_foresaw_is_shown(project, capfd):
+    def fail(self, *arguments):
+        return 1 / 0
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="1"):
+        patch.setattr(SemiSupervisedTrainer, "train_step", fail)
+        train(project, "unforeseen", 2)
+    said = capfd.readouterr().err
+    assert said.index("ZeroDivisionError: division by zero") < said.index("failed; its error is above.")
+
+
 def test_differing_networks_are_noticed_at_the_end_of_an_epoch(project, capfd):
     def disturb(self):
         if self.ranks.rank == 1:
