@@ -2,11 +2,9 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import tempfile
 from time import monotonic, sleep
 from types import SimpleNamespace
 
@@ -152,15 +150,17 @@ def test_two_processes_train_and_validate_as_one(whole, read_log):
         assert scores[1]["foreground_mean"] == pytest.approx(scores[0]["foreground_mean"], rel=1e-4)
 
 
-def test_spawned_processes_have_worker_processes(project, tmp_path):
-    """The command as a user calls it, in processes of its own: none of this file's shortcuts reaches them."""
-    copy = project.full_size(tmp_path)
-    course = COURSE | {"epochs": 1, "iterations_per_epoch": 1}
-    line = ["train", "501", "2d", "0", "-device", "cpu", "-num_gpus", "2", "--config", copy.settings(**course)]
-    with copy.active() as patch:
-        patch.setenv("nnUNet_n_proc_DA", "2")
-        subprocess.run([sys.executable, "-m", "synfoc3d", *line], check=True, timeout=300)
-    assert (copy.results() / "checkpoint_final.pth").is_file()
+def test_command_starts_processes_with_workers_that_train_as_one(project, read_log):
+    """Nothing is forked or made short: the processes, their workers and nnU-Net's search for the trainer."""
+    options, course = ("-tr", "nnUNetTrainerSupervised"), COURSE | {"epochs": 1}
+    train(project, "plain", 1, *options, course=course)
+    with project.active("started"):
+        line = [sys.executable, "-m", "synfoc3d", "train", "501", "2d", "0", "-device", "cpu", "-num_gpus", "2"]
+        line += [*options, "--config", str(project.settings(**course))]
+        done = subprocess.run(line, env={**os.environ, "nnUNet_n_proc_DA": "2"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    plain, started = (project.results(name, "nnUNetTrainerSupervised") for name in ("plain", "started"))
+    assert_close_trainings(plain, started, read_log)
 
 
 def test_training_goes_on_under_another_number_of_processes(project, whole, read_log):
@@ -243,18 +243,15 @@ def test_failed_process_says_why_for_all(project, capfd):
     assert len(latest["synfoc3d"]["unfinished_epoch"]) == 1
 
 
-def test_error_that_no_sentence_explains_is_shown(project, capfd, monkeypatch, tmp_path):
-    def fail(self, *_):
-        raise TypeError("nobody has thought of this")
+def test_error_that_nobody_foresaw_is_shown(project, capfd):
+    def fail(self, *arguments):
+        return 1 / 0
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit, match="1"):
-        patch.setattr(SemiSupervisedTrainer, "on_train_start", fail)
-        train(project, "unexplained", 2)
+        patch.setattr(SemiSupervisedTrainer, "train_step", fail)
+        train(project, "unforeseen", 2)
     said = capfd.readouterr().err
-    assert "TypeError: nobody has thought of this" in said
-    assert re.search(r"train: Process [01] of the 2 of this training failed; its error is above\.\n$", said)
-    assert not [*tmp_path.iterdir()]  # nothing of the launcher's stays
+    assert said.index("ZeroDivisionError: division by zero") < said.index("failed; its error is above.")
 
 
 def test_differing_networks_are_noticed_at_the_end_of_an_epoch(project, capfd):

@@ -183,7 +183,7 @@ class Patches(nnUNetDataLoader):
 
     def __init__(self, cases: nnUNetBaseDataset, part: Part, **options: Any) -> None:  # noqa: ANN401 - handed on
         super().__init__(cases, part.size, **options)
-        self.part = part
+        self.part = part._replace(group=None)  # a worker process, which sums nothing, cannot be sent a group
         self.key: tuple[int, ...] = ()
         self.get_do_oversample = self._begin_patch
 

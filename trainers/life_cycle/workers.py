@@ -1,18 +1,18 @@
 """The processes that make batches: they end with the training, and their death is told in a sentence."""
 
 import contextlib
-import multiprocessing
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from queue import Empty
+from types import ModuleType
 from typing import Any
 
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter, results_loop
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
+import synfoc3d.trainers
 from synfoc3d.errors import UserError
 
 LOOK_EVERY = 0.5  # seconds
@@ -30,9 +30,8 @@ class Workers(MultiThreadedAugmenter):
     """
 
     def __init__(self, loader: SlimDataLoaderBase, processes: int, pin_memory: bool) -> None:
-        with _started_as_usual():
-            super().__init__(loader, None, processes, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002)
-            self.restart()  # start them now, while this process holds little memory
+        super().__init__(loader, None, processes, num_cached_per_queue=2, pin_memory=pin_memory, wait_time=0.002)
+        self.restart()  # start them now, while this process holds little memory
         self.started = list(self._processes)
         self.thread = self.pin_memory_thread
 
@@ -61,28 +60,25 @@ class Workers(MultiThreadedAugmenter):
         return any(process.exitcode == KILLED for process in self.started)
 
 
-@contextmanager
-def _started_as_usual() -> Iterator[None]:
-    """Let processes start in this system's usual way, which a spawned process, as one of several that train, has not.
-
-    It would spawn them as well, and the loader cannot travel there: nnU-Net's search for a trainer takes its modules
-    out of python's list again, so that classes are not found by their names.
-    """
-    before = multiprocessing.get_start_method(allow_none=True)
-    usual, *_ = multiprocessing.get_all_start_methods()
-    multiprocessing.set_start_method(usual, force=True)
-    try:
-        yield
-    finally:
-        multiprocessing.set_start_method(before, force=True)
-
-
 def start_workers(loader: Any, processes: int, pin_memory: bool) -> Any:  # noqa: ANN401 - a loader, either augmenter
     """Run a loader in so many worker processes (0: in this one); they take turns, in the order of the batches."""
     if processes == 0:
         return SingleThreadedAugmenter(loader, None)
+    _let_be_found(synfoc3d.trainers)
     loader.number_of_threads_in_multithreaded = processes
     return Workers(loader, processes, pin_memory)
+
+
+def _let_be_found(package: ModuleType) -> None:
+    """Put the modules of a package back among the loaded ones, where pickle looks for a class.
+
+    nnU-Net takes out what its search for a trainer has loaded. Loaded again, their classes would be others: a loader
+    could not be sent to a process that starts anew, as all do on macOS, and those of a process that was started so.
+    """
+    sys.modules.setdefault(package.__name__, package)
+    for member in list(vars(package).values()):
+        if isinstance(member, ModuleType) and member.__name__.startswith(f"{package.__name__}."):
+            _let_be_found(member)
 
 
 def next_batch(batches: Any) -> dict[str, Any]:  # noqa: ANN401 - either augmenter

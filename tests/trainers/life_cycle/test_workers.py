@@ -1,15 +1,12 @@
 """The processes that make batches."""
 
-import multiprocessing
 import os
 import signal
-import threading
 
 import pytest
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
-from synfoc3d.errors import UserError
-from synfoc3d.trainers.life_cycle.workers import QuietThreads, Workers, end_workers, next_batch, start_workers
+from synfoc3d.trainers.life_cycle.workers import Workers, end_workers, next_batch, start_workers
 
 
 class Numbers(SlimDataLoaderBase):
@@ -32,48 +29,6 @@ def test_batches_come_in_order_whatever_the_number_of_processes(processes):
     assert [next_batch(batches)["number"] for _ in range(7)] == list(range(7))
     end_workers(batches, None)
     assert processes == 0 or not any(process.is_alive() for process in batches.started)
-
-
-def test_spawned_process_starts_them_as_any_other():
-    """One of several processes that train was spawned, and would spawn its own, where this loader cannot travel."""
-
-    class Local(Numbers):
-        pass
-
-    before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method("spawn", force=True)
-    try:
-        batches = start_workers(Local(), 2, False)
-        assert multiprocessing.get_start_method() == "spawn"
-    finally:
-        multiprocessing.set_start_method(before, force=True)
-    assert [next_batch(batches)["number"] for _ in range(5)] == list(range(5))
-    end_workers(batches)
-
-
-@pytest.mark.parametrize("size", [1, 2**22])  # a worker is most often killed in the middle of a large batch
-def test_killed_worker_is_told_in_a_sentence(size, capfd):
-    with QuietThreads():
-        batches = start_workers(Numbers(size), 2, False)
-        next_batch(batches)
-        os.kill(batches.started[1].pid, signal.SIGKILL)
-        with pytest.raises(UserError, match=r"was killed, .* memory ran out: continue with --c, and with fewer than 2"):
-            for _ in range(20):
-                next_batch(batches)
-        end_workers(batches)
-    assert "Traceback" not in "".join(capfd.readouterr())
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_only_threads_of_batches_are_quiet(monkeypatch):
-    told = []
-    monkeypatch.setattr(threading, "excepthook", lambda error: told.append(error.thread.name))
-    with QuietThreads():
-        for name in ("Thread-1 (results_loop)", "another"):
-            thread = threading.Thread(target=lambda: 1 / 0, name=name)
-            thread.start()
-            thread.join()
-    assert told == ["another"]
 
 
 def test_workers_ignore_the_keyboard():
