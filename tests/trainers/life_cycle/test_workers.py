@@ -2,11 +2,13 @@
 
 import os
 import signal
+import threading
 
 import pytest
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 
-from synfoc3d.trainers.life_cycle.workers import Workers, end_workers, next_batch, start_workers
+from synfoc3d.errors import UserError
+from synfoc3d.trainers.life_cycle.workers import QuietThreads, Workers, end_workers, next_batch, start_workers
 
 
 class Numbers(SlimDataLoaderBase):
@@ -29,6 +31,31 @@ def test_batches_come_in_order_whatever_the_number_of_processes(processes):
     assert [next_batch(batches)["number"] for _ in range(7)] == list(range(7))
     end_workers(batches, None)
     assert processes == 0 or not any(process.is_alive() for process in batches.started)
+
+
+@pytest.mark.parametrize("size", [1, 2**22])  # a worker is most often killed in the middle of a large batch
+def test_killed_worker_is_told_in_a_sentence(size, capfd):
+    with QuietThreads():
+        batches = start_workers(Numbers(size), 2, False)
+        next_batch(batches)
+        os.kill(batches.started[1].pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"was killed, .* memory ran out: continue with --c, and with fewer than 2"):
+            for _ in range(20):
+                next_batch(batches)
+        end_workers(batches)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_only_threads_of_batches_are_quiet(monkeypatch):
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda error: told.append(error.thread.name))
+    with QuietThreads():
+        for name in ("Thread-1 (results_loop)", "another"):
+            thread = threading.Thread(target=lambda: 1 / 0, name=name)
+            thread.start()
+            thread.join()
+    assert told == ["another"]
 
 
 def test_workers_ignore_the_keyboard():
