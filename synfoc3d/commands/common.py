@@ -136,8 +136,8 @@ def engine(args: argparse.Namespace, settings: "ClusterSettings | None" = None, 
     given = [option for option, value in of_local.items() if value is not None]
     if given and args.on != "local":
         raise UserError(
-            f"{' and '.join(given)} belong to --on local; what --on {args.on} gets, the keys gpus and parallel of the "
-            "cluster: section say."
+            f"{' and '.join(given)} can only be given with --on local; what --on {args.on} gets, the keys gpus and "
+            "parallel of the cluster: section say."
         )
     return choose_engine(args.on, cluster_settings(args, settings, **changes), gpus=args.gpus or (), jobs=args.jobs)
 

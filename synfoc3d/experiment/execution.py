@@ -54,7 +54,7 @@ def reopen(output: Path, device: str | None = None) -> Experiment:
     """
     output = output.absolute()
     if not (output / PLAN_FILE).is_file():
-        raise UserError(f"{output} holds no experiment: it has no {PLAN_FILE}, which a call without --run writes.")
+        raise UserError(f"{output} holds no experiment: no {PLAN_FILE}. A call without --status starts one.")
     plan = read_plan(str(output / PLAN_FILE))
     dataset = find_dataset(plan.dataset)
     data = resolve_data(plan, dataset, output, written=True)

@@ -247,7 +247,7 @@ def test_worker_is_told_model_and_prompt(asked):
     [
         (("--gpus", "0"), "--gpus need --on, which says where the cases are shared out."),
         (("--jobs", "2", "--cluster", "c.yaml"), "--jobs and --cluster need --on, which says"),
-        (("--on", "slurm", "--jobs", "2"), "--jobs belong to --on local; what --on slurm gets,"),
+        (("--on", "slurm", "--jobs", "2"), "--jobs can only be given with --on local; what --on slurm gets,"),
     ],
 )
 def test_options_without_their_engine_are_refused(trained, scans, tmp_path, capsys, line, sentence):

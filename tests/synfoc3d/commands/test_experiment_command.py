@@ -47,7 +47,7 @@ def test_status_is_read_from_the_folder_alone(project: Any, output: Path, capsys
 def test_status_of_no_experiment_is_refused(project: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="1"):
         call(project, "demo", "-o", tmp_path, "--status")
-    assert "holds no experiment: it has no plan.yaml" in capsys.readouterr().err
+    assert "holds no experiment: no plan.yaml. A call without --status starts one." in capsys.readouterr().err
 
 
 def test_one_run_is_done_with_the_device_and_ends_with_its_status(
@@ -121,7 +121,7 @@ def test_mistake_in_the_file_of_the_cluster_is_named(text: str | None, sentence:
     [
         (
             ["--on", "slurm", "--gpus", "0", "--jobs", "2"],
-            "--gpus and --jobs belong to --on local; what --on slurm gets",
+            "--gpus and --jobs can only be given with --on local; what --on slurm gets",
         ),
         (["--jobs", "0"], "--jobs must be at least 1, but is 0"),
         (["--expect", "x"], "--expect belongs to --run"),
