@@ -16,6 +16,7 @@ from synfoc3d.commands import examining, generating, learning, preparing, scorin
 from synfoc3d.commands.common import check_output
 from synfoc3d.engines.parent import end_with_parent
 from synfoc3d.errors import UserError, system_sentence
+from synfoc3d.forks import after_fork
 from synfoc3d.workers import check_worker_counts
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,7 @@ def _end_as_usual_in_forked_process() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
-    os.register_at_fork(after_in_child=_end_as_usual_in_forked_process)
+after_fork(_end_as_usual_in_forked_process, [signal.SIGTERM])
 
 
 @contextmanager

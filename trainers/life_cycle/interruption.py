@@ -1,12 +1,13 @@
 """SIGTERM and SIGINT during a training: they wait for the end of a step, so that it can be kept."""
 
-import os
 import signal
 import threading
 from collections.abc import Callable
 from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
+
+from synfoc3d.forks import after_fork
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 IMPATIENT = 1.0  # seconds after which a second interruption from the keyboard is meant as such
@@ -70,5 +71,4 @@ def _leave_to_parent() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing is forked
-    os.register_at_fork(after_in_child=_leave_to_parent)
+after_fork(_leave_to_parent, SIGNALS)
