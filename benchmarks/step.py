@@ -108,9 +108,10 @@ def serve(task: Task, turns: Connection) -> None:
     phases = Phases(trainer, task.device)
     with phases.of_step():
         one()
+    told = {"peak_MiB": round(memory), "phases": phases.rounded()}
     with FlopCounterMode(display=False) as counter:
         one()
-    turns.send({"peak_MiB": round(memory), "phases": phases.rounded(), "operations": counter.get_total_flops()})
+    turns.send(told | {"operations": counter.get_total_flops()})
 
 
 def largest_rate(task: Task) -> float:
