@@ -237,9 +237,11 @@ def test_terminated_caller_ends_in_order_and_with_its_own_status(
             timer.start()
 
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit) as ended, ending_on_sigterm():
-        RayEngine(settings).run({"a": one}, look)
-    signal.alarm(0)  # by which a process that cannot end in order would be killed
+    try:
+        with pytest.raises(SystemExit) as ended, ending_on_sigterm():
+            RayEngine(settings).run({"a": one}, look)
+    finally:
+        signal.alarm(0)  # by which a process that cannot end in order would be killed
     assert ended.value.code == 143
     assert [words[0] for words in told(one)] == ["begin", "saved"]
 
