@@ -77,7 +77,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale
     Returns:
         (W, heads, h w, c).
     """
-    if q.device.type != "cpu":
+    if q.is_cuda:
         return _attend_with_longer_vectors(q, k, v, rows, columns, scale)
     positions = (rows[..., :, None] + columns[..., None, :]).flatten(-2)
     # torch's fused attention on the CPU has no gradient for a bias, and is slower than its parts in bfloat16
