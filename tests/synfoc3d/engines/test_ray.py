@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from synfoc3d import __version__
+from synfoc3d.cli import ending_on_sigterm
 from synfoc3d.engines import parent
 from synfoc3d.engines.choose import choose_engine
 from synfoc3d.engines.processes import PATIENCE, Command
@@ -223,6 +225,25 @@ def test_interrupted_caller_lets_commands_save_and_says_how_to_go_on(
     ]
     lines = sorted(" ".join(words[0] for words in told(one)) for one in commands.values())
     assert lines == ["", "begin saved", "begin saved"]
+
+
+def test_terminated_caller_ends_in_order_and_with_its_own_status(
+    settings: ClusterSettings, command: Callable[..., Command]
+) -> None:
+    one = command("a", "wait", str(Path.cwd() / "goal"))
+
+    def look() -> None:
+        if begun(one) and not timer.is_alive():
+            timer.start()
+
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(SystemExit) as ended, ending_on_sigterm():
+            RayEngine(settings).run({"a": one}, look)
+    finally:
+        signal.alarm(0)  # by which a process that cannot end in order would be killed
+    assert ended.value.code == 143
+    assert [words[0] for words in told(one)] == ["begin", "saved"]
 
 
 def test_answer_to_sigterm_stays_the_caller_s(settings: ClusterSettings) -> None:
