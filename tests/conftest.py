@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from .shortcuts import (
 )
 
 os.environ.setdefault("nnUNet_def_n_proc", "1")  # read once, when nnU-Net is imported
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's job in the background would never be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # a forked worker hangs in its first parallel region if its parent had one
 
 DATASET = "501"
