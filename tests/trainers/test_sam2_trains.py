@@ -35,7 +35,8 @@ def settings_for(file):
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_synfoc_trains_adapters_prompt_free_tokens_and_decoder(project, weights, configuration):
     made = project.train("sam2", configuration=configuration, **settings_for(weights))
-    assert all(np.isfinite(value) for value in made.curves.rows[0].values() if isinstance(value, float))
+    # figures of pseudo-labels are NaN where a patch shows no structure
+    assert all(np.isfinite(value) for key, value in made.curves.rows[0].items() if key.startswith("loss"))
     student = made.students["foundation"].network
     before = dict(student.named_parameters())
     base = torch.load(weights)["model"]

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -135,31 +136,30 @@ def test_lock_on_a_file_system_without_links(file: Path, monkeypatch: pytest.Mon
     assert not list(file.parent.iterdir())
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """Files can be made but not written, as on a disk without room."""
+    """Files can be made but not written, as on a disk without room; neither can pytest's own output."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_lock_that_a_full_disk_does_not_take_leaves_nothing(file: Path, full_disk: None) -> None:
-    with pytest.raises(OSError), Lock(file, "trains").held():
+def test_lock_that_a_full_disk_does_not_take_leaves_nothing(file: Path) -> None:
+    with full_disk(), pytest.raises(OSError), Lock(file, "trains").held():
         pass
     assert not list(file.parent.iterdir())
 
 
-def test_second_name_that_a_full_disk_does_not_take_leaves_nothing(
-    file: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_name_that_a_full_disk_does_not_take_leaves_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise PermissionError("Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
     file.write_text("mine")
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match="too large"):
+    with full_disk(), pytest.raises(OSError, match="too large"):
         locks.linked(file, file.with_name("claim"))
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
