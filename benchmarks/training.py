@@ -146,7 +146,7 @@ def batch_of(task: Task, trainer: Any) -> Mapping[str, Tensor]:  # noqa: ANN401
 
 def step(trainer: Any, task: Task, batch: Mapping[str, Tensor]) -> None:  # noqa: ANN401
     """Take one step, and wait for its end."""
-    with separate_calls() if task.plain else separate_calls(False):
+    with separate_calls(task.plain):
         take_step(trainer, dict(batch))
     trainer.step += 1
     if task.device == "cuda":
@@ -176,7 +176,7 @@ def published_block(ours: ViTBlock) -> Block:
 
 
 @contextmanager
-def separate_calls(really: bool = True) -> Iterator[None]:
+def separate_calls(really: bool) -> Iterator[None]:
     """Show a student the halves of a batch one after the other."""
     before = mixing.together
     if really:
