@@ -29,6 +29,7 @@ class Adapter(nn.Module):
     """
 
     folded: torch.Tensor | None
+    keeps_casts = True  # the base's weights are converted for mixed precision once, not in every pass
 
     def __init__(self, base: Projection | nn.ConvTranspose2d) -> None:
         super().__init__()
@@ -42,11 +43,17 @@ class Adapter(nn.Module):
     def with_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Do what the base would do with another weight."""
         project = F.conv2d if isinstance(self.base, nn.Conv2d) else F.linear
-        return project(x, weight, None if self.base.bias is None else as_autocast_would(self.base.bias))
+        return project(x, weight, self.bias())
+
+    def bias(self) -> torch.Tensor | None:
+        """Return the base's bias, in the format of mixed precision where its copy is kept."""
+        bias = self.base.bias
+        return as_autocast_would(bias) if bias is not None and self.keeps_casts else bias
 
     def uncorrected(self, x: torch.Tensor) -> torch.Tensor:
         """Do what the base does."""
-        return self.with_weight(x, as_autocast_would(self.base.weight))
+        weight = self.base.weight
+        return self.with_weight(x, as_autocast_would(weight) if self.keeps_casts else weight)
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the base's output and add the correction."""

@@ -35,6 +35,13 @@ class ViTBlock(nn.Module):
             places = torch.arange(length)
             self.register_buffer(f"apart_{axis}", places[:, None] - places + length - 1, persistent=False)
 
+    def published(self) -> Block:
+        """Return segment-anything's block with the same parts."""
+        with torch.device("meta"):  # parts of its own, which are thrown away, draw no random numbers there
+            block = Block(self.norm1.normalized_shape[0], self.attn.num_heads, window_size=self.window_size)
+        block.norm1, block.attn, block.norm2, block.mlp = self.norm1, self.attn, self.norm2, self.mlp
+        return block
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (N, h, w, E) to tokens."""
         tokens = tokens + project(self.attn.proj, self._attend(self.norm1(tokens)))
