@@ -182,7 +182,7 @@ class SpeedSettings(Section):
             is segment-anything's own block.
         joint_calls: a student of SynFoC sees labeled and mixed samples in one call, unless it has batch norms.
         shared_teachers: teachers share the frozen weights of their students.
-        kept_casts: mixed precision converts the frozen weights of adapted layers once, not in every pass.
+        kept_casts: mixed precision converts frozen weights once, not in every pass.
         merged_adapters: ECT folds the adapters of a decoder into its weights for a walk through a volume.
     """
 

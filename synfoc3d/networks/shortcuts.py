@@ -16,7 +16,7 @@ def leave_out(networks: nn.Module, speed: SpeedSettings) -> None:
         speed: which ones to take; those that are no network's own are not read here.
     """
     for module in list(networks.modules()):
-        if isinstance(module, Adapter):
+        if isinstance(module, Adapter | ViTBlock):
             module.keeps_casts = speed.kept_casts
         if isinstance(module, PropagatingFoundation):
             module.merges_adapters = speed.merged_adapters

@@ -25,6 +25,8 @@ class ViTBlock(nn.Module):
         published: whose parts it takes.
     """
 
+    keeps_casts = True  # frozen weights are converted for mixed precision once, not in every pass
+
     def __init__(self, published: Block) -> None:
         super().__init__()
         self.norm1, self.attn = published.norm1, published.attn
@@ -44,9 +46,12 @@ class ViTBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (N, h, w, E) to tokens."""
-        tokens = tokens + project(self.attn.proj, self._attend(self.norm1(tokens)))
-        hidden = self.mlp.act(project(self.mlp.lin1, self.norm2(tokens)))
-        return tokens + project(self.mlp.lin2, hidden)
+        tokens = tokens + self._project(self.attn.proj, self._attend(self.norm1(tokens)))
+        hidden = self.mlp.act(self._project(self.mlp.lin1, self.norm2(tokens)))
+        return tokens + self._project(self.mlp.lin2, hidden)
+
+    def _project(self, layer: nn.Module, tokens: Tensor) -> Tensor:
+        return project(layer, tokens) if self.keeps_casts else layer(tokens)
 
     def _window_shape(self) -> tuple[int, int]:
         return len(self.attn.rel_pos_h) // 2 + 1, len(self.attn.rel_pos_w) // 2 + 1

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from synfoc3d.networks.lora import LoRALayer, LoRAQKV
-from synfoc3d.networks.low_precision import as_autocast_would
+from synfoc3d.networks.low_precision import as_autocast_would, project
 
 LAYERS = {
     "linear": (LoRALayer, nn.Linear(6, 9), (4, 6)),
@@ -50,6 +50,30 @@ def test_weights_are_converted_once(mixed_precision: None) -> None:
             layer(x)
         counts.append(conversions.count)
     assert counts[0] == counts[1] + 2  # weight and bias
+
+
+def test_tokens_of_several_products_are_converted_once(mixed_precision: None) -> None:
+    layer, tokens = LoRAQKV(nn.Linear(6, 9), rank=2), torch.randn(4, 6)
+    layer(tokens)
+    with Conversions() as conversions:
+        layer(tokens)
+    assert conversions.count == 3  # the tokens, and what trains: A and B
+
+
+def test_frozen_layer_is_converted_once(mixed_precision: None) -> None:
+    layer, x = nn.Linear(6, 9).requires_grad_(False), torch.randn(4, 6)
+    assert torch.equal(project(layer, x), layer(x))
+    with Conversions() as conversions:
+        project(layer, x)
+    assert conversions.count == 1  # x
+
+
+def test_layer_that_trains_gets_its_gradient(mixed_precision: None) -> None:
+    layer = nn.Linear(6, 9)
+    for _ in range(2):
+        layer.zero_grad()
+        project(layer, torch.ones(4, 6)).sum().backward()
+        assert torch.equal(layer.weight.grad, torch.full((9, 6), 4.0))
 
 
 def test_teacher_shares_the_copy(mixed_precision: None) -> None:
