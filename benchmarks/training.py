@@ -158,13 +158,18 @@ def step(trainer: Any, task: Task, batch: Mapping[str, Tensor]) -> None:  # noqa
 
 def make_plain(method: Method) -> None:
     """Give a method segment-anything's blocks, and teachers that share nothing with their students, in place."""
-    for parent in list(method.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, ViTBlock):
-                setattr(parent, name, published_block(child))
+    plain_blocks(method)
     for name, student in method.students().items():
         if hasattr(method, f"{name}_teacher"):
             setattr(method, f"{name}_teacher", copy.deepcopy(student).requires_grad_(False))
+
+
+def plain_blocks(module: nn.Module) -> None:
+    """Give all foundation networks of a module segment-anything's blocks, in place."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ViTBlock):
+                setattr(parent, name, published_block(child))
 
 
 def published_block(ours: ViTBlock) -> Block:
