@@ -93,10 +93,20 @@ def _held_now() -> float:
 def _peak() -> float:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
-    return _of_process("VmHWM")  # getrusage's is never below what the parent held when it started the process
+    return host_peak()
 
 
 def _of_process(entry: str) -> float:
     """Return a line of Linux's account of this process's memory, in MiB."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")) / 1024
+
+
+def host_peak() -> float:
+    """Return the most memory in MiB that this process has held, of Linux's count, on the host."""
+    return _of_process("VmHWM")  # getrusage's is never below what the parent held when it started the process
+
+
+def forget_host_peak() -> None:
+    """Count the host's peak of this process from here on."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
