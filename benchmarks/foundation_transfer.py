@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from synfoc3d.config import FoundationOptimizerSettings
 from synfoc3d.files.volumes import list_images, list_labels, read_scan
 from synfoc3d.losses.label_space import Classes, Target
 from synfoc3d.losses.segmentation import segmentation_loss
@@ -44,6 +43,7 @@ from synfoc3d.networks.precision import autocast
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.known import find_checkpoint, known_network
 from synfoc3d.networks.weights.loading import load_checkpoint
+from synfoc3d.optimizer_settings import FoundationOptimizerSettings
 from synfoc3d.pretraining.prompts import tight_boxes
 
 ARMS = ("random-compact:full:3e-4", "compact:qkv4:1e-3", "lite_medsam:qkv8:1e-3", "lite_medsam:full:1e-3/3e-4")

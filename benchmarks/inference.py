@@ -30,12 +30,14 @@ from plans import model_info
 from timm.models.tiny_vit import Attention as TinyViTAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training import plain_blocks, unet
+from training import PLAIN, unet
 from turns import Measured, spread, take_turns
 
+from synfoc3d.config import SpeedSettings
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.intensity import intensity_range, to_unit
 from synfoc3d.networks.lora import merge, prepare_for_training
+from synfoc3d.networks.shortcuts import leave_out
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.weights.known import known_network
 from synfoc3d.nnunet.prediction import CasePredictor
@@ -152,8 +154,8 @@ def foundation_network(task: Task) -> SlicewiseFoundation:
 
 
 def make_plain(network: SlicewiseFoundation) -> SlicewiseFoundation:
-    """Give a foundation network segment-anything's blocks, or timm's with their attention written out, in place."""
-    plain_blocks(network)
+    """Let a foundation network take no shortcut of ours, and a TinyViT write its attention out, in place."""
+    leave_out(network, SpeedSettings(**PLAIN))
     for module in network.modules():
         if isinstance(module, TinyViTAttention):
             module.fused_attn = False

@@ -1,21 +1,17 @@
 """A training on random data for measurements of its step: as a trainer makes it, or plain."""
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from segment_anything.modeling.image_encoder import Block
 from torch import Tensor, nn
 
-from synfoc3d.config import RANDOM, resolve
+from synfoc3d.config import RANDOM, SpeedSettings, resolve
 from synfoc3d.losses.label_space import Classes
 from synfoc3d.losses.segmentation import segmentation_loss
-from synfoc3d.methods import mixing
 from synfoc3d.methods.acmt import ACMT
 from synfoc3d.methods.augmentation import strong_view
 from synfoc3d.methods.base import Builder, Method, full_resolution
@@ -30,8 +26,8 @@ from synfoc3d.methods.synfoc import SynFoC
 from synfoc3d.methods.synfoc_base import SynFoCBase
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import arranged, build_foundation
-from synfoc3d.networks.encoders.vit_block import ViTBlock
 from synfoc3d.networks.optimizers import make_optimizer
+from synfoc3d.networks.shortcuts import leave_out
 from synfoc3d.nnunet.ranks import Ranks
 from synfoc3d.trainers.life_cycle.steps import take_step
 
@@ -39,6 +35,9 @@ METHODS: dict[str, type[Method]] = {
     m.__name__: m
     for m in (Supervised, MeanTeacher, SelfTraining, ACMT, MagicNet, SynFoC, SynFoCBase, CFRFineTuning, CFR, ECT)
 }
+
+PLAIN = dict.fromkeys(SpeedSettings.model_fields, False)
+"""Settings ``speed`` without any shortcut."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,7 @@ class Task:
         checkpointing: recompute its blocks.
         device: ``cpu``, ``cuda`` or ``mps``.
         precision: of the settings.
-        plain: measure the step as one would first write it: segment-anything's attention, teachers as full copies, a
-            call of a student for each half of the batch.
+        plain: measure the step as one would first write it, without all that the settings ``speed`` switch.
     """
 
     method: str = "SynFoC"
@@ -99,7 +97,8 @@ def training(task: Task, ranks: Ranks | None = None) -> Any:  # noqa: ANN401 - w
         given |= {"full_finetune": False} if task.checkpoint == RANDOM else {}  # random weights would train as a whole
     own = {"window": task.window} if "window" in kind.Settings.model_fields else {}
     own |= {"network": task.network} if task.network else {}
-    settings = resolve({"foundation": given, "method": own, "precision": task.precision}, kind.Settings)
+    tree = {"foundation": given, "method": own, "precision": task.precision, "speed": PLAIN if task.plain else {}}
+    settings = resolve(tree, kind.Settings)
     foundation, labels = arranged(settings.foundation, kind.arrangement, task.patch), Classes(task.classes)
 
     def network() -> Arrangement:
@@ -113,11 +112,10 @@ def training(task: Task, ranks: Ranks | None = None) -> Any:  # noqa: ANN401 - w
         lambda weak, bounds: strong_view(weak, bounds, settings.augmentation, shown=task.patch[-2:]),
         task.patch,
         lambda *_: network().requires_grad_(False).eval(),
+        settings.speed,
     )
-    method = kind(settings.method, build)
-    if task.plain:
-        make_plain(method)
-    method.to(device)
+    method = kind(settings.method, build).to(device)
+    leave_out(method, settings.speed)
     trained = {**method.students(), **method.auxiliaries()}
     of_network = {
         name: settings.optimizers.foundation if isinstance(part, Arrangement) else settings.optimizers.conventional
@@ -146,55 +144,10 @@ def batch_of(task: Task, trainer: Any) -> Mapping[str, Tensor]:  # noqa: ANN401
 
 def step(trainer: Any, task: Task, batch: Mapping[str, Tensor]) -> None:  # noqa: ANN401
     """Take one step, and wait for its end."""
-    with separate_calls(task.plain):
-        take_step(trainer, dict(batch))
+    take_step(trainer, dict(batch))
     trainer.step += 1
     if task.device == "cuda":
         torch.cuda.synchronize()
-
-
-# --- the plain variant ------------------------------------------------------------------------------------------------
-
-
-def make_plain(method: Method) -> None:
-    """Give a method segment-anything's blocks, and teachers that share nothing with their students, in place."""
-    plain_blocks(method)
-    for name, student in method.students().items():
-        if hasattr(method, f"{name}_teacher"):
-            setattr(method, f"{name}_teacher", copy.deepcopy(student).requires_grad_(False))
-
-
-def plain_blocks(module: nn.Module) -> None:
-    """Give all foundation networks of a module segment-anything's blocks, in place."""
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, ViTBlock):
-                setattr(parent, name, published_block(child))
-
-
-def published_block(ours: ViTBlock) -> Block:
-    """Return segment-anything's block with the parts of ours."""
-    width = ours.norm1.normalized_shape[0]
-    block = Block(width, ours.attn.num_heads, window_size=ours.window_size)
-    block.norm1, block.attn, block.norm2, block.mlp = ours.norm1, ours.attn, ours.norm2, ours.mlp
-    return block
-
-
-@contextmanager
-def separate_calls(really: bool) -> Iterator[None]:
-    """Show a student the halves of a batch one after the other."""
-    before = mixing.together
-    if really:
-        mixing.together = one_by_one
-    try:
-        yield
-    finally:
-        mixing.together = before
-
-
-def one_by_one(network: nn.Module, batches: Sequence[Tensor]) -> list[mixing.Output]:
-    """Show several batches to a network in a call each."""
-    return [network(batch) for batch in batches]
 
 
 def variants(task: Task) -> dict[str, Task]:

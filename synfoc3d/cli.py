@@ -14,7 +14,7 @@ from typing import NoReturn
 from synfoc3d import __version__
 from synfoc3d.commands import examining, generating, learning, preparing, scoring, segmenting, sharing
 from synfoc3d.commands.common import check_output
-from synfoc3d.engines.parent import end_with_parent
+from synfoc3d.engines.parent import end_after_caller
 from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.forks import after_fork
 from synfoc3d.workers import check_worker_counts
@@ -27,7 +27,7 @@ PATIENCE = 20  # seconds from SIGTERM to the end of a process that cannot end in
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; exits with 0 when the job is done, 1 after a failure, 2 for wrong usage."""
     args = _parser().parse_args(arguments)
-    end_with_parent()
+    end_after_caller()
     # nnU-Net imports all of its trainers to find one, and a library of one of them warns about itself
     warnings.filterwarnings("ignore", message=r".*torch\.jit\.interface")
     # nnU-Net starts 8 processes where it is not told otherwise, far too many for a laptop

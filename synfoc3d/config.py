@@ -22,12 +22,12 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     field_validator,
-    model_validator,
 )
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.home import expand_home
 from synfoc3d.files.yaml_files import Kind, is_yaml_file, parse_yaml, preset_texts, read_yaml
+from synfoc3d.optimizer_settings import Optimizers
 from synfoc3d.sections import (
     LARGEST_IMAGE,
     AtLeastOne,
@@ -38,7 +38,6 @@ from synfoc3d.sections import (
     FoundationName,
     Interval,
     NonNegative,
-    Positive,
     Section,
     Seed,
     merge,
@@ -52,7 +51,6 @@ EXTENDS = "extends"  # key of a settings file that names the one it builds on
 SETTINGS_KIND = Kind("settings file", "preset", "a mapping of settings")
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Schedule = Literal["constant", "poly", "poly_step"]
 LoRATargets = Literal["qkv", "attention", "all"]
 ArrangementName = Literal["slices", "canvas", "propagation"]
 
@@ -159,71 +157,6 @@ class ConventionalSettings(Section):
     deep_supervision: bool = True
 
 
-class OptimizerSettings(Section):
-    """One network's optimizer.
-
-    Attributes:
-        name: the optimizer.
-        lr: initial learning rate.
-        weight_decay: decoupled for ``adamw``, otherwise an L2 penalty.
-        momentum: of ``sgd``.
-        nesterov: of ``sgd``; needs a momentum above 0.
-        schedule: how the learning rate falls: ``poly`` with every epoch, as in nnU-Net, ``poly_step`` with every step,
-            as in SAMed; see :func:`synfoc3d.networks.optimizers.learning_rate`.
-        warmup: steps in which the learning rate first rises.
-        gradient_norm: gradients of the network are scaled down to this L2 norm where theirs is larger; None never.
-    """
-
-    name: Literal["sgd", "adam", "adamw"]
-    lr: Positive
-    weight_decay: NonNegative = 0.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    nesterov: bool = False
-    schedule: Schedule = "constant"
-    warmup: Count = 0
-    gradient_norm: Positive | None = 12.0
-
-    @model_validator(mode="after")
-    def _nesterov_has_momentum(self) -> OptimizerSettings:
-        if self.name == "sgd" and self.nesterov and not self.momentum:
-            raise ValueError("nesterov=true needs a momentum above 0, but momentum is 0")
-        return self
-
-
-class FoundationOptimizerSettings(OptimizerSettings):
-    """The foundation network's optimizer.
-
-    Attributes:
-        encoder_lr: initial learning rate of what trains in the image encoder; None is ``lr``.
-    """
-
-    encoder_lr: Positive | None = None
-
-
-class Optimizers(Section):
-    """One optimizer per kind of network."""
-
-    conventional: OptimizerSettings = OptimizerSettings(
-        name="sgd", lr=1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True, schedule="poly"
-    )
-    foundation: FoundationOptimizerSettings = FoundationOptimizerSettings(
-        name="adamw", lr=1e-3, weight_decay=0.1, schedule="poly"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _complete(cls, given: Any) -> Any:  # noqa: ANN401 - pydantic hands over whatever was given
-        """Let a partial optimizer keep the default's other values, unless it names another optimizer."""
-        if not isinstance(given, Mapping):
-            return given
-        complete = dict(given)
-        for kind, partial in given.items():
-            default = cls.model_fields[kind].default if kind in cls.model_fields else None
-            if isinstance(partial, Mapping) and default and partial.get("name", default.name) == default.name:
-                complete[kind] = {**default.model_dump(), **partial}
-        return complete
-
-
 class AugmentationSettings(Section):
     """Weak and strong views.
 
@@ -239,6 +172,25 @@ class AugmentationSettings(Section):
     contrast: Interval = (0.1, 2.0)
     blur: Interval = (0.1, 2.0)
     labeled_intensity: bool = False
+
+
+class SpeedSettings(Section):
+    """Shortcuts of a training step: without one it takes more time or memory, and its results differ by rounding alone.
+
+    Attributes:
+        attention: SAM's ViTs attend without filled-up windows, see :mod:`synfoc3d.networks.encoders.vit_block`; false
+            is segment-anything's own block.
+        joint_calls: a student of SynFoC sees labeled and mixed samples in one call, unless it has batch norms.
+        shared_teachers: teachers share the frozen weights of their students.
+        kept_casts: mixed precision converts the frozen weights of adapted layers once, not in every pass.
+        merged_adapters: ECT folds the adapters of a decoder into its weights for a walk through a volume.
+    """
+
+    attention: bool = True
+    joint_calls: bool = True
+    shared_teachers: bool = True
+    kept_casts: bool = True
+    merged_adapters: bool = True
 
 
 class Settings(Section):
@@ -266,6 +218,7 @@ class Settings(Section):
     conventional: ConventionalSettings = ConventionalSettings()
     optimizers: Optimizers = Optimizers()
     augmentation: AugmentationSettings = AugmentationSettings()
+    speed: SpeedSettings = SpeedSettings()
 
 
 def resolve(

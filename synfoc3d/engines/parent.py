@@ -9,7 +9,7 @@ PARENT = "SYNFOC3D_PARENT"  # number of the process that started this one
 LOOK_EVERY = 1.0  # seconds
 
 
-def end_with_parent() -> None:
+def end_after_caller() -> None:
     """Ask this process to end, as SIGTERM does, once the process that started it has ended.
 
     Whoever kills a process without warning would leave what it started at work, and that would be in the way of the

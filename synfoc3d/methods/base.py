@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from synfoc3d.config import ArrangementName, MethodSettings
+from synfoc3d.config import ArrangementName, MethodSettings, SpeedSettings
 from synfoc3d.losses.label_space import LabelSpace, Target
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.intensity import to_unit
@@ -128,6 +128,7 @@ class Builder:
         patch_size: ([D,] H, W) of every patch, in voxels.
         trained: gives the frozen foundation network of a finished training of the same data, by the name of its trainer
             and its checkpoint; None is where nnU-Net puts it.
+        speed: which shortcuts to take; those within the networks are no concern of the method.
     """
 
     labels: LabelSpace
@@ -137,6 +138,7 @@ class Builder:
     strong_view: Callable[[Tensor, Tensor], Tensor]
     patch_size: tuple[int, ...]
     trained: Callable[[str, str | None], Arrangement] = _nothing_trained
+    speed: SpeedSettings = SpeedSettings()
 
 
 class Method(nn.Module):
@@ -205,9 +207,14 @@ def full_resolution(output: Tensor | list[Tensor]) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-def teacher_of(student: nn.Module) -> nn.Module:
-    """Make an EMA teacher that shares the student's frozen weights and leaves out the auxiliary outputs."""
-    teacher = make_teacher(student)
+def teacher_of(student: nn.Module, shared: bool = True) -> nn.Module:
+    """Make an EMA teacher that shares the student's frozen weights and leaves out the auxiliary outputs.
+
+    Args:
+        student: the network.
+        shared: false copies its frozen weights, as the setting ``speed.shared_teachers`` says.
+    """
+    teacher = make_teacher(student, shared)
     if hasattr(teacher, "decoder") and hasattr(teacher.decoder, "deep_supervision"):
         teacher.decoder.deep_supervision = False
     return teacher

@@ -10,7 +10,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
-from synfoc3d.config import AugmentationSettings, FoundationOptimizerSettings, MethodSettings, Optimizers
+from synfoc3d.config import AugmentationSettings, MethodSettings
 from synfoc3d.losses.label_space import Target
 from synfoc3d.losses.prompted import focal_loss, mask_dice_loss
 from synfoc3d.losses.rampup import gaussian_rampup
@@ -20,6 +20,7 @@ from synfoc3d.networks.in_plane import depth, in_plane_size, majority, resize_in
 from synfoc3d.networks.intensity import to_unit
 from synfoc3d.networks.prompts import start_among
 from synfoc3d.networks.propagation import Chain, PropagatingFoundation
+from synfoc3d.optimizer_settings import FoundationOptimizerSettings, Optimizers
 from synfoc3d.sections import Count, Interval, NonNegative, Section
 from synfoc3d.shared_batch import mean, own_volume, whole
 

@@ -74,7 +74,13 @@ class Mixed(NamedTuple):
 
 
 class Side(Protocol):
-    """One kind of network in a step with mixed samples."""
+    """One kind of network in a step with mixed samples.
+
+    Attributes:
+        joint_calls: a student sees labeled and mixed samples in one call where that changes nothing.
+    """
+
+    joint_calls: bool
 
     def slices(self, window: Window) -> Window:
         """Return the slices that this kind of network works on, where the foundation network has this window."""
@@ -104,6 +110,7 @@ class ConventionalSide:
 
     def __init__(self, build: Builder) -> None:
         self.build = build
+        self.joint_calls = build.speed.joint_calls
 
     def slices(self, window: Window) -> Window:
         """Keep them all."""
@@ -139,6 +146,7 @@ class FoundationSide:
 
     def __init__(self, build: Builder) -> None:
         self.labels = build.labels
+        self.joint_calls = build.speed.joint_calls
 
     def slices(self, window: Window) -> Window:
         """Keep those of the window."""
@@ -184,7 +192,7 @@ def learn(
         Its part of L_x (scalar), and its answers to the mixed samples.
     """
     shown = [side.labeled(labeled, window), *(side.mixed(labeled, unlabeled, box, window) for box in boxes)]
-    of_labeled, *of_mixed = together(student, shown)
+    of_labeled, *of_mixed = together(student, shown) if side.joint_calls else [student(images) for images in shown]
     answers = [side.answer(output, labeled, box, window) for output, box in zip(of_mixed, boxes, strict=True)]
     return side.supervised(of_labeled, labeled, window), answers
 

@@ -103,7 +103,8 @@ class SynFoC(Method):
         self.settings = settings
         self.structures = settings.structures or build.labels.structures
         self.conventional, self.foundation = build.conventional(), build.foundation()
-        self.conventional_teacher, self.foundation_teacher = teacher_of(self.conventional), teacher_of(self.foundation)
+        self.conventional_teacher = teacher_of(self.conventional)
+        self.foundation_teacher = teacher_of(self.foundation, build.speed.shared_teachers)
         self.on_n, self.on_f = ConventionalSide(build), FoundationSide(build)
 
     def students(self) -> Mapping[str, nn.Module]:

@@ -61,7 +61,7 @@ class SynFoCBase(Method):
         self.side: Side = ConventionalSide(build) if conventional else FoundationSide(build)
         student = build.conventional() if conventional else build.foundation()
         self.add_module(settings.network, student)
-        self.add_module(f"{settings.network}_teacher", teacher_of(student))
+        self.add_module(f"{settings.network}_teacher", teacher_of(student, build.speed.shared_teachers))
 
     @property
     def student(self) -> nn.Module:

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from synfoc3d.errors import UserError
 from synfoc3d.networks.lora import Adapter, LoRALayer
-from synfoc3d.networks.low_precision import as_autocast_would
 
 Pair = tuple[int, int]
 SCALE = 2.0
@@ -49,8 +48,7 @@ class LoRATransposed(Adapter):
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
         """Upsample with another weight."""
-        bias = None if self.base.bias is None else as_autocast_would(self.base.bias)
-        return F.conv_transpose2d(x, weight, bias, self.base.stride)
+        return F.conv_transpose2d(x, weight, self.bias(), self.base.stride)
 
 
 def adapted_copy(decoder: nn.Module, rank: int) -> nn.Module:

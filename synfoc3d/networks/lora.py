@@ -13,7 +13,7 @@ from synfoc3d.config import LoRATargets
 from synfoc3d.errors import UserError
 from synfoc3d.networks.encoders.base import Encoder, Site
 from synfoc3d.networks.foundation import FoundationNetwork
-from synfoc3d.networks.low_precision import as_autocast_would
+from synfoc3d.networks.low_precision import as_autocast_would, in_format_of_autocast
 
 Projection = nn.Linear | nn.Conv2d
 
@@ -29,6 +29,7 @@ class Adapter(nn.Module):
     """
 
     folded: torch.Tensor | None
+    keeps_casts = True  # the base's weights are converted for mixed precision once, not in every pass
 
     def __init__(self, base: Projection | nn.ConvTranspose2d) -> None:
         super().__init__()
@@ -42,11 +43,17 @@ class Adapter(nn.Module):
     def with_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Do what the base would do with another weight."""
         project = F.conv2d if isinstance(self.base, nn.Conv2d) else F.linear
-        return project(x, weight, None if self.base.bias is None else as_autocast_would(self.base.bias))
+        return project(x, weight, self.bias())
+
+    def bias(self) -> torch.Tensor | None:
+        """Return the base's bias, in the format of mixed precision where its copy is kept."""
+        bias = self.base.bias
+        return as_autocast_would(bias) if bias is not None and self.keeps_casts else bias
 
     def uncorrected(self, x: torch.Tensor) -> torch.Tensor:
         """Do what the base does."""
-        return self.with_weight(x, as_autocast_would(self.base.weight))
+        weight = self.base.weight
+        return self.with_weight(x, as_autocast_would(weight) if self.keeps_casts else weight)
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the base's output and add the correction."""
@@ -88,11 +95,21 @@ class LoRAQKV(Adapter):
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
         """Project tokens (..., i) to (..., 3 d)."""
+        x = in_format_of_autocast(x)  # once for both products
+        low = F.linear(x, torch.cat([self.a_q.weight, self.a_v.weight]))
         qkv = self.uncorrected(x)
-        grouped = qkv.unflatten(-1, (self.groups, 3, -1))
-        grouped[..., 0, :] += self.b_q(self.a_q(x)).unflatten(-1, (self.groups, -1))
-        grouped[..., 2, :] += self.b_v(self.a_v(x)).unflatten(-1, (self.groups, -1))
-        return qkv
+        # added while the product is computed; a view in which q and v are added by themselves is copied several times
+        up = self._up().to(qkv.dtype)
+        added = torch.addmm(qkv.reshape(-1, len(up)), low.reshape(-1, up.shape[1]), up.t())
+        return added.view_as(qkv)
+
+    def _up(self) -> torch.Tensor:
+        """Return B of q and of v as one matrix (3 d, 2 rank), whose rows for k are zero."""
+        to_q, to_v = (up.weight.unflatten(0, (self.groups, -1)) for up in (self.b_q, self.b_v))
+        nothing = torch.zeros_like(to_q)
+        from_q = torch.stack([to_q, nothing, nothing], 1)
+        from_v = torch.stack([nothing, nothing, to_v], 1)
+        return torch.cat([from_q, from_v], -1).flatten(0, 2)
 
     def corrected_weight(self) -> torch.Tensor:
         """Return the (3 d, i) weight."""

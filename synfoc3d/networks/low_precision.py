@@ -1,7 +1,8 @@
-"""Frozen weights in the number format of mixed precision, converted once instead of in every pass."""
+"""Mixed precision without conversions that are not needed: frozen weights once, values of several layers once."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _copies = WeakTensorKeyDictionary()  # of each weight: its version, and the copy; student and teacher share weights
@@ -25,3 +26,19 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
             copy = frozen.detach().to(kind)
         _copies[frozen] = frozen._version, copy
     return copy
+
+
+def in_format_of_autocast(values: Tensor) -> Tensor:
+    """Return what several layers take as each of them would convert it under autocast, which does it for each anew."""
+    device = values.device.type
+    if values.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return values
+    return values.to(torch.get_autocast_dtype(device))
+
+
+def project(layer: nn.Module, values: Tensor) -> Tensor:
+    """Do what a layer does; a frozen linear one with weights that are converted once."""
+    if type(layer) is not nn.Linear or layer.weight.requires_grad:
+        return layer(values)  # type: ignore[no-any-return]
+    bias = None if layer.bias is None else as_autocast_would(layer.bias)
+    return F.linear(values, as_autocast_would(layer.weight), bias)

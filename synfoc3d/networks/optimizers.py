@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from synfoc3d.config import FoundationOptimizerSettings, OptimizerSettings
 from synfoc3d.errors import UserError
+from synfoc3d.optimizer_settings import FoundationOptimizerSettings, OptimizerSettings
 
 EXPONENT = 0.9  # of both polynomial schedules
 SCALE = "scale"  # entry of a group of parameters: its learning rate over that of the settings

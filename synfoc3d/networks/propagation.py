@@ -7,6 +7,7 @@ the way from there. The image encoder is frozen and sees every slice once, whate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +69,7 @@ class PropagatingFoundation(SlicewiseFoundation):
 
     independent_slices = False
     takes_prompts = True
+    merges_adapters = True  # folds the decoder's adapters into its weights once for a whole walk
     network: FoundationNetwork
 
     def __init__(
@@ -199,7 +201,7 @@ class PropagatingFoundation(SlicewiseFoundation):
         """
         if not chains:
             return torch.zeros(0, slices, self.network.mask_side, self.network.mask_side, device=self._device)
-        with merged_for_training(self.decoder):
+        with merged_for_training(self.decoder) if self.merges_adapters else nullcontext():
             if first is None and not self.carry:
                 return self._ask_everywhere(features, slices, chains)
             return self._walk(features, slices, chains, first)

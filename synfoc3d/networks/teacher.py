@@ -1,25 +1,37 @@
 """Teachers: exponential moving averages (EMA) of their students, sharing the students' frozen weights."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-def make_teacher(student: nn.Module) -> nn.Module:
+def make_teacher(student: nn.Module, shared: bool = True) -> nn.Module:
     """Copy a student exactly, but share its frozen parameters instead of copying them.
 
     Args:
         student: a network whose ``requires_grad`` flags say what trains.
+        shared: false copies the frozen parameters, too.
 
     Returns:
         The teacher: same class and same values, in train mode (as in the published method, a batch-norm teacher keeps
         its own running statistics), and nothing of it requires a gradient.
     """
-    frozen = {id(parameter): parameter for parameter in student.parameters() if not parameter.requires_grad}
-    teacher = copy.deepcopy(student, memo=frozen)
+    frozen = {name: p for name, p in student.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    teacher: Any = copy.deepcopy(student, {id(parameter): parameter for parameter in frozen.values()} if shared else {})
+    teacher.frozen_in_student = frozenset(frozen)
     return teacher.requires_grad_(False).train()
+
+
+def frozen_in_students(networks: nn.Module) -> set[str]:
+    """Return the names of those parameters of teachers among networks that are, or equal, frozen ones of a student."""
+    return {
+        f"{path}.{name}"
+        for path, module in networks.named_modules()
+        for name in getattr(module, "frozen_in_student", ())
+    }
 
 
 @torch.no_grad()

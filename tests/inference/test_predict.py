@@ -65,18 +65,6 @@ def run(trained, tmp_path):
 
 
 @pytest.fixture
-def refusal(run):
-    """Return a function that gives the sentence a prediction is refused with."""
-
-    def call(*arguments, **options):
-        with pytest.raises(UserError) as caught:
-            run(*arguments, **options)
-        return str(caught.value)
-
-    return call
-
-
-@pytest.fixture
 def segment(trained, scan):
     """Return a function that gives the network's answer to the scan, before it is written."""
 

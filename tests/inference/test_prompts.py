@@ -10,7 +10,6 @@ import nibabel
 import numpy as np
 import pytest
 
-from synfoc3d.errors import UserError
 from synfoc3d.inference.models import ModelChoice, read_info
 from synfoc3d.inference.predict import PredictOptions, predict
 from synfoc3d.inference.prompts import PromptChoice
@@ -90,18 +89,6 @@ def run(ect, tmp_path):
     def call(source, prompt=None, **options):
         with ect.active("prompts"):
             return predict(source, tmp_path / "masks", CHOICE, options=replace(OPTIONS, **options), prompt=prompt)
-
-    return call
-
-
-@pytest.fixture
-def refusal(run):
-    """Return a function that gives the sentence a prediction is refused with."""
-
-    def call(*arguments, **options):
-        with pytest.raises(UserError) as caught:
-            run(*arguments, **options)
-        return str(caught.value)
 
     return call
 

@@ -78,18 +78,6 @@ def run(trained, scans, tmp_path):
     return call
 
 
-@pytest.fixture
-def refusal(run):
-    """Return a function that gives the sentence a prediction is refused with."""
-
-    def call(*arguments, **options):
-        with pytest.raises(UserError) as caught:
-            run(*arguments, **options)
-        return str(caught.value)
-
-    return call
-
-
 def times(folder):
     return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.nii.gz")}
 

@@ -84,18 +84,6 @@ def run(project, tmp_path):
     return call
 
 
-@pytest.fixture
-def refusal(run):
-    """Return a function that gives the sentence a prediction is refused with."""
-
-    def call(*arguments, **options):
-        with pytest.raises(UserError) as caught:
-            run(*arguments, **options)
-        return str(caught.value)
-
-    return call
-
-
 def network_of(project, choice) -> PropagatingFoundation:
     with project.active("untrained"):
         return load_untrained(choice).folds[0].students["foundation"].eval()

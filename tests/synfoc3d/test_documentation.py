@@ -53,6 +53,7 @@ SETTINGS = {
     "## `foundation`": config.FoundationSettings,
     "## `conventional`": config.ConventionalSettings,
     "## `augmentation`": config.AugmentationSettings,
+    "## `speed`": config.SpeedSettings,
     "## Settings of `pretrain`": pretraining.PretrainSettings,
     "### `shapes`": pretraining.ShapeSettings,
     "### `rendering`": pretraining.RenderingSettings,

@@ -4,12 +4,14 @@ For each key there is another value than the tests' own, together with what it n
 shows: in the numbers of two tiny steps, unless said otherwise. A new setting fails until it is entered here.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import yaml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from synfoc3d import config
 from synfoc3d.errors import UserError
@@ -179,6 +181,13 @@ CHANGES = {
         "blur": Change([4.0, 5.0]),
         "labeled_intensity": Change(True),
     },
+    (SYNFOC, "speed"): {
+        "attention": Change(False, observe="operations"),
+        "joint_calls": Change(False, observe="operations"),
+        "shared_teachers": Change(False, ADAPTED, "storage"),
+        "kept_casts": Change(False, ADAPTED | {"precision": "bfloat16"}, "operations"),
+        "merged_adapters": Change(False, observe="operations", trainer=ECT),
+    },
 }
 ALL = [(*place, key) for place, changes in CHANGES.items() for key in changes]
 
@@ -332,7 +341,39 @@ def recorded(project, trainer, configuration, tree):
     return yaml.safe_load((Path(made.output_folder) / "synfoc3d.yaml").read_text())["foundation"]
 
 
+class Operations(TorchDispatchMode):
+    """Counts what is computed, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operations(project, trainer, configuration, tree):
+    """How often a step computes what."""
+    with project.active("settings"):
+        made = started(project, trainer, configuration, tree)
+        batch = next(made.get_dataloaders()[0])
+        made.on_train_epoch_start()
+        with Operations() as operations:
+            made.train_step(batch)
+    return operations.count
+
+
+def storage(project, trainer, configuration, tree):
+    """How many numbers the networks hold."""
+    with project.active("settings"):
+        made = started(project, trainer, configuration, tree)
+        return sum(parameter.numel() for parameter in made.method.parameters())
+
+
 OBSERVATIONS = {
+    "operations": operations,
+    "storage": storage,
     "numbers": numbers,
     "two channels": numbers,
     "recorded": recorded,

@@ -10,6 +10,7 @@ from synfoc3d.methods.base import Builder, Labeled, full_resolution
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.canvas import CanvasFoundation
+from synfoc3d.networks.shortcuts import leave_out
 from synfoc3d.networks.two_slices import guard_two_slices
 from synfoc3d.trainers.life_cycle.earlier_stage import EarlierStage, refuse_other_foundation
 from synfoc3d.trainers.life_cycle.memory import refuse_too_large
@@ -32,6 +33,7 @@ def make_builder(trainer: Trainer) -> Builder:
         trainer.strong_view,
         tuple(trainer.configuration_manager.patch_size),
         lambda earlier, file: _earlier_network(trainer, earlier, file),
+        trainer.settings.speed,
     )
 
 
@@ -89,4 +91,6 @@ def _earlier_network(trainer: Trainer, earlier: str, file: str | None) -> Arrang
     trainer.settings = trainer.settings.model_copy(update={"foundation": stage.settings})
     trainer.foundation_identity, trainer.earlier_stage = stage.identity, stage.record
     trainer.print_to_log_file(f"Pseudo-labels come from {stage.file} ({stage.settings.name}).")
-    return stage.network(trainer.labels.space.num_channels).to(trainer.device)
+    network = stage.network(trainer.labels.space.num_channels).to(trainer.device)
+    leave_out(network, trainer.settings.speed)
+    return network

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from synfoc3d import checkpoint as checkpoints
-from synfoc3d.config import CONFIG_VARIABLE, Settings, from_environment, read_partial
+from synfoc3d.config import CONFIG_VARIABLE, Settings, SpeedSettings, from_environment, read_partial
 from synfoc3d.errors import UserError
-from synfoc3d.sections import differences
+from synfoc3d.sections import differences, merge
 from synfoc3d.trainers.life_cycle.run_folder import furthest_checkpoint
 
 Trainer = Any  # the base trainer, whose module imports this one
+MAY_CHANGE = ("epochs", "speed")  # settings and sections; of the latter no result depends beyond rounding
 
 
 def open_checkpoint(given: dict[str, Any] | str, *, furthest: bool) -> tuple[Mapping[str, Any], Path]:
@@ -37,7 +38,7 @@ def open_checkpoint(given: dict[str, Any] | str, *, furthest: bool) -> tuple[Map
 
 
 def settings_to_continue(trainer: Trainer, saved: Settings) -> Settings:
-    """Return the settings of a continued training: its own, with more epochs where they are asked for.
+    """Return the settings of a continued training: its own, with more epochs and other shortcuts where asked for.
 
     Args:
         trainer: the training.
@@ -51,11 +52,11 @@ def settings_to_continue(trainer: Trainer, saved: Settings) -> Settings:
         return saved
     trainer.apply_settings(trainer.complete(from_environment(trainer.method_class.Settings, trainer.data_facts)))
     given, tree = trainer.settings, read_partial(source)
-    changed = [key for key in differences(given, saved) if key != "epochs" and _names(tree, key)]
+    changed = [key for key in differences(given, saved) if _is_fixed(key) and _names(tree, key)]
     if changed:
         raise UserError(
             f"The checkpoint was trained with other settings ({', '.join(changed)}): continue without --config and "
-            "--set (epochs alone may be raised), or train anew."
+            "--set (only epochs may be raised, and speed may change), or train anew."
         )
     epochs = int(given.epochs) if _names(tree, "epochs") else saved.epochs
     if epochs < saved.epochs:
@@ -63,7 +64,12 @@ def settings_to_continue(trainer: Trainer, saved: Settings) -> Settings:
             f"The training is one of {saved.epochs} epochs, which may become more, but not {epochs}: continue without "
             "epochs, or train anew."
         )
-    return saved.model_copy(update={"epochs": epochs})
+    speed = merge(saved.speed.model_dump(), tree.get("speed") or {})
+    return saved.model_copy(update={"epochs": epochs, "speed": SpeedSettings.model_validate(speed)})
+
+
+def _is_fixed(key: str) -> bool:
+    return key.partition(".")[0] not in MAY_CHANGE
 
 
 def _names(tree: Mapping[str, Any], key: str) -> bool:

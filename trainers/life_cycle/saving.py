@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
 from synfoc3d.networks.lora import trainable_state
+from synfoc3d.networks.teacher import frozen_in_students
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.earlier_stage import refuse_changed_stage
 
@@ -112,8 +113,9 @@ def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
 
 
 def frozen_keys(trainer: Trainer) -> set[str]:
-    """Return the entries of the method's state that belong to the frozen base, the teachers' shared copies included."""
+    """Return the entries of the method's state that belong to the frozen base, those of the teachers included."""
     if trainer.foundation_identity["in_checkpoint"]:
         return set()
     frozen = {id(p) for student in trainer.students.values() for p in student.parameters() if not p.requires_grad}
-    return {name for name, p in trainer.method.named_parameters(remove_duplicate=False) if id(p) in frozen}
+    names = {name for name, p in trainer.method.named_parameters(remove_duplicate=False) if id(p) in frozen}
+    return names | frozen_in_students(trainer.method)

@@ -27,8 +27,10 @@ from synfoc3d.networks.build import arranged
 from synfoc3d.networks.in_plane import in_plane_size
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
+from synfoc3d.networks.shortcuts import leave_out
 from synfoc3d.nnunet.labels import DatasetLabels
 from synfoc3d.nnunet.training import data_facts, refuse_stage
+from synfoc3d.optimizer_settings import OptimizerSettings
 from synfoc3d.trainers.life_cycle.batches import labeled_stream
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.building import make_builder
@@ -49,12 +51,7 @@ from synfoc3d.trainers.life_cycle.running import run
 from synfoc3d.trainers.life_cycle.saving import Continued, checkpoint_of, restore
 from synfoc3d.trainers.life_cycle.shared_training import SharedTraining
 from synfoc3d.trainers.life_cycle.steps import take_step
-from synfoc3d.trainers.life_cycle.validation import (
-    HITS,
-    count_hits,
-    logits_on_net_grid,
-    mean_dice,
-)
+from synfoc3d.trainers.life_cycle.validation import HITS, count_hits, logits_on_net_grid, mean_dice
 from synfoc3d.trainers.life_cycle.whole_volumes import VOLUMES, Views, in_plane_views, whole_volumes
 
 NO_FOUNDATION = {"name": None, "checkpoint": None, "sha256": None, "in_checkpoint": True}
@@ -156,6 +153,7 @@ class SemiSupervisedTrainer(SharedTraining):
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, _NoSchedule]:
         """Build the method around nnU-Net's network, and one optimizer per student; returns the first one's."""
         self.method = self.method_class(self.settings.method, make_builder(self)).to(self.device)
+        leave_out(self.method, self.settings.speed)
         if self.method.remark:
             self.print_to_log_file(self.method.remark)
         self.students = dict(self.method.students())
@@ -167,7 +165,7 @@ class SemiSupervisedTrainer(SharedTraining):
         first = next(iter(self.optimizers.values()))
         return first, _NoSchedule()
 
-    def optimizer_settings(self, network: nn.Module) -> config.OptimizerSettings:
+    def optimizer_settings(self, network: nn.Module) -> OptimizerSettings:
         """Return the settings of a network's optimizer."""
         kinds = self.settings.optimizers
         return kinds.foundation if isinstance(network, Arrangement) else kinds.conventional

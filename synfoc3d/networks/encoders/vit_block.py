@@ -15,6 +15,8 @@ from segment_anything.modeling.image_encoder import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synfoc3d.networks.low_precision import project
+
 
 class ViTBlock(nn.Module):
     """A block with the parts, and so the state, of segment-anything's.
@@ -33,10 +35,18 @@ class ViTBlock(nn.Module):
             places = torch.arange(length)
             self.register_buffer(f"apart_{axis}", places[:, None] - places + length - 1, persistent=False)
 
+    def published(self) -> Block:
+        """Return segment-anything's block with the same parts."""
+        with torch.device("meta"):  # parts of its own, which are thrown away, draw no random numbers there
+            block = Block(self.norm1.normalized_shape[0], self.attn.num_heads, window_size=self.window_size)
+        block.norm1, block.attn, block.norm2, block.mlp = self.norm1, self.attn, self.norm2, self.mlp
+        return block
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (N, h, w, E) to tokens."""
-        tokens = tokens + self.attn.proj(self._attend(self.norm1(tokens)))
-        return tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + project(self.attn.proj, self._attend(self.norm1(tokens)))
+        hidden = self.mlp.act(project(self.mlp.lin1, self.norm2(tokens)))
+        return tokens + project(self.mlp.lin2, hidden)
 
     def _window_shape(self) -> tuple[int, int]:
         return len(self.attn.rel_pos_h) // 2 + 1, len(self.attn.rel_pos_w) // 2 + 1
@@ -48,7 +58,8 @@ class ViTBlock(nn.Module):
             return self._attend_within(qkv)
         empty = self.attn.qkv(tokens.new_zeros(tokens.shape[-1]))
         windows, grid = _to_windows(qkv, empty, self.window_size)
-        return _from_windows(self._attend_within(windows), grid)[:, : size[0], : size[1]]
+        # of a view with gaps, a linear layer would multiply row by row, each with a copy of its weights
+        return _from_windows(self._attend_within(windows), grid)[:, : size[0], : size[1]].contiguous()
 
     def _attend_within(self, qkv: Tensor) -> Tensor:
         """Attend within windows: (W, h, w, 3 E) to (W, h, w, E)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from synfoc3d.engines.parent import PARENT, end_with_parent
+from synfoc3d.engines.parent import PARENT, end_after_caller
 from synfoc3d.engines.processes import LOOK_EVERY, Command, execute, taken_away
 
 
@@ -97,7 +97,9 @@ def test_termination_takes_the_process_along(tmp_path: Path) -> None:
 
 
 def test_killed_process_leaves_nothing_at_work_that_it_started(tmp_path: Path) -> None:
-    (tmp_path / "synfoc3d.py").write_text(f"from synfoc3d_parent import end_with_parent; end_with_parent()\n{SLEEPING}")
+    (tmp_path / "synfoc3d.py").write_text(
+        f"from synfoc3d_parent import end_after_caller; end_after_caller()\n{SLEEPING}"
+    )
     source = Path(sys.modules[execute.__module__].__file__ or "").with_name("parent.py")
     (tmp_path / "synfoc3d_parent.py").write_text(source.read_text())
     code = (
@@ -120,5 +122,5 @@ def test_killed_process_leaves_nothing_at_work_that_it_started(tmp_path: Path) -
 def test_process_of_somebody_else_ends_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = threading.active_count()
     monkeypatch.setenv(PARENT, str(os.getpid()))  # as behind a shell, whose number is another
-    end_with_parent()
+    end_after_caller()
     assert PARENT not in os.environ and threading.active_count() == threads

@@ -37,7 +37,7 @@ import importlib.util, os, signal, sys, time
 spec = importlib.util.spec_from_file_location("parent", {parent.__file__!r})
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-module.end_with_parent()
+module.end_after_caller()
 
 def save(*_):
     print("saved", flush=True)

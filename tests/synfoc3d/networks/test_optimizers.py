@@ -5,11 +5,11 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch import nn
 
-from synfoc3d.config import FoundationOptimizerSettings, OptimizerSettings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.propagation import PropagatingFoundation
+from synfoc3d.optimizer_settings import FoundationOptimizerSettings, OptimizerSettings
 
 EPOCHS, STEPS = 4, 5
 

@@ -189,7 +189,10 @@ def test_finished_training_is_extended(project, results, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: 5\nseed: 9\n", r"other settings \(seed\): continue .* \(epochs alone may be raised\)"),
+        (
+            "epochs: 5\nseed: 9\n",
+            r"other settings \(seed\): continue .* \(only epochs may be raised, and speed may ch",
+        ),
         ("optimizers: {conventional: {name: adam, lr: 0.1}}\n", r"optimizers.conventional.name, optimizers.conv"),
     ],
 )
@@ -200,6 +203,19 @@ def test_other_settings_than_more_epochs_are_refused(project, results, monkeypat
     monkeypatch.setenv("SYNFOC3D_CONFIG", str(file))
     with pytest.raises(UserError, match=message):
         trainer.load_checkpoint(str(results / "checkpoint_final.pth"))
+
+
+def test_shortcuts_may_change(project, results, monkeypatch):
+    content = torch.load(results / "checkpoint_final.pth", weights_only=True)
+    content["synfoc3d"]["settings"]["speed"] = {"kept_casts": False}
+    torch.save(content, results / "checkpoint_final.pth")
+    file = project.root / "slower.yaml"
+    file.write_text("speed: {joint_calls: false}\n")
+    trainer = project.trainer(NAME, resume=True)
+    monkeypatch.setenv("SYNFOC3D_CONFIG", str(file))
+    trainer.load_checkpoint(str(results / "checkpoint_final.pth"))
+    speed = trainer.settings.speed.model_dump()
+    assert [key for key, taken in speed.items() if not taken] == ["joint_calls", "kept_casts"]
 
 
 def test_fewer_epochs_are_refused(project, results, monkeypatch):

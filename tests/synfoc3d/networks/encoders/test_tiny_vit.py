@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from synfoc3d.config import FoundationOptimizerSettings, LoRATargets
+from synfoc3d.config import LoRATargets
 from synfoc3d.errors import UserError
 from synfoc3d.networks.architectures import ARCHITECTURES, Architecture
 from synfoc3d.networks.encoders.tiny_vit import TinyViTSizes, fold
@@ -17,6 +17,7 @@ from synfoc3d.networks.optimizers import make_optimizer
 from synfoc3d.networks.sam import SamNetwork
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.networks.teacher import make_teacher, update_teacher
+from synfoc3d.optimizer_settings import FoundationOptimizerSettings
 
 from .slow_tiny_vit import random_state, slow_embedding
 
