@@ -75,13 +75,15 @@ def preprocessed(data: Data) -> Iterator[Path]:
         Folder of the preprocessed dataset.
     """
     before = dict(os.environ)
-    with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):
+    with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (root / variable).mkdir()
             os.environ[variable] = str(root / variable)
         try:
-            yield _make_dataset(root, data)
+            with contextlib.redirect_stdout(sys.stderr):  # nnU-Net narrates
+                folder = _make_dataset(root, data)
+            yield folder
         finally:
             os.environ.clear()
             os.environ.update(before)

@@ -1,5 +1,6 @@
 """The benchmark of the loader draws a training's own batches."""
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +20,9 @@ def trainer(loader: Any) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         start_no_pools(patch)
         sample_few_voxels(patch)
+        out = sys.stdout
         with loader.preprocessed(data) as folder:
+            assert sys.stdout is out  # for the rows
             yield loader.trainer_of(data, folder.parent)
 
 
