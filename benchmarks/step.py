@@ -16,21 +16,20 @@ each of its networks alone with the same images.
 
 import argparse
 import json
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
-from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
 import torch
-from torch import multiprocessing, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from training import METHODS, Task, batch_of, step, training, variants
+from turns import Measured, spread, take_turns
 
 from synfoc3d.config import RANDOM
 from synfoc3d.networks.precision import resolve_precision
@@ -91,27 +90,21 @@ class Phases:
         return time.perf_counter()
 
 
-def serve(task: Task, turns: Connection) -> None:
-    """Take a step whenever told; at last tell about memory and work."""
+def measured(task: Task) -> Measured:
+    """Build a training; a turn is a step of it."""
     trainer = training(task)
     batch = batch_of(task, trainer)
     one: Callable[[], None] = partial(step, trainer, task, batch)
-    one()
-    turns.send("ready")
-    while turns.recv() == "step":
-        started = time.perf_counter()
-        one()
-        turns.send(time.perf_counter() - started)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if task.device == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 2**20
-    phases = Phases(trainer, task.device)
-    with phases.of_step():
-        one()
-    told = {"peak_MiB": round(memory), "phases": phases.rounded()}
-    with FlopCounterMode(display=False) as counter:
-        one()
-    turns.send(told | {"operations": counter.get_total_flops()})
+
+    def tell() -> dict[str, Any]:
+        phases = Phases(trainer, task.device)
+        with phases.of_step():
+            one()
+        with FlopCounterMode(display=False) as counter:
+            one()
+        return {"phases": phases.rounded(), "operations": counter.get_total_flops()}
+
+    return Measured(one, tell)
 
 
 def largest_rate(task: Task) -> float:
@@ -130,27 +123,15 @@ def largest_rate(task: Task) -> float:
 
 def measure(tasks: dict[str, Task], count: int) -> Iterator[dict[str, Any]]:
     """Yield a row per task, after so many steps of each, in turns."""
-    spawn = multiprocessing.get_context("spawn")
-    ends: dict[str, Connection] = {}
-    for name, task in tasks.items():
-        ends[name], theirs = spawn.Pipe()
-        spawn.Process(target=serve, args=(task, theirs), daemon=True).start()
-        assert ends[name].recv() == "ready"
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(count):
-        for name, end in ends.items():
-            end.send("step")
-            seconds[name].append(end.recv())
-    rates = {}
-    for name, task in tasks.items():
-        ends[name].send("end")
-        told, middle = ends[name].recv(), median(seconds[name])
+    rates: dict[str, float] = {}
+    for name, seconds, told in take_turns({name: partial(measured, task) for name, task in tasks.items()}, count):
+        task, middle = tasks[name], median(seconds)
         key = resolve_precision(task.precision, task.device)  # type: ignore[arg-type]
         rates[key] = rates.get(key) or largest_rate(task)
         yield {
             "row": name,
             "precision": key,
-            "seconds": [round(value, 3) for value in (min(seconds[name]), middle, max(seconds[name]))],
+            "seconds": spread(seconds),
             "samples_per_second": round(2 * task.batch / middle, 2),
             "share_of_peak": round(told["operations"] / middle / rates[key], 3),
             **told,

@@ -23,6 +23,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.layout import PLANS_FILE
 from synfoc3d.files.volumes import check_channels
 from synfoc3d.networks.prompts import Points
+from synfoc3d.nnunet.export import mask_of
 from synfoc3d.nnunet.readers import read_files, write_read_mask
 
 
@@ -170,21 +171,20 @@ def write_case(
     Raises:
         UserError: a format that cannot say where the scan lies.
     """
+    configuration = info.plans.get_configuration(info.configuration)
     nonlinearity = {"inference_nonlin": _identity} if are_probabilities else {}
-    result = convert_predicted_logits_to_segmentation_with_correct_shape(
-        values,
-        info.plans,
-        info.plans.get_configuration(info.configuration),
-        info.plans.get_label_manager(info.dataset_json, **nonlinearity),
-        case.properties,
-        return_probabilities=save_probabilities,
-        num_threads_torch=threads,
-    )
+    manager = info.plans.get_label_manager(info.dataset_json, **nonlinearity)
+    given = (values, info.plans, configuration, manager, case.properties)
+    if save_probabilities:
+        mask, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
+            *given, return_probabilities=True, num_threads_torch=threads
+        )
+    else:
+        mask, probabilities = mask_of(*given, threads), None
     hidden = target.with_name(f".{target.name}.partial") if aside is None else aside / uuid4().hex
     shutil.rmtree(hidden, ignore_errors=True)  # left by a kill
     hidden.mkdir()
     try:
-        mask, probabilities = result if save_probabilities else (result, None)
         if probabilities is not None:
             np.savez_compressed(hidden / f"{target.name}.npz", probabilities=probabilities)
             save_pickle(case.properties, str(hidden / f"{target.name}.pkl"))

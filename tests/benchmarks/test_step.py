@@ -1,27 +1,17 @@
 """The benchmark of a training step keeps up with the code, and its plain variant does the same work."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="module")
-def step() -> Iterator[Any]:
+def step(benchmark_named: Callable[[str], Any]) -> Any:
     """The module, as it is found when it is started as a script."""
-    sys.path.insert(0, str(FOLDER))
-    import step
-
-    yield step
-    sys.path.remove(str(FOLDER))
-    for name in ("step", "training"):
-        del sys.modules[name]
+    return benchmark_named("step")
 
 
 def task_of(step: Any, **given: Any) -> Any:
