@@ -22,6 +22,8 @@ from synfoc3d.files.layout import (
 )
 from synfoc3d.files.volumes import ImageFiles, list_images, list_labels
 
+DEFAULT_PLANS = "nnUNetPlans"
+
 
 def read_dataset_json(folder: Path) -> dict[str, Any]:
     """Return the content of a folder's ``dataset.json``.
@@ -120,3 +122,24 @@ def dataset_annotations(folder: Path, labels: DeclaredLabels, labeled: set[str])
     annotated = read_annotations(path)
     check_annotations(annotated, labels, labeled, path)
     return annotated
+
+
+def prepared_configuration(preprocessed: Path) -> str | None:
+    """Return the configuration that a person most likely means to train: 3d_fullres before 2d, where it is prepared.
+
+    Args:
+        preprocessed: the dataset's folder in nnUNet_preprocessed.
+
+    Returns:
+        Its name; None if neither is prepared by the default plans.
+
+    Raises:
+        UserError: the plans file is damaged.
+    """
+    path = preprocessed / f"{DEFAULT_PLANS}.json"
+    configurations = load_json_object(path).get("configurations", {}) if path.is_file() else {}
+    for name in ("3d_fullres", "2d"):
+        identifier = configurations.get(name, {}).get("data_identifier")
+        if identifier is not None and (preprocessed / identifier).is_dir():
+            return name
+    return None

@@ -20,11 +20,10 @@ from synfoc3d.files.locks import Lock
 from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
 from synfoc3d.nnunet.training import refuse_stage
-from synfoc3d.preprocessing.datasets import load_json_object
+from synfoc3d.preprocessing.datasets import DEFAULT_PLANS, load_json_object
 
 log = logging.getLogger(__name__)
 
-DEFAULT_PLANS = "nnUNetPlans"
 DEFAULT_CONFIGURATIONS = ("2d", "3d_fullres")
 WORKERS_VARIABLE = "nnUNet_n_proc_DA"
 
@@ -221,24 +220,3 @@ def preprocess_if_needed(
         with _undone_on_failure(preprocessed, folder):
             preprocess([dataset_id], plans_name, [configuration], [num_processes])
     return bool(missing)
-
-
-def prepared_configuration(preprocessed: Path) -> str | None:
-    """Return the configuration that a person most likely means to train: 3d_fullres before 2d, where it is prepared.
-
-    Args:
-        preprocessed: the dataset's folder in nnUNet_preprocessed.
-
-    Returns:
-        Its name; None if neither is prepared by the default plans.
-
-    Raises:
-        UserError: the plans file is damaged.
-    """
-    path = preprocessed / f"{DEFAULT_PLANS}.json"
-    configurations = load_json_object(path).get("configurations", {}) if path.is_file() else {}
-    for name in ("3d_fullres", "2d"):
-        identifier = configurations.get(name, {}).get("data_identifier")
-        if identifier is not None and (preprocessed / identifier).is_dir():
-            return name
-    return None

@@ -45,9 +45,9 @@ from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, read_description
 from synfoc3d.preprocessing.case_checks import CaseFiles
 from synfoc3d.preprocessing.checked_files import CheckedFiles
+from synfoc3d.preprocessing.datasets import DEFAULT_PLANS
 from synfoc3d.preprocessing.raw_checks import check_raw
 from synfoc3d.preprocessing.stock import (
-    DEFAULT_PLANS,
     choose_configurations,
     only_preprocessing,
     plan_if_needed,

@@ -1,6 +1,5 @@
 """The demo: every stage of the pipeline on generated data, through the commands that a user types."""
 
-import os
 import shlex
 import time
 from pathlib import Path
@@ -60,14 +59,13 @@ def _commands(folder: Path, device: str, seed: int) -> list[Command]:
     """Return the commands in their order; the chatter of those before the experiment goes to a log."""
     scans, log = folder / "scans", folder / "demo.log"
     labeled, unlabeled = str(scans / "labeled"), str(scans / "unlabeled")
-    processes = str(min(2, os.cpu_count() or 1))
     variables = {name: str(folder / name) for name in FOLDERS} | PROCESSES
     experiment = ("experiment", PLAN, "-o", str(folder / "experiment"), "--seeds", str(seed), "-device", device)
     return [
         Command(
             ("import", "-d", DATASET, "-n", "Demo", "--labeled", labeled, "--unlabeled", unlabeled), log, variables
         ),
-        Command(("preprocess", "-d", DATASET, "-c", "2d", "-np", processes), log, variables),
+        Command(("preprocess", "-d", DATASET, "-c", "2d", "-np", PROCESSES["nnUNet_def_n_proc"]), log, variables),
         Command(("split", "-d", DATASET, "--folds", "1", "--seed", str(seed)), log, variables),
         Command(experiment, None, variables),
     ]

@@ -108,10 +108,10 @@ def _split(commands: Commands) -> None:
 
 
 def _run_split(args: argparse.Namespace) -> None:
+    from synfoc3d.preprocessing.datasets import prepared_configuration
     from synfoc3d.preprocessing.incomplete import add_incomplete
     from synfoc3d.preprocessing.split_cases import read_split_cases
     from synfoc3d.preprocessing.split_rules import describe_splits, split_by_count, write_splits
-    from synfoc3d.preprocessing.stock import prepared_configuration
 
     _check_ways_to_split(args)
     cases = read_split_cases(args.dataset, args.patient_pattern)

@@ -132,6 +132,13 @@ def test_help_imports_nothing_heavy():
     assert done.stdout.rstrip().endswith("found: []")
 
 
+def test_split_needs_no_torch():
+    """Importing it takes several times as long as the split."""
+    code = "import sys; from synfoc3d.cli import main\ntry: main(['split', '-d', '501'])\nexcept SystemExit: pass"
+    done = python(f"{code}\nprint('found:', sorted({{'torch', 'nnunetv2.experiment_planning'}} & set(sys.modules)))")
+    assert done.stdout.rstrip().endswith("found: []"), done.stderr
+
+
 @pytest.mark.parametrize(
     "command", ["generate", "demo", "import", "preprocess", "split", "train", "predict", "evaluate", "trainers"]
 )

@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from synfoc3d.files.layout import CURVES_FILE, LOG_FILE
 from synfoc3d.methods.base import Panel
 
 COLUMNS = 4  # of panels in a row of the picture
+DRAW_EVERY = 60.0  # seconds: a picture takes as long as several steps of a small network
 
 
 class EpochLog:
@@ -34,6 +36,7 @@ class EpochLog:
         self.csv_file = folder / LOG_FILE
         self.picture = folder / CURVES_FILE
         self.rows: list[dict[str, float]] = [dict(row) for row in rows]
+        self._drawn_at = -math.inf
 
     def rows_before(self, epoch: int) -> list[dict[str, float]]:
         """Return the rows up to an epoch (excluded), which a checkpoint keeps."""
@@ -45,8 +48,15 @@ class EpochLog:
             self.rows.append({"epoch": epoch})
         self.rows[-1].update(values)
 
-    def write(self) -> None:
-        """Write table and picture; an unknown value is an empty cell."""
+    def write(self, is_last: bool = True) -> bool:
+        """Write the table, in which an unknown value is an empty cell, and the picture.
+
+        Args:
+            is_last: no epoch follows; otherwise there is a picture only where the one before is a minute old.
+
+        Returns:
+            Whether there is a new picture.
+        """
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -54,7 +64,11 @@ class EpochLog:
         for row in self.rows:
             writer.writerow({k: "" if math.isnan(v) else f"{v:.7g}" for k, v in row.items()})
         atomic_write_text(self.csv_file, text.getvalue())
+        if not is_last and monotonic() - self._drawn_at < DRAW_EVERY:
+            return False
         self._draw()
+        self._drawn_at = monotonic()
+        return True
 
     def drawn_panels(self) -> list[Panel]:
         """Return the panels of the picture, each with the keys that have a value; those without one are left out."""

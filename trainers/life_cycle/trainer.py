@@ -312,7 +312,7 @@ class SemiSupervisedTrainer(SharedTraining):
         self.epochs_done = self.current_epoch + 1
         self.steps_of_epoch, self.random_after_steps = [], None
         if self.ranks.is_first:
-            self.curves.write()
+            self.logger.draws = self.curves.write(is_last=self.epochs_done == self.num_epochs)
         best = self._new_best()
         self.save_every = sys.maxsize  # what nnU-Net would save here lacks the end of the epoch
         super().on_epoch_end()

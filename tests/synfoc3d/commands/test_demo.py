@@ -64,3 +64,9 @@ def test_demo_and_command_line_can_be_imported_alone() -> None:
     code = "import sys, synfoc3d.{}; sys.exit('synfoc3d.{}' in sys.modules)"
     for first, second in (("commands.demo", "cli"), ("cli", "commands.demo")):
         assert subprocess.run([sys.executable, "-c", code.format(first, second)]).returncode == 0
+
+
+def test_demo_preprocesses_in_one_process(tmp_path: Path) -> None:
+    """Each worker imports torch for seconds; all scans together take one."""
+    preprocess = demo._commands(tmp_path, "cpu", 0)[1]
+    assert preprocess.arguments[-2:] == ("-np", "1")

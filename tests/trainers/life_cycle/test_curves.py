@@ -1,12 +1,14 @@
 """The table of curves."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from synfoc3d.errors import UserError
 from synfoc3d.methods.base import Panel
 from synfoc3d.trainers.life_cycle.curves import EpochLog, epoch_means, read_rows
+from synfoc3d.trainers.life_cycle.plain_log import PlainLog
 
 
 @pytest.fixture
@@ -27,6 +29,28 @@ def test_csv_has_one_row_per_epoch(log):
 
 def test_picture_is_drawn(log):
     assert log.picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_picture_is_drawn_once_a_minute_and_after_the_last_epoch(tmp_path, monkeypatch):
+    """Drawing takes as long as several steps of a small network; the table is written every time."""
+    log, drawn = EpochLog(tmp_path), []
+    monkeypatch.setattr(EpochLog, "_draw", lambda log: drawn.append(log.rows[-1]["epoch"]))
+    for epoch, now in enumerate((1000.0, 1030.0, 1059.0, 1060.0, 1100.0, 1110.0)):
+        monkeypatch.setattr("synfoc3d.trainers.life_cycle.curves.monotonic", lambda now=now: now)
+        log.add(epoch, {"loss": 1.0})
+        before = len(drawn)
+        assert log.write(is_last=epoch == 5) == (len(drawn) > before)
+        assert len(log.csv_file.read_text().splitlines()) == epoch + 2
+    assert drawn == [0, 3, 5]
+
+
+def test_nnunets_picture_is_drawn_when_ours_is(tmp_path):
+    log, asked = PlainLog.__new__(PlainLog), []
+    log.local_logger = SimpleNamespace(plot_progress_png=asked.append)
+    log.plot_progress_png("at first")
+    for log.draws in (False, True):
+        log.plot_progress_png(f"draws={log.draws}")
+    assert asked == ["at first", "draws=True"]
 
 
 def test_known_values_are_drawn_in_their_panels_and_the_others_in_one_more(tmp_path):

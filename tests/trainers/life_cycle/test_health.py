@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from synfoc3d.errors import UserError
 from synfoc3d.trainers.life_cycle.health import SKIPPED, Health, broken_parts
@@ -18,6 +19,21 @@ class Scaler:
 
     def get_scale(self):
         return self.scale
+
+
+class Sizes(TorchDispatchMode):
+    """Notes the number of values of each tensor that an operation puts into memory of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {arg.data_ptr() for arg in args if torch.is_tensor(arg)}
+        made = result if isinstance(result, tuple | list) else [result]
+        self.sizes += [one.numel() for one in made if torch.is_tensor(one) and one.data_ptr() not in given]
+        return result
 
 
 def batch(image=0.0):
@@ -104,6 +120,29 @@ def test_every_kept_tensor_is_looked_at(trainer):
             assert broken_parts(trainer) == [name]
             tensor.view(-1)[1] = before
     assert broken_parts(trainer) == []
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_value_that_is_no_number_is_found_anywhere(trainer, dtype, value):
+    largest = torch.full((67,), torch.finfo(dtype).max, dtype=dtype)
+    largest[::2] *= -1
+    trainer.method["teacher"].register_buffer("state", largest)
+    trainer.method["teacher"].register_buffer("empty", torch.zeros(0, dtype=dtype))
+    assert broken_parts(trainer) == []
+    for place in (0, 1, 33, 66):
+        before = largest[place].item()
+        largest[place] = value
+        assert broken_parts(trainer) == ["teacher"]
+        largest[place] = before
+
+
+def test_weights_are_looked_at_without_copies_of_them(trainer):
+    """The check runs at the end of every epoch and before every checkpoint, on all networks and optimizers."""
+    trainer.method["conventional"] = nn.Linear(100, 100)
+    with Sizes() as made:
+        assert broken_parts(trainer) == []
+    assert max(made.sizes) == 2 * 4  # the extremes of four tensors, side by side
 
 
 def test_training_stops_before_a_good_checkpoint_is_replaced(project, tmp_path):
