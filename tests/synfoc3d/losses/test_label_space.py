@@ -299,3 +299,13 @@ def test_ambiguity_lies_between_0_for_certain_and_1_for_equal_probabilities(chan
         assert 0 <= labels.ambiguity(certain).min() <= labels.ambiguity(certain).max() < 1e-6
         highest = labels.ambiguity(torch.full((1, channels, 1), equal))
         assert 1 - 1e-6 < highest.min() <= highest.max() <= 1
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_lowest_of_equal_classes_is_taken(kind: torch.dtype) -> None:
+    values = torch.randint(3, (2, 5, 7, 11), generator=torch.Generator().manual_seed(0)).to(kind)
+    lowest = np.argmax(values.float().numpy(), 1)
+    labels = Classes(5)
+    assert np.array_equal(labels.labels(values), lowest)
+    assert np.array_equal(labels.labels_of_logits(values), lowest)
+    assert np.array_equal(labels.agreement(values, values.flip(2))[:, 0], lowest == np.flip(lowest, 1))
