@@ -22,6 +22,7 @@ from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.summaries import Scores, write_and_score, write_summary
 from synfoc3d.prediction_modes import PredictionMode, possible_modes
 from synfoc3d.preferred_mode import foreground_dice, preferred_mode, write_validation_dice
+from synfoc3d.trainers.life_cycle.case_facts import check_cases
 from synfoc3d.trainers.life_cycle.validation_masks import lay_over_scans
 
 Trainer = Any  # the base trainer, whose module imports this one
@@ -142,6 +143,7 @@ def _answers(
     )
     networks = _networks(trainer, {student for mode in modes for student in mode.students})
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(trainer.do_split()[1]))
+    check_cases(trainer.preprocessed, dataset.identifiers)  # with --val, no loader has done so
     cases = dataset.identifiers[trainer.ranks.rank :: trainer.ranks.count]
     for case in tqdm(cases, desc="Validation", disable=None if trainer.ranks.is_first else True):
         trainer.print_to_log_file(f"predicting {case} ({', '.join(mode.name for mode in modes)})")
