@@ -43,6 +43,7 @@ CASES_FILE = "synfoc3d_cases.json"
 # a folder of masks
 PREDICTION_FILE = "synfoc3d_predict.json"
 SUMMARY_FILE = "summary.json"  # nnU-Net's
+SCANS = ".synfoc3d_scans"  # folder: of which scan each mask was made
 SHARED_PREDICTION = ".synfoc3d_predict"  # while its scans are shared out
 
 

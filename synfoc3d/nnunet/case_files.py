@@ -21,6 +21,7 @@ from torch import Tensor
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import PLANS_FILE
+from synfoc3d.files.origins import ScanFacts, scan_facts
 from synfoc3d.files.volumes import check_channels
 from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.readers import read_files, write_read_mask
@@ -58,6 +59,7 @@ class PreparedCase:
         reader: nnU-Net's class that read the files.
         scan: file over which the mask is to lie; None where it is not known.
         points: where a promptable network is asked for each structure; None where it is not told.
+        made_of: what tells each of its files from other ones, in order.
     """
 
     image: np.ndarray
@@ -65,6 +67,7 @@ class PreparedCase:
     reader: type[BaseReaderWriter]
     scan: Path | None = None
     points: Points | None = None
+    made_of: tuple[ScanFacts, ...] = ()
 
 
 class CasePrompt(Protocol):
@@ -99,6 +102,7 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
     """
     configuration = info.plans.get_configuration(info.configuration)
     check_channels(files)
+    made_of = tuple(map(scan_facts, files))  # before reading: a scan that changes meanwhile is another one
     image, properties, reader = read_files(files, info.plans.image_reader_writer_class)
     channels = determine_num_input_channels(info.plans, configuration, info.dataset_json)
     names = ", ".join(map(str, files))
@@ -116,7 +120,7 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
     data, _, properties = preprocessor.run_case_npy(
         image, None, properties, info.plans, configuration, info.dataset_json
     )
-    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0])
+    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0], made_of=made_of)
     return prepared if prompt is None else replace(prepared, points=prompt.place(files, image, prepared, info))
 
 
