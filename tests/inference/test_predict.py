@@ -661,6 +661,47 @@ def test_killed_worker_fails_no_case(run, scans, tmp_path, monkeypatch, name):
     assert (tmp_path / "killed").exists() and len(list((tmp_path / "masks").glob("*.nii.gz"))) == 2
 
 
+def stuck(target, *arguments, **named):
+    """Never come to an end in the middle of a mask."""
+    hidden = target.with_name(f".{target.name}.partial")
+    hidden.mkdir()
+    (hidden / f"{target.name}.nii.gz").write_text("half")
+    time.sleep(600)
+
+
+def test_interrupted_prediction_leaves_no_half_masks(run, scans, tmp_path, monkeypatch):
+    works, masks = TrainedModel.segment, tmp_path / "masks"
+
+    def segment(self, *arguments):
+        if (masks / ".synfoc3d_scans" / "Btrain002.json").exists():  # the first one is with its writer
+            while not (masks / ".Btrain002.partial" / "Btrain002.nii.gz").exists():
+                time.sleep(0.02)
+            raise KeyboardInterrupt
+        return works(self, *arguments)
+
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "plans.json").write_text("{}")  # a folder that was there before stays
+    monkeypatch.setattr(TrainedModel, "segment", segment)
+    monkeypatch.setattr(pipeline, "write_case", stuck)
+    with pytest.raises(KeyboardInterrupt):
+        run(scans, choice(), export_processes=2)
+    assert [file.name for file in masks.iterdir() if file.name.endswith((".partial", ".nii.gz"))] == []
+
+
+@pytest.mark.parametrize("skip_finished", [False, True])
+def test_what_a_kill_has_left_is_removed(run, scans, tmp_path, skip_finished):
+    run(scans, choice())
+    masks = tmp_path / "masks"
+    expected = {file.name: file.read_bytes() for file in masks.glob("*.nii.gz")}
+    for case in ("Btrain002", "Btrain003"):
+        (masks / f".{case}.partial").mkdir()
+        (masks / f".{case}.partial" / f"{case}.nii.gz").write_text("half")
+    (masks / "Btrain003.nii.gz").unlink()
+    assert run(scans, choice(), skip_finished=skip_finished) == (1 if skip_finished else 2)
+    assert {file.name: file.read_bytes() for file in masks.glob("*.nii.gz")} == expected
+    assert list(masks.glob(".*.partial")) == []
+
+
 def test_missing_channel_is_named(refusal, two_channels, tmp_path):
     (tmp_path / "scans").mkdir()
     shutil.copy(two_channels.root / "scans" / "unlabeled" / "Btrain002_0000.nii.gz", tmp_path / "scans")
