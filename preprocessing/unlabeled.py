@@ -37,6 +37,7 @@ from synfoc3d.files.origins import (
     labels_hash,
     read_origins,
     shortened,
+    stamp_of,
     write_origins,
 )
 from synfoc3d.files.preprocessed_files import is_complete
@@ -181,6 +182,11 @@ def _preprocess_labeled(job: Job, cases: Mapping[str, CaseFiles], plans_name: st
     return _preprocess(job, {case: cases[case] for case in cases if case not in same}, job.folder, same, wanted)
 
 
+def _is_copy(copy: Path, original: Path) -> bool:
+    """Return whether a copy has the size and the time of its original."""
+    return copy.is_file() and stamp_of(copy)[:2] == stamp_of(original)[:2]
+
+
 def _note_all(job: Job, cases: Collection[str]) -> None:
     """Take down what the labeled cases hold that nnU-Net has just made."""
     record = CaseRecord(job.folder)
@@ -215,8 +221,8 @@ def _copy_references(job: Job, cases: Mapping[str, CaseFiles], *, anew: Collecti
     ending = _description(job)["file_ending"]
     for case, files in cases.items():
         copy = references / f"{case}{ending}"
-        if files.label is not None and (case in anew or not copy.is_file()):
-            shutil.copyfile(files.label, copy)
+        if files.label is not None and (case in anew or not _is_copy(copy, files.label)):
+            shutil.copy2(files.label, copy)  # with its time, which tells a copy that was changed
     for copy in references.glob(f"*{ending}"):
         if copy.name.removesuffix(ending) not in cases:
             copy.unlink()

@@ -509,6 +509,14 @@ class TestDamaged:
         run()
         assert sorted(jobs) == ["l0", "l1"]  # and nobody can know of l2
 
+    def test_copy_of_a_label(self, dataset, jobs):
+        copy = dataset[1] / "gt_segmentations" / "l1.nii.gz"
+        before = copy.read_bytes()
+        for content in (before[:-8] + bytes([before[-8] ^ 1]) + before[-7:], (copy.parent / "l0.nii.gz").read_bytes()):
+            copy.write_bytes(content)
+            run()
+            assert copy.read_bytes() == before and jobs == []
+
     def test_training_refuses_them_until_they_are_done_again(self, dataset, jobs):
         folder, cache = dataset[1] / "nnUNetPlans_2d", dataset[1] / "cache.json"
         before = measure_cases({"l1": folder}, ["l1"], cache)["l1"]

@@ -137,6 +137,15 @@ def test_validation_case_that_changed_since_it_was_preprocessed_is_refused(chang
         trainer.perform_actual_validation()
 
 
+def test_reference_of_a_validation_case_that_is_damaged_is_refused(changed, flip_bit):
+    trainer = changed.trainer(NAME, resume=True)
+    trainer.load_checkpoint(str(changed.results(trainer=NAME) / "checkpoint_latest.pth"))
+    case = load_splits(changed.preprocessed)[0].val[0]
+    flip_bit(changed.preprocessed / "gt_segmentations" / f"{case}.nii.gz")
+    with pytest.raises(UserError, match=f"{case}.nii.gz, the copy of a label, is missing or damaged: run synfoc3d pre"):
+        trainer.perform_actual_validation()
+
+
 def test_same_voxels_written_anew_go_on(changed):
     for file in (changed.preprocessed / "nnUNetPlans_2d").glob("*.b2nd"):
         values = np.array(blosc2.open(str(file))[:])
