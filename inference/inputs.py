@@ -128,18 +128,10 @@ def remove_results(jobs: Sequence[Job]) -> None:
             job.result(ending).unlink(missing_ok=True)
 
 
-def is_finished(job: Job, save_probabilities: bool) -> bool:
-    """Return whether an earlier run wrote everything that is asked for, and the scan has not been replaced since."""
+def is_written(job: Job, save_probabilities: bool) -> bool:
+    """Return whether everything that is asked for is there."""
     endings = (job.ending, *PROBABILITIES) if save_probabilities else (job.ending,)
-    return all(job.result(ending).is_file() for ending in endings) and not is_replaced(job)
-
-
-def is_replaced(job: Job) -> bool:
-    """Return whether there is a mask and a file of the scan is younger."""
-    if not job.mask.is_file():
-        return False
-    made = job.mask.stat().st_mtime_ns
-    return any(file.stat().st_mtime_ns > made for file in job.files)
+    return all(job.result(ending).is_file() for ending in endings)
 
 
 def _refuse_own_mask(job: Job) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.inference.inputs import Job
+from synfoc3d.inference.made_of import note_scan
 from synfoc3d.nnunet.case_files import CasePrompt, ModelInfo, PreparedCase, prepare_case, write_case
 from synfoc3d.nnunet.pools import RestartingPool, Task, worker_pool
 
@@ -88,6 +89,7 @@ def run_pipeline(
                 outcome.fail(job, error)
             else:
                 job.target.parent.mkdir(parents=True, exist_ok=True)
+                note_scan(job, case.made_of)
                 # the image is not needed any more: it must not travel to the worker
                 emptied = PreparedCase(np.empty(0), case.properties, case.reader, case.scan)
                 named = {"case": emptied, "ending": job.ending, "aside": job.aside}

@@ -21,24 +21,23 @@ from synfoc3d.files.atomic import atomic_write_texts, whole_folder
 from synfoc3d.files.folders import find_dataset
 from synfoc3d.files.json_files import parse_json
 from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE, SHARED_PREDICTION
-from synfoc3d.files.origins import shortened
 from synfoc3d.files.share import end_sharing
 from synfoc3d.inference.inputs import (
     Job,
     check_output,
     find_jobs,
-    is_finished,
-    is_replaced,
+    is_written,
     remove_results,
     select_part,
 )
+from synfoc3d.inference.made_of import unfinished
 from synfoc3d.inference.models import FoldNetworks, ModelChoice, TrainedModel, load_model
 from synfoc3d.inference.pipeline import Outcome, Workers, run_pipeline
 from synfoc3d.inference.prompt_record import parse_prompt
 from synfoc3d.inference.prompts import PromptChoice
 from synfoc3d.inference.untrained import UntrainedChoice, load_untrained
 from synfoc3d.networks.weights.known import file_hash
-from synfoc3d.nnunet.case_files import CasePrompt, ModelInfo, PreparedCase
+from synfoc3d.nnunet.case_files import CasePrompt, ModelInfo, PreparedCase, remove_partial
 from synfoc3d.nnunet.case_prompts import model_labels
 
 log = logging.getLogger(__name__)
@@ -58,8 +57,8 @@ class PredictOptions:
         mirroring: average over the mirrored patches allowed in training.
         precision: number format of the networks; None is nnU-Net's, float16 on cuda and float32 elsewhere.
         save_probabilities: write case.npz and case.pkl as well, as nnU-Net does.
-        skip_finished: leave out cases whose files are all there and no older than the scan; the same networks must have
-            made them.
+        skip_finished: leave out cases whose files are all there and of the scan as it is now; the same networks must
+            have made them.
         num_parts: how many calls share the cases.
         part_id: which of them this one is, from 0.
         preprocessing_processes: worker processes that prepare scans; 0 does it in this process.
@@ -133,18 +132,19 @@ def predict(
     if not jobs:
         return 0
     record, model = prepared.record, prepared.model
+    remove_partial(job.target for job in jobs)  # left by a kill
     if options.skip_finished:
-        jobs = [job for job in jobs if not is_finished(job, options.save_probabilities)]
-        replaced = [job.case for job in jobs if is_replaced(job)]
-        if replaced:
-            log.info("Segmented anew, as a scan is younger than its mask: %s.", shortened(replaced))
+        jobs = unfinished(jobs, options.save_probabilities)
         if not jobs:
             return 0
     remove_results(jobs)  # before the record changes: after an interruption they would be taken for this run's
-    with whole_folder(prepared.folder, unless=lambda: any(is_finished(job, False) for job in jobs)):
+    with whole_folder(prepared.folder, unless=lambda: any(is_written(job, False) for job in jobs)):
         # before the first mask: an interrupted run must tell as well
         write_records(prepared.folder, model.info, record)
-        outcome = segment_all(model, jobs, prepared.prompts, torch.device(device), options)
+        try:
+            outcome = segment_all(model, jobs, prepared.prompts, torch.device(device), options)
+        finally:  # writers are ended in the middle of a mask
+            remove_partial(job.target for job in jobs)
         write_records(prepared.folder, model.info, record | {"seconds": round(time.time() - started, 1)})
         if outcome.failures:
             raise cases_failed(outcome.failures, len(jobs), "segmented")

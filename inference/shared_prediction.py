@@ -15,6 +15,7 @@ from synfoc3d.files.layout import SHARED_PREDICTION
 from synfoc3d.files.share import WORKER, Share, Terms, shared
 from synfoc3d.files.shared_work import Item, Work, finished_items, item_of
 from synfoc3d.inference.inputs import PROBABILITIES, Job, remove_results
+from synfoc3d.inference.made_of import is_replaced, unfinished
 from synfoc3d.inference.models import ModelChoice, TrainedModel
 from synfoc3d.inference.pipeline import Outcome
 from synfoc3d.inference.predict import (
@@ -71,12 +72,12 @@ def predict_shared(
     del prepared  # and with it the networks, which only workers need
     items = tuple(_item(job, options.save_probabilities) for job in jobs)
     to_do = Work(KIND, _way(choice, options, prompt, record), items)
-    if options.skip_finished and len(finished_items(items)) == len(items):
+    if options.skip_finished and not unfinished(jobs, options.save_probabilities):
         return 0
 
     def begin(kept: frozenset[str]) -> None:
-        anew = [job for job in jobs if job.case not in kept]
-        if anew and not options.skip_finished:
+        anew = [job for job in jobs if is_replaced(job) or not (options.skip_finished or job.case in kept)]
+        if anew:
             remove_results(anew)
         write_records(folder, info, record)
 

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from synfoc3d.errors import UserError, did_you_mean
 from synfoc3d.files.atomic import atomic_write_text, naming, whole_folder
-from synfoc3d.files.layout import DESCRIPTION_FILE, preprocessing_lock
+from synfoc3d.files.layout import DESCRIPTION_FILE, digests_file, preprocessing_lock
 from synfoc3d.files.locks import Lock
 from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, PLANS_ADVICE, read_description, read_plans
@@ -217,6 +217,7 @@ def preprocess_if_needed(
     if missing:
         log.info("nnU-Net preprocesses %s: %d of %d labeled cases are missing.", folder, len(missing), len(cases))
         dataset_id = convert_dataset_name_to_id(preprocessed.name)
+        digests_file(folder).unlink(missing_ok=True)  # of all files that are about to be replaced
         with _undone_on_failure(preprocessed, folder):
             preprocess([dataset_id], plans_name, [configuration], [num_processes])
     return bool(missing)

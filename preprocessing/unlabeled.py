@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from synfoc3d.errors import UserError, system_sentence
 from synfoc3d.files.annotations import copy_annotations
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.case_record import CaseRecord, FileFacts, facts_of
 from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import (
     CASE_ENDINGS,
@@ -34,18 +34,17 @@ from synfoc3d.files.origins import (
     Origin,
     changed_files,
     differences,
-    hash_of,
     labels_hash,
-    path_in,
     read_origins,
     shortened,
+    stamp_of,
     write_origins,
 )
 from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, read_description
 from synfoc3d.preprocessing.case_checks import CaseFiles
-from synfoc3d.preprocessing.checked_files import CheckedFiles
 from synfoc3d.preprocessing.datasets import DEFAULT_PLANS
+from synfoc3d.preprocessing.jobs import Job, origins_of
 from synfoc3d.preprocessing.raw_checks import check_raw
 from synfoc3d.preprocessing.stock import (
     choose_configurations,
@@ -57,10 +56,6 @@ from synfoc3d.preprocessing.stock import (
 from synfoc3d.workers import SpawnedPool
 
 log = logging.getLogger(__name__)
-
-# Parts of a configuration that do not touch the preprocessed voxels or their storage.
-NOT_PREPROCESSING = {"architecture", "batch_size", "batch_dice", "inherits_from", "previous_stage", "next_stage"}
-STORAGE = {"patch_size"}  # on which blocks of a file depend; nnU-Net does not mind other ones
 
 
 def preprocess_dataset(
@@ -101,7 +96,7 @@ def preprocess_dataset(
         manager = plan_if_needed(raw, preprocessed, plans, cases=labeled, num_processes=num_processes)
         configurations = choose_configurations(configurations, manager, preprocessed / f"{plans}.json")
         jobs = {
-            name: _Job(raw, preprocessed, manager, name, found.checked, num_processes)
+            name: Job(raw, preprocessed, manager, name, found.checked, num_processes)
             for name in manager.available_configurations
         }
         for job in jobs.values():
@@ -135,38 +130,12 @@ def _refuse_failures(folder: Path, failures: Mapping[str, str], total: int) -> N
         )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The preprocessing of one configuration.
-
-    Attributes:
-        raw: the dataset's folder in nnUNet_raw.
-        preprocessed: its folder in nnUNet_preprocessed.
-        plans: its plans.
-        configuration: name of one of them.
-        checked: what is known of the raw files.
-        num_processes: number of worker processes.
-    """
-
-    raw: Path
-    preprocessed: Path
-    plans: PlansManager
-    configuration: str
-    checked: CheckedFiles
-    num_processes: int
-
-    @property
-    def folder(self) -> Path:
-        """Where the labeled cases go."""
-        return self.preprocessed / self.plans.get_configuration(self.configuration).data_identifier
-
-
-def _description(job: _Job) -> dict[str, Any]:
+def _description(job: Job) -> dict[str, Any]:
     """Return nnU-Net's copy of the dataset.json."""
     return read_description(job.preprocessed / DESCRIPTION_FILE, DESCRIPTION_ADVICE)
 
 
-def _adopt(job: _Job, cases: Mapping[str, CaseFiles]) -> None:
+def _adopt(job: Job, cases: Mapping[str, CaseFiles]) -> None:
     """Note for what nnU-Net's own command has made that it was made of the raw files, as far as these are not newer."""
     done = read_origins(job.folder)
     unknown = {case: files for case, files in cases.items() if case not in done and is_complete(job.folder, case)}
@@ -175,17 +144,18 @@ def _adopt(job: _Job, cases: Mapping[str, CaseFiles]) -> None:
     newer = changed_files(job.folder, job.raw)
     made = {case: files for case, files in unknown.items() if case not in newer}
     labels = labels_hash(job.preprocessed)
-    done |= {case: origin | {"labels": labels} for case, origin in _origins(job, made).items()}
+    done |= {case: origin | {"labels": labels} for case, origin in origins_of(job, made).items()}
     write_origins(job.folder, done)
 
 
-def _preprocess_labeled(job: _Job, cases: Mapping[str, CaseFiles], plans_name: str) -> dict[str, str]:
+def _preprocess_labeled(job: Job, cases: Mapping[str, CaseFiles], plans_name: str) -> dict[str, str]:
     """Preprocess the labeled cases that are not done, or have changed; return the reason for each that failed."""
-    wanted = _origins(job, cases)
+    wanted = origins_of(job, cases)
     if preprocess_if_needed(
         job.preprocessed, job.plans, plans_name, job.configuration, cases=cases, num_processes=job.num_processes
     ):
         _copy_references(job, cases, anew=cases)
+        _note_all(job, cases)
         write_origins(job.folder, wanted)
         return {}
     done = read_origins(job.folder)
@@ -207,10 +177,41 @@ def _preprocess_labeled(job: _Job, cases: Mapping[str, CaseFiles], plans_name: s
         )
     _copy_references(job, cases, anew=changed)
     same = {case: origin for case, origin in wanted.items() if case not in changed}
-    return _preprocess(job, {case: cases[case] for case in changed}, job.folder, same, wanted)
+    for case in _damaged(job, job.folder, same):
+        del same[case]
+    return _preprocess(job, {case: cases[case] for case in cases if case not in same}, job.folder, same, wanted)
 
 
-def _copy_references(job: _Job, cases: Mapping[str, CaseFiles], *, anew: Collection[str]) -> None:
+def _is_copy(copy: Path, original: Path) -> bool:
+    """Return whether a copy has the size and the time of its original."""
+    return copy.is_file() and stamp_of(copy)[:2] == stamp_of(original)[:2]
+
+
+def _note_all(job: Job, cases: Collection[str]) -> None:
+    """Take down what the labeled cases hold that nnU-Net has just made."""
+    record = CaseRecord(job.folder)
+    with ThreadPoolExecutor(job.num_processes) as pool:  # reading and hashing leave python to the others
+        for case, facts in zip(cases, pool.map(partial(facts_of, job.folder), cases), strict=True):
+            record.note(case, facts)
+    record.save()
+
+
+def _damaged(job: Job, folder: Path, cases: Collection[str]) -> list[str]:
+    """Return, and name, the cases in a folder whose files do not hold what was written; only changed files are read."""
+    record = CaseRecord(folder)
+    found = record.damaged(cases)
+    record.save()
+    if found:
+        log.warning(
+            "Preprocessed anew (%s), as files in %s do not hold any more what was written there: %s.",
+            job.configuration,
+            folder,
+            shortened(found),
+        )
+    return found
+
+
+def _copy_references(job: Job, cases: Mapping[str, CaseFiles], *, anew: Collection[str]) -> None:
     """Let nnU-Net's copies of the label files, by which trainings are validated, be the present ones.
 
     nnU-Net itself copies only those whose time is later than its copy's, and leaves those of cases that are gone.
@@ -220,20 +221,20 @@ def _copy_references(job: _Job, cases: Mapping[str, CaseFiles], *, anew: Collect
     ending = _description(job)["file_ending"]
     for case, files in cases.items():
         copy = references / f"{case}{ending}"
-        if files.label is not None and (case in anew or not copy.is_file()):
-            shutil.copyfile(files.label, copy)
+        if files.label is not None and (case in anew or not _is_copy(copy, files.label)):
+            shutil.copy2(files.label, copy)  # with its time, which tells a copy that was changed
     for copy in references.glob(f"*{ending}"):
         if copy.name.removesuffix(ending) not in cases:
             copy.unlink()
 
 
-def _preprocess_unlabeled(job: _Job, cases: Mapping[str, CaseFiles]) -> dict[str, str]:
+def _preprocess_unlabeled(job: Job, cases: Mapping[str, CaseFiles]) -> dict[str, str]:
     """Preprocess the unlabeled cases; return the reason for each case that failed."""
     folder = unlabeled_folder(job.folder)
     if not cases and not folder.is_dir():
         return {}
     folder.mkdir(exist_ok=True)
-    done, wanted = read_origins(folder), _origins(job, cases)
+    done, wanted = read_origins(folder), origins_of(job, cases)
     _remove_vanished(folder, done, cases)
     finished = {
         case: origin
@@ -241,6 +242,8 @@ def _preprocess_unlabeled(job: _Job, cases: Mapping[str, CaseFiles]) -> dict[str
         if case in done and not differences(done[case], origin) and is_complete(folder, case)
     }
     changed = [case for case in cases if case in done and case not in finished and is_complete(folder, case)]
+    for case in _damaged(job, folder, finished):
+        del finished[case]
     if changed:
         log.info(
             "Preprocessed anew (%s), as their files or the plans changed: %s.", job.configuration, shortened(changed)
@@ -249,7 +252,7 @@ def _preprocess_unlabeled(job: _Job, cases: Mapping[str, CaseFiles]) -> dict[str
 
 
 def _preprocess(
-    job: _Job, cases: Mapping[str, CaseFiles], folder: Path, done: dict[str, Origin], wanted: Mapping[str, Origin]
+    job: Job, cases: Mapping[str, CaseFiles], folder: Path, done: dict[str, Origin], wanted: Mapping[str, Origin]
 ) -> dict[str, str]:
     """Preprocess cases into a folder; return the reason for each case that failed.
 
@@ -265,6 +268,7 @@ def _preprocess(
     if not cases:
         return {}
     failures: dict[str, str] = {}
+    record = CaseRecord(folder)
     with _temporary_folder(folder) as temporary, _executor(min(job.num_processes, len(cases))) as executor:
         preprocess = partial(
             _preprocess_case,
@@ -285,6 +289,8 @@ def _preprocess(
             if error is not None:
                 failures[case] = _reason(error)
                 continue
+            record.note(case, future.result())
+            record.save()
             done[case] = wanted[case]
             write_origins(folder, done)
     return failures
@@ -293,9 +299,12 @@ def _preprocess(
 def _remove_vanished(folder: Path, done: dict[str, Origin], cases: Collection[str]) -> None:
     """Remove the cases that are no longer in nnUNet_raw from a folder and its record."""
     vanished = sorted({*done, *(file.stem for file in folder.glob("*.pkl"))} - {*cases})
+    record = CaseRecord(folder)
     for case in vanished:
         _remove_case(folder, case)
         done.pop(case, None)
+        record.forget(case)
+    record.save()
     if vanished:
         log.info("Removed from %s, as nnUNet_raw does not hold them whole any more: %s.", folder, shortened(vanished))
 
@@ -309,54 +318,15 @@ def _preprocess_case(
     plans: PlansManager,
     configuration: str,
     dataset_json: dict[str, Any],
-) -> None:
-    """Preprocess one case into the temporary folder, then move its files to the final one."""
+) -> dict[str, FileFacts]:
+    """Preprocess one case into the temporary folder, move its files to the final one; return what these hold."""
     manager = plans.get_configuration(configuration)
     preprocessor = manager.preprocessor_class(verbose=False)
     images, label = [str(path) for path in files.images], str(files.label) if files.label is not None else None
     preprocessor.run_case_save(str(temporary / case), images, label, plans, manager, dataset_json)
     for ending in CASE_ENDINGS:
         os.replace(temporary / f"{case}{ending}", folder / f"{case}{ending}")
-
-
-def _origins(job: _Job, cases: Mapping[str, CaseFiles]) -> dict[str, Origin]:
-    """Return what each preprocessed case depends on: its files, the plans, and of labeled ones the declared labels."""
-    labels = labels_hash(job.raw)
-    return {
-        case: {
-            "plans": _plans_hash(job, NOT_PREPROCESSING if files.label is None else NOT_PREPROCESSING | STORAGE),
-            "labels": None if files.label is None else labels,
-            "files": _files_of(job, files),
-        }
-        for case, files in cases.items()
-    }
-
-
-def _plans_hash(job: _Job, left_out: Collection[str]) -> str:
-    """Return a hash of what preprocessed voxels depend on in the plans, but for some settings of the configuration."""
-    settings = job.plans.get_configuration(job.configuration).configuration
-    relevant = {
-        "configuration": {key: value for key, value in settings.items() if key not in left_out},
-        "transpose_forward": job.plans.transpose_forward,
-        "reader": job.plans.plans["image_reader_writer"],
-        "intensities": job.plans.foreground_intensity_properties_per_channel,
-    }
-    return hash_of(relevant)
-
-
-def _files_of(job: _Job, files: CaseFiles) -> dict[str, Any]:
-    """Return stamp and digest of each raw file of a case."""
-    digests = {path: job.checked.image(path).digest for path in files.images}
-    if files.label is not None:
-        digests[files.label] = job.checked.label(files.label).digest
-    return {
-        path_in(job.raw, path): {
-            "stamp": job.checked.stamp(path),
-            "digest": digest,
-            "is_label": path == files.label,
-        }
-        for path, digest in digests.items()
-    }
+    return facts_of(folder, case)
 
 
 def _remove_case(folder: Path, case: str) -> None:

@@ -15,6 +15,7 @@ from synfoc3d.errors import UserError
 
 AUGMENTATION, DEFAULT = "nnUNet_n_proc_DA", "nnUNet_def_n_proc"
 THREADS = "OMP_NUM_THREADS"  # which torch and its libraries read
+PATIENCE = 2.0  # seconds until a worker that was killed is gone, unless its disk is
 LEAST_WORKERS = {AUGMENTATION: 0, DEFAULT: 1}  # 0: no process but the training itself
 
 
@@ -84,11 +85,13 @@ class SpawnedPool(ProcessPoolExecutor):
             return super().submit(function, *arguments, **named)
 
     def end(self) -> None:
-        """End the workers at once, in the middle of what they do."""
+        """End the workers at once, in the middle of what they do, and wait until they are gone."""
         processes = [*(self._processes or {}).values()]  # as python's own kill_workers() does, from 3.14 on
         self.shutdown(wait=False, cancel_futures=True)
         for process in processes:
             process.kill()
+        for process in processes:
+            process.join(PATIENCE)
 
 
 @contextmanager

@@ -13,12 +13,10 @@ import numpy as np
 
 from synfoc3d import __version__
 from synfoc3d.files.atomic import atomic_write_texts, whole_folder
+from synfoc3d.files.declared_labels import MEAN_OF_CLASSES
+from synfoc3d.files.domains import ALL_CASES, MEAN_OF_DOMAINS
 from synfoc3d.inference.prompt_record import PromptRecord
 from synfoc3d.metrics import METRICS, PER_VOLUME, CaseMetrics, Convention
-
-ALL_CASES = "all cases"
-MEAN_OF_DOMAINS = "mean of domains"
-MEAN_OF_CLASSES = "mean of classes"
 
 
 @dataclass(frozen=True)

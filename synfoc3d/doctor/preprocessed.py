@@ -75,6 +75,10 @@ def _check_cases(
     missing, missing_unlabeled = set(labeled) - done, set(unlabeled) - done_unlabeled
     details = {"labeled": len(done), "unlabeled": len(done_unlabeled)}
     details |= {"missing_labeled": len(missing), "missing_unlabeled": len(missing_unlabeled)}
+    damaged = [*_damaged(folder / identifier, done), *_damaged(unlabeled_folder(folder / identifier), done_unlabeled)]
+    if damaged:
+        text = f"files of {some(damaged)} do not hold any more what was written there"
+        return Finding(f"preprocessed {name}", "error", text, mend, details | {"damaged": damaged})
     if missing or missing_unlabeled:
         first = min(missing or missing_unlabeled)
         text = (
@@ -84,6 +88,16 @@ def _check_cases(
         return Finding(f"preprocessed {name}", "warning", text, mend, details)
     text = f"{len(done)} labeled and {len(done_unlabeled)} unlabeled cases"
     return Finding(f"preprocessed {name}", "ok", text, details=details)
+
+
+def _damaged(folder: Path, done: Collection[str]) -> list[str]:
+    """Return the cases whose files changed since they were made; those of nobody knows what is not looked at."""
+    from synfoc3d.files.case_record import CaseRecord
+
+    record = CaseRecord(folder)
+    found = record.damaged([case for case in sorted(done) if case in record])
+    record.save()
+    return found
 
 
 def preprocessed_cases(folder: Path) -> set[str]:

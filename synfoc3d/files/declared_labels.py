@@ -8,6 +8,7 @@ from typing import Any
 from synfoc3d.errors import UserError
 
 BACKGROUND, IGNORE = "background", "ignore"  # nnU-Net's names
+MEAN_OF_CLASSES = "mean of classes"  # in tables, in the place of a class
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ def _values(name: str, value: Any, source: str) -> tuple[int, ...]:  # noqa: ANN
     if not values or len(values) != len(given) or len(set(values)) != len(values):
         raise UserError(
             f"{source} declares {value!r} for {name!r}, not a label value or, for a region, a list of different ones."
+        )
+    if name.casefold() == MEAN_OF_CLASSES:
+        raise UserError(
+            f"{source} declares a class {name!r}, as tables call a mean over several; give it another name."
         )
     if 0 in values:
         raise UserError(f"{source} declares {name!r} with the value 0, which is background; leave it out.")

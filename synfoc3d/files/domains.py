@@ -11,6 +11,7 @@ from synfoc3d.files.tables import read_cells
 log = logging.getLogger(__name__)
 
 HEADER = ("case", "domain")
+ALL_CASES, MEAN_OF_DOMAINS = "all cases", "mean of domains"  # in tables, in the place of a domain
 
 
 def read_domains(path: Path) -> dict[str, str]:
@@ -18,7 +19,7 @@ def read_domains(path: Path) -> dict[str, str]:
 
     Raises:
         UserError: no such file, no UTF-8 text, another header, a line without case or domain, a case twice,
-            or domains that differ in capitals alone.
+            domains that differ in capitals alone, or one that is named like a mean in tables.
     """
     domains: dict[str, str] = {}
     for row in _read_rows(path):
@@ -44,9 +45,17 @@ def _read_rows(path: Path) -> list[list[str]]:
 
 
 def _check_spelling(domains: Mapping[str, str], path: Path) -> None:
-    """Refuse names that differ in capitals alone: means over domains would count one scanner as two."""
+    """Refuse names that differ in capitals alone: means over domains would count one scanner as two.
+
+    And those of means: the figures of such a domain would be taken for theirs.
+    """
     seen: dict[str, str] = {}
     for domain in domains.values():
+        if domain.casefold() in (ALL_CASES, MEAN_OF_DOMAINS):
+            raise UserError(
+                f"The domains file {path} names the domain {domain!r}, as tables call a mean over several; give it "
+                "another name."
+            )
         other = seen.setdefault(domain.casefold(), domain)
         if other != domain:
             raise UserError(

@@ -19,7 +19,11 @@ REORIENTING_READER = "NibabelIOWithReorient"  # nnU-Net's name of the reader for
 SPLITS_FILE = "splits_semi.json"
 STOCK_SPLITS_FILE = "splits_final.json"  # nnU-Net's
 REFERENCES = "gt_segmentations"  # nnU-Net's
-CASE_ENDINGS = IMAGE_ENDING, LABEL_ENDING, _ = (".b2nd", "_seg.b2nd", ".pkl")  # nnU-Net's, in the order it writes them
+CASE_ENDINGS = IMAGE_ENDING, LABEL_ENDING, PROPERTIES_ENDING = (  # nnU-Net's, in the order it writes them
+    ".b2nd",
+    "_seg.b2nd",
+    ".pkl",
+)
 
 UNLABELED = "_unlabeled"  # behind the name of a configuration's folder
 
@@ -39,6 +43,7 @@ CASES_FILE = "synfoc3d_cases.json"
 # a folder of masks
 PREDICTION_FILE = "synfoc3d_predict.json"
 SUMMARY_FILE = "summary.json"  # nnU-Net's
+SCANS = ".synfoc3d_scans"  # folder: of which scan each mask was made
 SHARED_PREDICTION = ".synfoc3d_predict"  # while its scans are shared out
 
 
@@ -62,6 +67,11 @@ def origins_file(cases: Path) -> Path:
     """
     name = cases.name if cases.name.endswith(UNLABELED) else f"{cases.name}_labeled"
     return cases.with_name(f"{name}.json")
+
+
+def digests_file(cases: Path) -> Path:
+    """Return where it is kept what the files in a folder of preprocessed cases hold; beside it, as their origins."""
+    return cases.with_name(f"{cases.name}_digests.json")
 
 
 def intensity_cache(preprocessed: Path) -> Path:

@@ -24,8 +24,10 @@ from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_e
 # What a preprocessed case was made of, in JSON's types: "plans" and "labels", hashes of what matters in plans and
 # dataset.json, and "files": "stamp", "digest" and "is_label" of each raw file by its path in the dataset's folder.
 Origin = dict[str, Any]
+ScanFacts = dict[str, Any]  # "stamp" and "digest" of a scan's file
 LABEL_KEYS = ("labels", "regions_class_order")  # of dataset.json
 NAMED = 4  # so many of several things a sentence names
+READ_BYTES = 1 << 20  # at once
 SPACING_ENDING = ".json"  # nnU-Net reads the spacing of <case>.tif from <case>.json
 
 
@@ -35,11 +37,40 @@ def stamp_of(path: Path) -> list[int]:
     Raises:
         OSError: there is no such file.
     """
+    found = [file.stat() for file in _with_spacing(path)]
+    return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
+
+
+def _with_spacing(path: Path) -> list[Path]:
+    """Return a raw file, and the file of its spacing if it has one."""
     name, _ = name_and_ending(path)
     channel = CHANNEL.fullmatch(name)
     spacings = [path.with_name(stem + SPACING_ENDING) for stem in (name, *(channel.groups()[:1] if channel else ()))]
-    found = [path.stat(), *(file.stat() for file in spacings if file.is_file())]
-    return [number for status in found for number in (status.st_size, status.st_mtime_ns)]
+    return [path, *(file for file in spacings if file.is_file())]
+
+
+def scan_stamp(path: Path) -> list[int]:
+    """Return size and time of a scan's file, and when it came to its place: no other one of the same name has these.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    return [*stamp_of(path), *(file.stat().st_ctime_ns for file in _with_spacing(path))]
+
+
+def scan_facts(path: Path) -> ScanFacts:
+    """Return the stamp of a scan's file and a digest of its bytes, those of the file of its spacing included.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    stamp, digest = scan_stamp(path), hashlib.blake2b(digest_size=16)  # stamp first: a later change is another stamp
+    for file in _with_spacing(path):
+        digest.update(f"{file.stat().st_size} ".encode())
+        with file.open("rb") as stream:
+            while content := stream.read(READ_BYTES):
+                digest.update(content)
+    return {"stamp": stamp, "digest": digest.hexdigest()}
 
 
 def path_in(folder: Path, file: Path) -> str:

@@ -5,7 +5,7 @@ Both functions are run in worker processes: arguments and results can be pickled
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import PLANS_FILE
+from synfoc3d.files.origins import ScanFacts, scan_facts
 from synfoc3d.files.volumes import check_channels
 from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.export import mask_of
@@ -59,6 +60,7 @@ class PreparedCase:
         reader: nnU-Net's class that read the files.
         scan: file over which the mask is to lie; None where it is not known.
         points: where a promptable network is asked for each structure; None where it is not told.
+        made_of: what tells each of its files from other ones, in order.
     """
 
     image: np.ndarray
@@ -66,6 +68,7 @@ class PreparedCase:
     reader: type[BaseReaderWriter]
     scan: Path | None = None
     points: Points | None = None
+    made_of: tuple[ScanFacts, ...] = ()
 
 
 class CasePrompt(Protocol):
@@ -100,6 +103,7 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
     """
     configuration = info.plans.get_configuration(info.configuration)
     check_channels(files)
+    made_of = tuple(map(scan_facts, files))  # before reading: a scan that changes meanwhile is another one
     image, properties, reader = read_files(files, info.plans.image_reader_writer_class)
     channels = determine_num_input_channels(info.plans, configuration, info.dataset_json)
     names = ", ".join(map(str, files))
@@ -117,7 +121,7 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
     data, _, properties = preprocessor.run_case_npy(
         image, None, properties, info.plans, configuration, info.dataset_json
     )
-    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0])
+    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0], made_of=made_of)
     return prepared if prompt is None else replace(prepared, points=prompt.place(files, image, prepared, info))
 
 
@@ -181,7 +185,7 @@ def write_case(
         )
     else:
         mask, probabilities = mask_of(*given, threads), None
-    hidden = target.with_name(f".{target.name}.partial") if aside is None else aside / uuid4().hex
+    hidden = _partial_folder(target) if aside is None else aside / uuid4().hex
     shutil.rmtree(hidden, ignore_errors=True)  # left by a kill
     hidden.mkdir()
     try:
@@ -194,6 +198,20 @@ def write_case(
             os.replace(file, target.parent / file.name)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_partial(targets: Iterable[Path]) -> None:
+    """Remove what writers that were killed have left of predictions; none of them may be at work any more.
+
+    Args:
+        targets: paths of the masks, without ending.
+    """
+    for target in targets:
+        shutil.rmtree(_partial_folder(target), ignore_errors=True)
+
+
+def _partial_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
 
 
 def _identity(probabilities: Any) -> Any:  # noqa: ANN401 - array or tensor, as nnU-Net gives it

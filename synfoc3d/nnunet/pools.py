@@ -106,7 +106,7 @@ class RestartingPool:
             pool.shutdown()
 
     def end(self) -> None:
-        """End the workers at once, in the middle of what they do."""
+        """End the workers at once, in the middle of what they do, and wait until they are gone."""
         for pool in self._pools():
             pool.end()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from synfoc3d.errors import UserError
-from synfoc3d.inference.inputs import Job, check_output, find_jobs, is_finished, remove_results, select_part
+from synfoc3d.inference.inputs import Job, check_output, find_jobs, is_written, remove_results, select_part
 
 ENDING = ".nii.gz"
 
@@ -233,7 +233,7 @@ def test_part_that_does_not_exist_is_refused(parts, part):
 def test_case_is_finished_when_all_its_files_are_there(tmp_path, there, probabilities, finished):
     for ending in there:
         (tmp_path / f"a{ending}").touch()
-    assert is_finished(Job("a", (), tmp_path / "a", ENDING), probabilities) == finished
+    assert is_written(Job("a", (), tmp_path / "a", ENDING), probabilities) == finished
 
 
 @pytest.mark.parametrize(("there", "missing"), [([1, 2], 0), ([0, 2], 1), ([2], 0)])

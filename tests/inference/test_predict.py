@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -149,7 +150,7 @@ def test_mask_takes_the_format_that_is_asked_for(run, scan, tmp_path):
     run(scan, choice())
     run(scan, choice(), tmp_path / "asked" / "mask.mha")
     assert sorted(file.name for file in (tmp_path / "asked").iterdir()) == [
-        "dataset.json", "mask.mha", "plans.json", "synfoc3d_predict.json",
+        ".synfoc3d_scans", "dataset.json", "mask.mha", "plans.json", "synfoc3d_predict.json",
     ]  # fmt: skip
     mask = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "asked" / "mask.mha")))
     np.testing.assert_array_equal(mask, voxels(tmp_path / "masks" / "Btrain002.nii.gz").transpose(2, 1, 0))
@@ -402,7 +403,7 @@ def test_record_names_the_file_of_each_student(run, scan, best, tmp_path):
 def test_folder_of_scans_is_segmented(run, scans, tmp_path):
     assert run(scans, choice()) == 2
     names = {"Btrain002.nii.gz", "Btrain003.nii.gz", "dataset.json", "plans.json", "synfoc3d_predict.json"}
-    assert {file.name for file in (tmp_path / "masks").iterdir()} == names
+    assert {file.name for file in (tmp_path / "masks").iterdir()} == names | {".synfoc3d_scans"}
 
 
 def test_worker_processes_change_nothing(run, scans, tmp_path):
@@ -448,15 +449,61 @@ def test_finished_cases_are_left_alone(run, scans, tmp_path):
     assert run(scans, choice(), skip_finished=True) == 0
 
 
+def other_scan(scans, of="Btrain002", by="Btrain003"):
+    """Put a copy of another scan in the place of one, with its time, as `cp -p` does."""
+    shutil.copy2(scans / f"{by}_0000.nii.gz", scans / f"{of}_0000.nii.gz")
+
+
 def test_scan_that_was_replaced_since_is_segmented_anew(run, scans, tmp_path, caplog):
     caplog.set_level("INFO")
     run(scans, choice())
-    mask, scan = tmp_path / "masks" / "Btrain002.nii.gz", scans / "Btrain002_0000.nii.gz"
-    before = mask.stat().st_mtime_ns
-    os.utime(scan, ns=(before + 1, before + 1))
+    mask, other = (tmp_path / "masks" / f"{case}.nii.gz" for case in ("Btrain002", "Btrain003"))
+    other_scan(scans)
     assert run(scans, choice(), skip_finished=True) == 1
-    assert mask.stat().st_mtime_ns > before
-    assert "Segmented anew, as a scan is younger than its mask: Btrain002." in caplog.messages
+    assert np.array_equal(voxels(mask), voxels(other))
+    assert "Segmented anew, as the scan is not the one its mask was made of: Btrain002." in caplog.messages
+    assert run(scans, choice(), skip_finished=True) == 0
+
+
+def test_scan_of_the_same_size_and_time_is_another_one(run, scans):
+    scan = scans / "Btrain002_0000.nii.gz"
+    run(scans, choice())
+    before, content = scan.stat(), bytearray(scan.read_bytes())
+    content[4] ^= 1  # the time in the header of gzip
+    scan.write_bytes(content)
+    os.utime(scan, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert run(scans, choice(), skip_finished=True) == 1
+
+
+def test_scans_that_were_copied_or_touched_are_the_same(run, scans, tmp_path, monkeypatch):
+    run(scans, choice())
+    copies = shutil.copytree(scans, tmp_path / "copies", copy_function=shutil.copyfile)
+    assert run(copies, choice(), skip_finished=True) == 0
+    monkeypatch.setattr("synfoc3d.inference.made_of.scan_facts", lambda file: pytest.fail(f"{file} is read again"))
+    assert run(copies, choice(), skip_finished=True) == 0
+
+
+def test_scan_that_was_replaced_between_two_runs_after_a_kill(run, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("synfoc3d.inference.pipeline.write_case", lambda *_, **__: 1 / 0)
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        run(scans, choice())
+    monkeypatch.undo()
+    other_scan(scans)
+    assert run(scans, choice(), skip_finished=True) == 2
+
+
+@pytest.mark.parametrize("note", [None, "{", '[{"stamp": 1}]'])
+def test_mask_of_which_nothing_is_known_is_judged_by_its_time(run, scans, tmp_path, note):
+    run(scans, choice())
+    notes = tmp_path / "masks" / ".synfoc3d_scans"
+    for file in notes.iterdir():
+        file.unlink() if note is None else file.write_text(note)
+    future = time.time_ns() + 10**12
+    os.utime(scans / "Btrain003_0000.nii.gz", ns=(future, future))
+    assert run(scans, choice(), skip_finished=True) == 1
+    other_scan(scans)  # whose time does not tell
+    os.utime(scans / "Btrain002_0000.nii.gz", ns=(0, 0))
+    assert run(scans, choice(), skip_finished=True) == 1
 
 
 def test_same_networks_continue(run, scans, best, tmp_path):
@@ -600,6 +647,47 @@ def test_killed_worker_fails_no_case(run, scans, tmp_path, monkeypatch, name):
     monkeypatch.setattr(pipeline, name, work)
     assert run(scans, choice(), preprocessing_processes=2, export_processes=2) == 2
     assert (tmp_path / "killed").exists() and len(list((tmp_path / "masks").glob("*.nii.gz"))) == 2
+
+
+def stuck(target, *arguments, **named):
+    """Never come to an end in the middle of a mask."""
+    hidden = target.with_name(f".{target.name}.partial")
+    hidden.mkdir()
+    (hidden / f"{target.name}.nii.gz").write_text("half")
+    time.sleep(600)
+
+
+def test_interrupted_prediction_leaves_no_half_masks(run, scans, tmp_path, monkeypatch):
+    works, masks = TrainedModel.segment, tmp_path / "masks"
+
+    def segment(self, *arguments):
+        if (masks / ".synfoc3d_scans" / "Btrain002.json").exists():  # the first one is with its writer
+            while not (masks / ".Btrain002.partial" / "Btrain002.nii.gz").exists():
+                time.sleep(0.02)
+            raise KeyboardInterrupt
+        return works(self, *arguments)
+
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "plans.json").write_text("{}")  # a folder that was there before stays
+    monkeypatch.setattr(TrainedModel, "segment", segment)
+    monkeypatch.setattr(pipeline, "write_case", stuck)
+    with pytest.raises(KeyboardInterrupt):
+        run(scans, choice(), export_processes=2)
+    assert [file.name for file in masks.iterdir() if file.name.endswith((".partial", ".nii.gz"))] == []
+
+
+@pytest.mark.parametrize("skip_finished", [False, True])
+def test_what_a_kill_has_left_is_removed(run, scans, tmp_path, skip_finished):
+    run(scans, choice())
+    masks = tmp_path / "masks"
+    expected = {file.name: file.read_bytes() for file in masks.glob("*.nii.gz")}
+    for case in ("Btrain002", "Btrain003"):
+        (masks / f".{case}.partial").mkdir()
+        (masks / f".{case}.partial" / f"{case}.nii.gz").write_text("half")
+    (masks / "Btrain003.nii.gz").unlink()
+    assert run(scans, choice(), skip_finished=skip_finished) == (1 if skip_finished else 2)
+    assert {file.name: file.read_bytes() for file in masks.glob("*.nii.gz")} == expected
+    assert list(masks.glob(".*.partial")) == []
 
 
 def test_missing_channel_is_named(refusal, two_channels, tmp_path):

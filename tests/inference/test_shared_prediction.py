@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from synfoc3d import checkpoint as checkpoints
@@ -96,6 +98,7 @@ def test_one_scan_with_its_mask_in_another_format(run, scans, tmp_path):
     scan = sorted(scans.glob("*.nii.gz"))[0]
     assert run(source=scan, output="asked/mask.mha", save_probabilities=True) == 1
     names = sorted(file.name for file in (tmp_path / "asked").iterdir())
+    assert names.pop(0) == ".synfoc3d_scans"
     assert names == ["dataset.json", "mask.mha", "mask.npz", "mask.pkl", "plans.json", "synfoc3d_predict.json"]
 
 
@@ -118,6 +121,27 @@ def test_scan_that_was_changed_since_is_segmented_anew(run, scans, tmp_path):
     before = done.stat().st_mtime_ns
     assert run() == 2
     assert done.stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("skip_finished", [False, True])
+def test_scan_that_another_one_took_the_place_of_is_segmented_anew(run, scans, tmp_path, skip_finished):
+    with pytest.raises(KeyboardInterrupt):
+        run(hands=interrupted_after(1))
+    (done,) = (tmp_path / "masks").glob("*.nii.gz")
+    mine, other = (file for file in sorted(scans.iterdir(), key=lambda file: not file.name.startswith(done.name[:9])))
+    before = done.read_bytes()
+    shutil.copy2(other, mine)
+    assert run(skip_finished=skip_finished) == 2
+    assert done.read_bytes() != before
+    assert masks(tmp_path / "masks")[done.name] == done.read_bytes()
+
+
+def test_finished_folder_whose_scan_is_another_one_by_now_goes_on(run, scans, tmp_path):
+    assert run() == 2
+    first, second = sorted((tmp_path / "masks").glob("*.nii.gz"))
+    shutil.copy2(scans / second.name.replace(".nii", "_0000.nii"), scans / first.name.replace(".nii", "_0000.nii"))
+    assert run(skip_finished=True) == 1
+    assert np.array_equal(*(nibabel.load(mask).get_fdata() for mask in (first, second)))
 
 
 def test_finished_folder_is_segmented_anew_unless_it_is_to_be_continued(run, tmp_path):

@@ -15,6 +15,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.origins import changed_files, read_origins
 from synfoc3d.preprocessing import stock, unlabeled
 from synfoc3d.preprocessing.unlabeled import preprocess_dataset
+from synfoc3d.trainers.life_cycle.case_facts import measure_cases
 
 from ..shortcuts import sample_few_voxels, start_no_pools
 
@@ -100,7 +101,7 @@ def jobs(monkeypatch):
 
     def note(case, *arguments, **named):
         done.append(case)
-        original(case, *arguments, **named)
+        return original(case, *arguments, **named)
 
     monkeypatch.setattr(unlabeled, "_preprocess_case", note)
     return done
@@ -113,6 +114,14 @@ def run(**changes):
 def load(folder, case):
     read = [np.asarray(blosc2.open(str(folder / f"{case}{ending}"))[:]) for ending in (".b2nd", "_seg.b2nd")]
     return (*read, pickle.loads((folder / f"{case}.pkl").read_bytes()))
+
+
+def change_voxel(file):
+    """Write a preprocessed file anew, one voxel of which is another one."""
+    values = np.array(blosc2.open(str(file))[:])
+    values[0, 5, 4, 3] += 1
+    file.unlink()
+    blosc2.asarray(values, urlpath=str(file))
 
 
 def contents(folder):
@@ -177,9 +186,16 @@ class TestStockPart:
 
     def test_incomplete_configuration_is_done_again(self, dataset, monkeypatch):
         _, preprocessed = dataset
-        (preprocessed / "nnUNetPlans_2d" / "l1.pkl").unlink()
+        missing = preprocessed / "nnUNetPlans_2d" / "l1.pkl"
+        content = missing.read_bytes()
+        missing.unlink()
         calls = []
-        monkeypatch.setattr("synfoc3d.preprocessing.stock.preprocess", lambda *arguments: calls.append(arguments))
+
+        def preprocess(*arguments):
+            calls.append(arguments)
+            missing.write_bytes(content)
+
+        monkeypatch.setattr(stock, "preprocess", preprocess)
         run()
         assert calls == [([502], "nnUNetPlans", ["2d"], [1])]
 
@@ -202,6 +218,7 @@ class TestResume:
         assert [path.name for path in dataset[1].parent.iterdir()] == [OURS]
 
     def test_finished_cases_are_skipped(self, dataset, jobs):
+        run()  # reads the files, which were copied
         before = contents(dataset[1])
         run()
         assert jobs == []
@@ -448,6 +465,80 @@ def test_nnunet_keeps_no_older_reference(dataset, write_nifti):
         start_no_pools(patch)
         run()
     assert (preprocessed / "gt_segmentations" / "l1.nii.gz").read_bytes() == file.read_bytes()
+
+
+@pytest.mark.usefixtures("stock_runs")
+class TestDamaged:
+    """Preprocessed files that do not hold any more what was written there."""
+
+    @pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd"])
+    @pytest.mark.parametrize("case", ["l1", "u1"])
+    def test_voxel(self, dataset, jobs, caplog, case, ending):
+        folder = dataset[1] / ("nnUNetPlans_2d" if case == "l1" else "nnUNetPlans_2d_unlabeled")
+        before = load(folder, case)
+        change_voxel(folder / f"{case}{ending}")
+        run()
+        assert jobs == [case]
+        assert f"Preprocessed anew (2d), as files in {folder} do not hold any more" in caplog.text
+        assert "The plans of" not in caplog.text
+        for now, then in zip(load(folder, case), before, strict=True):
+            np.testing.assert_equal(now, then)
+        jobs.clear()
+        run()
+        assert jobs == []
+
+    @pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd"])
+    def test_two_cases_that_change_places(self, dataset, jobs, ending):
+        folder = dataset[1] / "nnUNetPlans_2d"
+        first, second = (folder / f"{case}{ending}" for case in ("l0", "l2"))
+        before = load(folder, "l0"), load(folder, "l2")
+        first.rename(folder / "aside")
+        second.rename(first)
+        (folder / "aside").rename(second)
+        run()
+        assert sorted(jobs) == ["l0", "l2"]
+        np.testing.assert_equal((load(folder, "l0"), load(folder, "l2")), before)
+
+    def test_voxels_of_what_the_stock_command_made_once_a_training_has_read_them(self, dataset, jobs):
+        folder = dataset[1] / "nnUNetPlans_2d"
+        for record in ("labeled", "digests"):
+            (dataset[1] / f"nnUNetPlans_2d_{record}.json").unlink()
+        measure_cases(dict.fromkeys(["l0", "l1"], folder), ["l0"], dataset[1] / "cache.json")
+        for case in ("l0", "l1", "l2"):
+            change_voxel(folder / f"{case}.b2nd")
+        run()
+        assert sorted(jobs) == ["l0", "l1"]  # and nobody can know of l2
+
+    def test_copy_of_a_label(self, dataset, jobs):
+        copy = dataset[1] / "gt_segmentations" / "l1.nii.gz"
+        before = copy.read_bytes()
+        for content in (before[:-8] + bytes([before[-8] ^ 1]) + before[-7:], (copy.parent / "l0.nii.gz").read_bytes()):
+            copy.write_bytes(content)
+            run()
+            assert copy.read_bytes() == before and jobs == []
+
+    def test_training_refuses_them_until_they_are_done_again(self, dataset, jobs):
+        folder, cache = dataset[1] / "nnUNetPlans_2d", dataset[1] / "cache.json"
+        before = measure_cases({"l1": folder}, ["l1"], cache)["l1"]
+        change_voxel(folder / "l1_seg.b2nd")
+        with pytest.raises(UserError, match="l1_seg.b2nd does not hold any more what it was written with"):
+            measure_cases({"l1": folder}, ["l1"], cache)
+        run()
+        after = measure_cases({"l1": folder}, ["l1"], cache)["l1"]
+        assert after[1:] == before[1:] and np.array_equal(after.value_range, before.value_range)
+
+
+def test_preprocessing_that_nnunet_does_anew_is_written_down(dataset, jobs, monkeypatch):
+    def preprocess(*_):
+        change_voxel(dataset[1] / "nnUNetPlans_2d" / "l0.b2nd")  # stands for other voxels
+        (dataset[1] / "nnUNetPlans_2d" / "l1.pkl").write_bytes(content)
+
+    content = (dataset[1] / "nnUNetPlans_2d" / "l1.pkl").read_bytes()
+    (dataset[1] / "nnUNetPlans_2d" / "l1.pkl").unlink()
+    monkeypatch.setattr(stock, "preprocess", preprocess)
+    run()
+    run()
+    assert jobs == []
 
 
 class TestRefused:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE
+from synfoc3d.files.layout import ANNOTATIONS_FILE, DESCRIPTION_FILE, digests_file
 from synfoc3d.inference.models import ModelChoice, load_model
 from synfoc3d.networks.lora import Adapter
 
@@ -63,6 +63,7 @@ def alter(project, configuration):
             values = same_for(values, [np.atleast_1d(declared[name]) for name in annotated[case]], random)
         file.unlink()
         blosc2.asarray(np.ascontiguousarray(values), urlpath=str(file))
+    digests_file(file.parent).unlink()  # which would tell
 
 
 def same_for(values, classes, random):

@@ -1,6 +1,5 @@
 """What a training measures on whole preprocessed cases, once: intensity ranges, and what tells a changed case."""
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -10,16 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from synfoc3d.files.atomic import atomic_write_text
-from synfoc3d.files.layout import CASE_ENDINGS, LABEL_ENDING
+from synfoc3d.files.case_record import CaseRecord
+from synfoc3d.files.layout import CASE_ENDINGS, IMAGE_ENDING, LABEL_ENDING, PROPERTIES_ENDING
 from synfoc3d.files.preprocessed_files import check_whole
 from synfoc3d.networks.intensity import intensity_range
-from synfoc3d.trainers.life_cycle.data import (
-    image_file,
-    image_stamp,
-    read_json_cache,
-    read_voxels,
-    stamp_of,
-)
+from synfoc3d.trainers.life_cycle.data import image_stamp, read_json_cache
 
 
 class CaseFacts(NamedTuple):
@@ -37,69 +31,65 @@ class CaseFacts(NamedTuple):
 
 
 def measure_cases(folders: Mapping[str, Path], labeled: Collection[str], cache: Path) -> dict[str, CaseFacts]:
-    """Measure every case on its whole preprocessed files, or read it from the file it is kept in.
+    """Measure every case on its whole preprocessed files, or read it from the files it is kept in.
+
+    Every file is compared with what it held when it was made, or first seen; see `CaseRecord`.
 
     Args:
         folders: the folder of preprocessed files of each case.
         labeled: those whose labels are read.
-        cache: JSON file; an entry is used again while size and time of the case's file are unchanged.
+        cache: JSON file of ranges; an entry is used again while size and time of the case's image are unchanged.
 
     Raises:
-        UserError: a file that is not there, cut short or damaged.
+        UserError: a file that is not there, cut short or damaged, or that holds something else than it was made with.
     """
     for case in sorted(labeled):
         for ending in CASE_ENDINGS:
             check_whole(folders[case] / f"{case}{ending}")
-    known = read_json_cache(cache)
-    before = json.dumps(known)
-    missing = [case for case, folder in folders.items() if not _is_known(known, "image", case, folder)]
-    for case in tqdm(missing, desc="Intensity ranges", disable=not missing):
-        known[case] = known.get(case, {}) | _of_image(folders[case], case)
-    for case in labeled:
-        if not _is_known(known, "label", case, folders[case]):
-            known[case] |= _of_label(folders[case], case)
-    if json.dumps(known) != before:
-        atomic_write_text(cache, json.dumps(known))
-    return {
-        case: CaseFacts(
-            np.array(known[case]["range"], dtype=np.float32),
-            known[case]["image"],
-            known[case]["label"] if case in labeled else "",
-        )
-        for case in folders
-    }
+    of_folder = {folder: CaseRecord(folder) for folder in {*folders.values()}}
+    records = {case: of_folder[folder] for case, folder in folders.items()}
+    try:
+        ranges = _ranges(records, cache)
+        return {case: CaseFacts(ranges[case], *_digests(records[case], case, case in labeled)) for case in folders}
+    finally:
+        for record in of_folder.values():
+            record.save()
 
 
-def _is_known(known: Mapping[str, Any], what: str, case: str, folder: Path) -> bool:
-    """Return whether an entry is still that of the case's image or label."""
-    entry, stamp = known.get(case, {}), {"image": image_stamp, "label": _label_stamp}[what](folder, case)
-    return what in entry and entry.get({"image": "stamp", "label": "label_stamp"}[what]) == stamp
+def check_cases(folder: Path, cases: Collection[str]) -> None:
+    """Refuse labeled cases whose files do not hold what they were made with; only what has changed is read.
+
+    Args:
+        folder: of preprocessed cases.
+        cases: those to look at.
+
+    Raises:
+        UserError: see :func:`measure_cases`.
+    """
+    record = CaseRecord(folder)
+    for case in cases:
+        _digests(record, case, is_labeled=True)
 
 
-def _of_image(folder: Path, case: str) -> dict[str, Any]:
-    voxels = read_voxels(image_file(folder, case))
-    return {
-        "stamp": image_stamp(folder, case),
-        "range": intensity_range(voxels).tolist(),
-        "image": digest_of_voxels(voxels),
-    }
+def _ranges(records: Mapping[str, CaseRecord], cache: Path) -> dict[str, np.ndarray]:
+    """Return the intensity range of each case, (C, 2) float32."""
+    known: dict[str, Any] = read_json_cache(cache)
+    stamps = {case: image_stamp(record.folder, case) for case, record in records.items()}
+    missing = [case for case, stamp in stamps.items() if known.get(case, {}).get("stamp") != stamp]
+    try:
+        for case in tqdm(missing, desc="Intensity ranges", disable=not missing):
+            voxels = records[case].voxels(case, IMAGE_ENDING)
+            known[case] = {"stamp": stamps[case], "range": intensity_range(voxels).tolist()}
+    finally:
+        if missing:
+            atomic_write_text(cache, json.dumps(known))
+    return {case: np.array(known[case]["range"], dtype=np.float32) for case in records}
 
 
-def _of_label(folder: Path, case: str) -> dict[str, Any]:
-    voxels = read_voxels(_label_file(folder, case))
-    return {"label_stamp": _label_stamp(folder, case), "label": digest_of_voxels(voxels)}
-
-
-def _label_file(folder: Path, case: str) -> Path:
-    return folder / f"{case}{LABEL_ENDING}"
-
-
-def _label_stamp(folder: Path, case: str) -> list[int | str]:
-    return stamp_of(_label_file(folder, case))
-
-
-def digest_of_voxels(voxels: np.ndarray) -> str:
-    """Return a digest of an array's shape, type and values, whatever the file was compressed by."""
-    digest = hashlib.blake2b(f"{voxels.dtype.str} {voxels.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(voxels).data)
-    return digest.hexdigest()
+def _digests(record: CaseRecord, case: str, is_labeled: bool) -> tuple[str, str]:
+    """Return the digests of a case's image and label, "" for one that is not read; compare the properties besides."""
+    image = record.digest(case, IMAGE_ENDING)
+    if not is_labeled:
+        return image, ""
+    record.digest(case, PROPERTIES_ENDING)
+    return image, record.digest(case, LABEL_ENDING)

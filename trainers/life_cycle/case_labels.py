@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.case_record import digest_of_voxels
 from synfoc3d.files.layout import LABEL_ENDING, pseudo_labels_folder
+from synfoc3d.files.preprocessed_files import read_voxels
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.nnunet.answers import refuse_nan
 from synfoc3d.nnunet.prediction import CasePredictor
@@ -29,7 +31,7 @@ def label_cases(trainer: Trainer, network: Arrangement, folders: Mapping[str, Pa
     """Segment every case that has not been yet, with nnU-Net's sliding window and without mirroring.
 
     The files lie in the training's folder, by the checkpoint of the network that made them, and hold hard labels of
-    the label space. A file is used again while it is whole and its image's size and time are unchanged.
+    the label space. A file is used again while it holds what was written and its image's size and time are unchanged.
 
     Args:
         trainer: the training that learns from them.
@@ -54,7 +56,7 @@ def label_cases(trainer: Trainer, network: Arrangement, folders: Mapping[str, Pa
     files = {case: folder / f"{case}{LABEL_ENDING}" for case in folders}
     made_of = read_json_cache(folder / STAMPS_FILE)
     stamps = {case: image_stamp(images, case) for case, images in folders.items()}
-    missing = [case for case in folders if made_of.get(case) != stamps[case] or not _is_whole(files[case])]
+    missing = [case for case, stamp in stamps.items() if not _is_known(made_of.get(case), stamp, files[case])]
     trainer.print_to_log_file(
         f"The first stage labels {len(missing)} of {len(folders)} unlabeled cases, into {folder}."
     )
@@ -69,16 +71,19 @@ def label_cases(trainer: Trainer, network: Arrangement, folders: Mapping[str, Pa
     for case in tqdm(missing, desc="Pseudo-labels", disable=None if missing else True):
         probabilities = predictor.foundation(network, torch.from_numpy(open_image(folders[case], case)[:]))
         refuse_nan(probabilities)
-        _write(labels.labels(probabilities[None].float())[0].numpy().astype(np.int16), files[case])
-        made_of[case] = stamps[case]
+        found = labels.labels(probabilities[None].float())[0].numpy().astype(np.int16)
+        _write(found, files[case])
+        made_of[case] = {"image": stamps[case], "labels": digest_of_voxels(found)}
         atomic_write_text(folder / STAMPS_FILE, json.dumps(made_of))
     return files
 
 
-def _is_whole(file: Path) -> bool:
-    with contextlib.suppress(RuntimeError, FileNotFoundError):  # what blosc2 raises for a damaged file
-        blosc2.open(urlpath=str(file), mode="r")[:]
-        return True
+def _is_known(entry: object, stamp: list[int | str], file: Path) -> bool:
+    """Return whether a file holds what was written there, for the image as it is now."""
+    if not isinstance(entry, dict) or entry.get("image") != stamp:
+        return False
+    with contextlib.suppress(UserError):  # missing, cut short or damaged
+        return digest_of_voxels(read_voxels(file)) == entry.get("labels")
     return False
 
 

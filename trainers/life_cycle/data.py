@@ -26,7 +26,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import IMAGE_ENDING, LABEL_ENDING
-from synfoc3d.files.preprocessed_files import check_whole
 from synfoc3d.nnunet.labels import DatasetLabels, MergedLabels, annotated_locations, merged_values
 from synfoc3d.shared_batch import Part
 from synfoc3d.workers import end_with_parent
@@ -61,21 +60,6 @@ def open_image(folder: Path, case: str) -> Any:  # noqa: ANN401 - blosc2's lazil
         UserError: the case was not preprocessed.
     """
     return blosc2.open(urlpath=str(image_file(folder, case)), mode="r", dparams={"nthreads": 1})
-
-
-def read_voxels(file: Path) -> np.ndarray:
-    """Read a whole preprocessed image (C, D, H, W) or label (1, D, H, W).
-
-    Raises:
-        UserError: the file is not there or damaged.
-    """
-    check_whole(file)
-    try:
-        return blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1})[:]
-    except (RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{file} is damaged ({error}): delete it, and run synfoc3d preprocess for this configuration."
-        ) from error
 
 
 def image_file(folder: Path, case: str) -> Path:

@@ -6,12 +6,15 @@ import pickle
 import re
 from pathlib import Path
 
+import blosc2
 import nibabel
 import numpy as np
 import pytest
 
 from synfoc3d.doctor.dataset import check_dataset
 from synfoc3d.errors import UserError
+from synfoc3d.files.case_record import CaseRecord, facts_of
+from synfoc3d.files.layout import CASE_ENDINGS
 from synfoc3d.files.splits import Split, save_splits
 
 NAME = "Dataset501_Tiny"
@@ -312,6 +315,23 @@ def test_preprocessed_file_that_is_cut_short_is_noticed(data):
     os.truncate(file, 20)
     text = data.text("preprocessed 2d", "warning")
     assert text.startswith("1 of 3 labeled and 0 of 2 unlabeled cases are not preprocessed, for example b")
+
+
+@pytest.mark.parametrize(("folder", "case"), [("P_2d", "b"), ("P_2d_unlabeled", "v")])
+def test_preprocessed_file_that_holds_something_else_is_noticed(data, folder, case):
+    file = data.preprocessed / folder / f"{case}.b2nd"
+    for ending in CASE_ENDINGS[:2]:
+        (file.parent / f"{case}{ending}").unlink()
+        blosc2.zeros((1, 2, 3, 4), urlpath=str(file.parent / f"{case}{ending}"))
+    record = CaseRecord(file.parent)
+    record.note(case, facts_of(file.parent, case))
+    record.save()
+    assert data.problems() == {}
+    file.unlink()
+    blosc2.ones((1, 2, 3, 4), urlpath=str(file))
+    text = data.text("preprocessed 2d")
+    assert text.startswith(f"files of 1 case ({case}) do not hold any more what was written there")
+    assert text.endswith("Run: synfoc3d preprocess -d 501 -c 2d")
 
 
 def test_labeled_case_that_is_not_preprocessed_is_named(data):

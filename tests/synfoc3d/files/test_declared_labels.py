@@ -39,6 +39,11 @@ class TestByHand:
 @pytest.mark.parametrize(
     ("labels", "order", "message"),
     [
+        (
+            {"x": 1, "Mean of classes": 2},
+            None,
+            "declares a class .Mean of classes., as tables call a mean over several",
+        ),
         ({"x": "1"}, None, r"dataset.json declares '1' for 'x', not a label value or, for a region, a list"),
         ({"x": 1.5}, None, r"declares 1.5 for 'x'"),
         ({"x": True}, None, r"declares True for 'x'"),

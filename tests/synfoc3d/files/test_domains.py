@@ -40,6 +40,8 @@ def test_written_domains_are_read_again(tmp_path):
         ("case,domain\na\n", "but one is 'a'"),
         ("case,domain\na,\n", "but one is 'a,'"),
         ("case,domain\na,x\na,y\n", "names case 'a' twice"),
+        ("case,domain\na,GE\nb,all cases\n", "names the domain 'all cases', as tables call a mean over several"),
+        ("case,domain\na,Mean of Domains\n", "names the domain 'Mean of Domains', as tables call a mean over several"),
         ("case,domain\na,GE\nb,ge\n", "names the domains 'GE' and 'ge', which differ in capitals alone"),
     ],
 )

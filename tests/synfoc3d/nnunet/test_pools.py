@@ -91,6 +91,15 @@ def test_interrupted_run_does_not_wait() -> None:
     assert time.monotonic() - start < 5
 
 
+def test_no_worker_is_at_work_any_more_after_an_interruption(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), worker_pool(2) as pool:
+        workers = [pool.submit(os.getpid).result()]
+        pool.submit(time.sleep, 60)
+        raise KeyboardInterrupt
+    with pytest.raises(ProcessLookupError):
+        os.kill(workers[0], 0)
+
+
 def blocked_signals() -> set[int]:
     return set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from synfoc3d.errors import UserError
+from synfoc3d.files import case_record
+from synfoc3d.files.case_record import digest_of_voxels
 from synfoc3d.trainers.life_cycle import case_facts
-from synfoc3d.trainers.life_cycle.case_facts import digest_of_voxels, measure_cases
+from synfoc3d.trainers.life_cycle.case_facts import check_cases, measure_cases
 from synfoc3d.trainers.life_cycle.data import open_image
 
 
@@ -43,15 +45,21 @@ def test_ranges_are_percentiles_of_the_whole_case(folder):
 
 def test_facts_are_remembered(folder, monkeypatch):
     first = measure(folder, "first", labeled=["first"])["first"]
-    monkeypatch.setattr(case_facts, "digest_of_voxels", None)
+    monkeypatch.setattr(case_record, "read_voxels", None)
     monkeypatch.setattr(case_facts, "intensity_range", None)
     again = measure(folder, "first", labeled=["first"])["first"]
     assert np.array_equal(again.value_range, first.value_range) and again[1:] == first[1:]
 
 
+def make_anew(folder, case):
+    """Let a case look like one that nnU-Net's own command has written again."""
+    (folder / f"{case}.pkl").write_bytes(pickle.dumps({"made": "anew"}))
+
+
 def test_facts_of_a_changed_image_are_new(folder):
     before = measure(folder, "first", "second")
     os.replace(folder / "second.b2nd", folder / "first.b2nd")
+    make_anew(folder, "first")
     after = measure(folder, "first")["first"]
     assert np.array_equal(after.value_range, before["second"].value_range)
     assert after.image == before["second"].image != before["first"].image
@@ -62,6 +70,7 @@ def test_one_voxel_of_a_label_changes_its_digest_alone(folder):
     label = np.ones((1, 3, 5, 4), np.int16)
     label[0, 1, 1, 1] = 2
     write(folder / "first_seg.b2nd", label)
+    make_anew(folder, "first")
     after = measure(folder, "first", labeled=["first"])["first"]
     assert after.image == before.image and after.label != before.label
 
@@ -90,7 +99,7 @@ def test_memory_of_an_older_version_is_completed(folder):
     cache = folder.parent / "cache.json"
     new = measure(folder, "first")["first"]
     content = json.loads(cache.read_text())
-    del content["first"]["image"]
+    content["first"] |= {"image": "0123", "label": "4567", "label_stamp": ["plans", 1, 2]}
     cache.write_text(json.dumps(content))
     assert measure(folder, "first")["first"].image == new.image
 
@@ -118,7 +127,32 @@ def test_file_that_is_cut_short_is_named(folder, ending):
         measure(folder, "first", labeled=["first"])
 
 
+@pytest.mark.parametrize("ending", [".b2nd", "_seg.b2nd"])
+@pytest.mark.parametrize("look", [measure, lambda folder, case, labeled: check_cases(folder, labeled)])
+def test_voxels_that_changed_are_refused(folder, ending, look):
+    measure(folder, "first", labeled=["first"])
+    values = blosc2.open(str(folder / f"first{ending}"))[:]
+    values[0, 1, 2, 3] += 1
+    write(folder / f"first{ending}", values)
+    with pytest.raises(UserError, match=f"first{ending} does not hold any more what it was written with.*preprocess"):
+        look(folder, "first", labeled=["first"])
+
+
+def test_hidden_label_that_changed_does_not_matter(folder):
+    before = measure(folder, "first", "second", labeled=["first"])
+    write(folder / "first_seg.b2nd", np.zeros((1, 3, 5, 4), np.int16))
+    assert measure(folder, "first", "second")["first"].image == before["first"].image
+
+
+def test_what_was_read_before_a_refusal_is_not_read_again(folder, monkeypatch):
+    (folder / "second.b2nd").write_bytes(b"")
+    with pytest.raises(UserError, match="second.b2nd"):
+        measure(folder, "first", "second")
+    monkeypatch.setattr(case_facts, "intensity_range", None)
+    assert measure(folder, "first")["first"].value_range.shape == (2, 2)
+
+
 def test_damaged_file_is_named(folder, flip_bit):
     flip_bit(folder / "first.b2nd", byte=11, bit=7)  # length of the header
-    with pytest.raises(UserError, match=r"first.b2nd is damaged \(.*\): delete it, and run synfoc3d preprocess"):
+    with pytest.raises(UserError, match=r"first.b2nd is damaged \(.*\): run synfoc3d preprocess"):
         measure(folder, "first")

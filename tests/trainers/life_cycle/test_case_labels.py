@@ -117,6 +117,28 @@ def test_damaged_labels_are_made_anew(damage, trainer, files):
     assert np.array_equal(blosc2.open(str(file))[:], content)
 
 
+def test_label_of_one_voxel_that_changed_is_made_anew(trainer, files):
+    file = files["Btrain002"]
+    content = blosc2.open(str(file))[:]
+    changed = content.copy()
+    changed[1, 2, 3] ^= 1
+    file.unlink()
+    blosc2.asarray(changed, urlpath=str(file))
+    assert relabel(trainer) > 0
+    assert np.array_equal(blosc2.open(str(file))[:], content)
+
+
+def test_labels_that_change_places_are_made_anew(trainer, files):
+    first, second = files["Btrain002"], files["Btrain003"]
+    content = [blosc2.open(str(file))[:] for file in (first, second)]
+    first.rename(first.with_name("aside"))
+    second.rename(first)
+    first.with_name("aside").rename(second)
+    assert relabel(trainer) > 0
+    for file, before in zip((first, second), content, strict=True):
+        assert np.array_equal(blosc2.open(str(file))[:], before)
+
+
 def test_labels_of_an_image_that_changed_are_made_anew(trainer, files):
     image = trainer.unlabeled_folders()["Btrain003"] / "Btrain003.b2nd"
     image.touch()

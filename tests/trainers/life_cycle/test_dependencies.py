@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import digests_file
 from synfoc3d.files.splits import Split, load_splits, save_splits
 from synfoc3d.trainers.life_cycle.dependencies import _names
 
@@ -118,10 +119,31 @@ def test_other_voxels_under_the_same_name_are_refused(changed, name, case):
     values.flat[3] += 1
     file.unlink()
     blosc2.asarray(values, urlpath=str(file))
+    digests_file(file.parent).unlink()  # as if these had always been there
     before = (changed.results(trainer=NAME) / "synfoc3d.yaml").stat().st_mtime_ns
     with pytest.raises(UserError, match=rf"preprocessed images or labels of {case} in .* are not those that the train"):
         go_on(changed)
     assert (changed.results(trainer=NAME) / "synfoc3d.yaml").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("ending", [".b2nd", ".pkl"])
+def test_validation_case_that_changed_since_it_was_preprocessed_is_refused(changed, ending):
+    split = load_splits(changed.preprocessed)[0]
+    trainer = changed.trainer(NAME, resume=True)
+    trainer.load_checkpoint(str(changed.results(trainer=NAME) / "checkpoint_latest.pth"))
+    ours, others = (changed.preprocessed / "nnUNetPlans_2d" / f"{c}{ending}" for c in (split.val[0], split.labeled[0]))
+    others.replace(ours)
+    with pytest.raises(UserError, match=f"{ours.name} does not hold any more what it was written with"):
+        trainer.perform_actual_validation()
+
+
+def test_reference_of_a_validation_case_that_is_damaged_is_refused(changed, flip_bit):
+    trainer = changed.trainer(NAME, resume=True)
+    trainer.load_checkpoint(str(changed.results(trainer=NAME) / "checkpoint_latest.pth"))
+    case = load_splits(changed.preprocessed)[0].val[0]
+    flip_bit(changed.preprocessed / "gt_segmentations" / f"{case}.nii.gz")
+    with pytest.raises(UserError, match=f"{case}.nii.gz, the copy of a label, is missing or damaged: run synfoc3d pre"):
+        trainer.perform_actual_validation()
 
 
 def test_same_voxels_written_anew_go_on(changed):
