@@ -3,6 +3,7 @@
 from torch import nn
 
 from synfoc3d.config import SpeedSettings
+from synfoc3d.networks.encoders.tiny_vit import TinyAttention
 from synfoc3d.networks.encoders.vit_block import ViTBlock
 from synfoc3d.networks.lora import Adapter
 from synfoc3d.networks.propagation import PropagatingFoundation
@@ -20,6 +21,8 @@ def leave_out(networks: nn.Module, speed: SpeedSettings) -> None:
             module.keeps_casts = speed.kept_casts
         if isinstance(module, PropagatingFoundation):
             module.merges_adapters = speed.merged_adapters
+        if isinstance(module, TinyAttention):
+            module.takes_shortcut = speed.attention
         if not speed.attention:
             for name, child in list(module.named_children()):
                 if isinstance(child, ViTBlock):

@@ -15,6 +15,7 @@ from segment_anything.modeling.image_encoder import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from synfoc3d.networks.encoders.attention import attend_with_bias
 from synfoc3d.networks.low_precision import project
 
 
@@ -95,13 +96,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale
     """
     if q.is_cuda:
         return _attend_with_longer_vectors(q, k, v, rows, columns, scale)
-    positions = (rows[..., :, None] + columns[..., None, :]).flatten(-2)
-    # torch's fused attention on the CPU has no gradient for a bias, and is slower than its parts in bfloat16
-    if q.dtype == torch.float32 and not (torch.is_grad_enabled() and q.requires_grad):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=positions, scale=scale)
-    shape = q.shape
-    q, k, v, positions = (tensor.flatten(0, 1) for tensor in (q, k, v, positions))
-    return (torch.baddbmm(positions, q, k.transpose(1, 2), alpha=scale).softmax(-1) @ v).view(shape)
+    return attend_with_bias(q, k, v, (rows[..., :, None] + columns[..., None, :]).flatten(-2), scale)
 
 
 def _attend_with_longer_vectors(q: Tensor, k: Tensor, v: Tensor, rows: Tensor, columns: Tensor, scale: float) -> Tensor:
