@@ -16,7 +16,7 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
         frozen: float32, which does not train; a change in place is noticed.
     """
     device = frozen.device.type
-    if frozen.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+    if frozen.dtype != torch.float32 or not _is_autocast_enabled(device):
         return frozen
     kind = torch.get_autocast_dtype(device)
     version, copy = _copies.get(frozen, (None, None))
@@ -25,3 +25,8 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
             copy = frozen.detach().to(kind)
         _copies[frozen] = frozen._version, copy
     return copy
+
+
+def _is_autocast_enabled(device: str) -> bool:
+    """Tell whether autocast is on; torch does not answer for devices that have none, such as that of no content."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

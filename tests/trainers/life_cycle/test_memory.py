@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from synfoc3d.config import FoundationSettings, Settings
 from synfoc3d.errors import UserError
 from synfoc3d.networks.build import build_foundation
+from synfoc3d.networks.lora import Adapter
 from synfoc3d.trainers.life_cycle import memory
 
 PATCH, CPU = (6, 20, 24), torch.device("cpu")
@@ -34,6 +35,13 @@ def test_linear_layers_keep_their_inputs():
     assert memory.kept_for_gradients(network, (7, 10)) == 4 * 7 * (10 + 20)
     network[0].requires_grad_(False)
     assert memory.kept_for_gradients(network, (7, 10)) == 4 * 7 * 20
+
+
+def test_estimate_of_a_network_with_adapters_is_what_a_real_pass_keeps():
+    network = canvas(full_finetune=False)
+    assert any(isinstance(module, Adapter) for module in network.modules())
+    found = memory.kept_for_gradients(network, SHAPE)
+    assert found == pytest.approx(kept_in_truth(network, torch.rand(SHAPE)), rel=0.02)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
