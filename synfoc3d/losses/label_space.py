@@ -172,6 +172,11 @@ class LabelSpace(ABC):
         return known.reshape(*known.shape, *[1] * (like.ndim - known.ndim))
 
 
+def _is_any(values: Tensor, wanted: Sequence[int]) -> Tensor:
+    """Return where values are any of some numbers, which need not travel to a GPU."""
+    return torch.stack([values == number for number in wanted]).any(0)
+
+
 class Classes(LabelSpace):
     """Classes that exclude each other, channel 0 the background: softmax, argmax."""
 
@@ -235,7 +240,7 @@ class Classes(LabelSpace):
 
     def mask(self, labels: Tensor, structure: Structure) -> Tensor:
         """Look the classes up."""
-        return torch.isin(labels, torch.tensor(structure, device=labels.device, dtype=labels.dtype))
+        return _is_any(labels, structure)
 
     def one_hot(self, labels: Tensor) -> Tensor:
         """Set the channel of the class."""
@@ -333,7 +338,7 @@ class Regions(LabelSpace):
 
     def target_of_values(self, values: Tensor, known: Tensor | None = None) -> Target:
         """Take the regions that each value lies in."""
-        masks = [torch.isin(values, torch.tensor(region, device=values.device)) for region in self.regions]
+        masks = [_is_any(values, region) for region in self.regions]
         counts = values >= 0
         if self.ignore is not None:
             counts = counts & (values != self.ignore)
