@@ -92,8 +92,10 @@ class FoundationSettings(Section):
             None takes the network's default.
         full_finetune: train every parameter, without adapters; None does so where no pre-trained weights are loaded,
             and where it is the network's default and no adapters are asked for.
-        chunk: at most this many slices per call; 0 is no limit. Changes memory, not results.
-        checkpointing: recompute encoder activations in the backward pass. Changes memory, not results.
+        chunk: at most this many slices per call; 0 is no limit. Changes memory, not results. None is 0, unless a
+            training on a CPU would have too little memory.
+        checkpointing: recompute encoder activations in the backward pass. Changes memory, not results. None is false,
+            with the same exception.
         channels: the three image channels shown as red, green, blue; None takes (0, 0, 0), (0, 1, 1) or (0, 1, 2).
         intensity: what maps to [0, 1]: the 0.5th to 99.5th percentile of the ``case`` or of the ``patch``, or a fixed
             (low, high) pair in units of the preprocessed image, low < high.
@@ -112,8 +114,8 @@ class FoundationSettings(Section):
     lora_rank: Annotated[int, Field(ge=0, le=4096)] | None = None
     lora_targets: LoRATargets | None = None
     full_finetune: bool | None = None
-    chunk: Count = 0
-    checkpointing: bool = False
+    chunk: Count | None = None
+    checkpointing: bool | None = None
     channels: tuple[Channel, Channel, Channel] | None = None
     intensity: Literal["case", "patch"] | tuple[float, float] = "case"
     seen: bool | None = None

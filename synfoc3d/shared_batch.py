@@ -86,7 +86,7 @@ def mean_of_some(x: Tensor) -> Tensor:
     """Return the mean (scalar) over all elements of x, of which each rank may have any number; 0 without any."""
     if not _taken:
         return x.mean() if x.numel() else x.sum()
-    return total(x.sum()) / total(torch.tensor(x.numel(), device=x.device)).clamp_min(1)
+    return total(x.sum()) / total(torch.full((), x.numel(), device=x.device)).clamp_min(1)
 
 
 def whole(x: Tensor) -> Tensor:

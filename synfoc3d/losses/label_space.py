@@ -177,6 +177,11 @@ def _first_largest(values: Tensor) -> Tensor:
     return values.detach().max(1).indices
 
 
+def _is_any(values: Tensor, wanted: Sequence[int]) -> Tensor:
+    """Return where values are any of some numbers, which need not travel to a GPU."""
+    return torch.stack([values == number for number in wanted]).any(0)
+
+
 class Classes(LabelSpace):
     """Classes that exclude each other, channel 0 the background: softmax, argmax."""
 
@@ -240,7 +245,7 @@ class Classes(LabelSpace):
 
     def mask(self, labels: Tensor, structure: Structure) -> Tensor:
         """Look the classes up."""
-        return torch.isin(labels, torch.tensor(structure, device=labels.device, dtype=labels.dtype))
+        return _is_any(labels, structure)
 
     def one_hot(self, labels: Tensor) -> Tensor:
         """Set the channel of the class."""
@@ -338,7 +343,7 @@ class Regions(LabelSpace):
 
     def target_of_values(self, values: Tensor, known: Tensor | None = None) -> Target:
         """Take the regions that each value lies in."""
-        masks = [torch.isin(values, torch.tensor(region, device=values.device)) for region in self.regions]
+        masks = [_is_any(values, region) for region in self.regions]
         counts = values >= 0
         if self.ignore is not None:
             counts = counts & (values != self.ignore)

@@ -28,7 +28,7 @@ def with_noise(image: Tensor, deviation: float) -> Tensor:
     """
     bound = 2 * deviation
     noise = own(torch.randn(whole_count(len(image)), *image.shape[1:]))
-    return image + (deviation * noise).clamp(-bound, bound).to(image.device)
+    return image + (deviation * noise).clamp(-bound, bound).to(image.device, non_blocking=True)
 
 
 def blur_in_plane(image: Tensor, sigma: tuple[float, float]) -> Tensor:
@@ -65,7 +65,10 @@ def _contrast_mean(sample: Tensor, color: bool) -> Tensor:
     The mean of each channel; for color the mean of the gray image, one for all channels, so that gray stays gray.
     """
     mean = sample.mean(dim=tuple(range(1, sample.ndim)), keepdim=True)
-    return (mean.new_tensor(LUMA).reshape_as(mean) * mean).sum(0, keepdim=True) if color else mean
+    if not color:
+        return mean
+    shares = torch.tensor(LUMA, dtype=mean.dtype).reshape_as(mean).to(mean.device, non_blocking=True)
+    return (shares * mean).sum(0, keepdim=True)
 
 
 def strong_view(

@@ -110,6 +110,6 @@ def exchange(x: Tensor, split: Split, order: Tensor) -> Tensor:
         Tensor of the same shape.
     """
     images, cubes = order.shape
-    source = (order * cubes + torch.arange(cubes)).flatten().to(x.device)
+    source = (order * cubes + torch.arange(cubes)).flatten().to(x.device, non_blocking=True)
     moved = partition(x, split).flatten(0, 1).index_select(0, source)
     return join(moved.unflatten(0, (images, cubes)), split)

@@ -50,7 +50,7 @@ def curve_slices(image: Tensor, probability: float, value_range: CurveRange = "s
     batch, depth = image.shape[0], image.shape[2]
     changed = own(torch.rand(whole_count(batch), depth)) < probability
     curves = random_curves(whole_count(batch) * depth)
-    x, y = (own(points, depth).to(image.device) for points in curves)
+    x, y = (own(points, depth).to(image.device, non_blocking=True) for points in curves)
     slices = image.float().transpose(1, 2)  # (B, D, C, H, W)
     if value_range == "unit":
         low, width = torch.zeros_like(slices[..., :1, :1]), torch.ones_like(slices[..., :1, :1])
@@ -59,5 +59,5 @@ def curve_slices(image: Tensor, probability: float, value_range: CurveRange = "s
         width = slices.amax((-2, -1), keepdim=True) - low
     unit = ((slices - low) / width.clamp_min(1e-12)).clamp(0, 1)
     curved = interpolate(unit.flatten(0, 1).flatten(1), x, y).reshape(slices.shape) * width + low
-    where = changed.to(image.device)[..., None, None, None]
+    where = changed.to(image.device, non_blocking=True)[..., None, None, None]
     return torch.where(where, curved, slices).transpose(1, 2)

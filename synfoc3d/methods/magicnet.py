@@ -199,7 +199,9 @@ class Frequency(nn.Module):
 
     def count(self, label: Tensor, step: int) -> None:
         """Count the labels (B, [D,] H, W) of a step; every 20th, what was counted takes effect."""
-        counted = torch.bincount(self._places(label).flatten(), minlength=self.last.numel())
+        places = self._places(label).flatten()
+        # not torch.bincount, which would ask a GPU for the largest number
+        counted = torch.zeros_like(self.last).flatten().scatter_add_(0, places, torch.ones_like(places))
         self.running += total(counted).view_as(self.last)
         if step % COUNTED_STEPS == 0:
             self.last.copy_(self.running)

@@ -73,7 +73,7 @@ class Arrangement(nn.Module):
     def to_rgb(self, images: Tensor) -> Tensor:
         """Take the three channels that the network sees of (B, C, [D,] H, W)."""
         channels = self.channels or default_channels(images.shape[1])
-        return images[:, list(channels)]
+        return torch.stack([images[:, channel] for channel in channels], 1)  # a list would have to travel to a GPU
 
     def segment(self, images: Tensor) -> Tensor:
         """Return the network's logits (N, K, s, s) of square images (N, 3, S, S), at most ``chunk`` of them at once."""

@@ -153,7 +153,8 @@ def build_foundation(
     image_size = image_size_of(settings, patch_size)
     masks = find_architecture(architecture_of(settings)).mask_tokens if promptable else num_channels
     network, identity = _load_base(settings, image_size, masks, promptable=promptable)
-    options: dict[str, Any] = {"chunk": settings.chunk, "channels": settings.channels, "intensity": settings.intensity}
+    options: dict[str, Any] = {"channels": settings.channels, "intensity": settings.intensity}
+    options["chunk"] = settings.chunk or 0
     if promptable:
         several = num_channels - background > 1
         rank = settings.lora_rank or PROPAGATION_RANK
@@ -179,7 +180,7 @@ def _load_base(
 ) -> tuple[FoundationNetwork, dict[str, Any]]:
     """Build a network with its base's weights, say so if they are not the published ones, and identify them."""
     checkpoint, sha256 = find_checkpoint(settings.name, settings.checkpoint), None  # first: it takes no time to refuse
-    network = build_sam(architecture_of(settings), image_size, num_channels, settings.checkpointing)
+    network = build_sam(architecture_of(settings), image_size, num_channels, bool(settings.checkpointing))
     if checkpoint is not None:
         sha256 = load_checkpoint(network, checkpoint, promptable)
         if problem := hash_problem(known_network(settings.name), checkpoint, sha256):

@@ -17,7 +17,7 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
         frozen: float32, which does not train; a change in place is noticed.
     """
     device = frozen.device.type
-    if frozen.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+    if frozen.dtype != torch.float32 or not _is_autocast_enabled(device):
         return frozen
     kind = torch.get_autocast_dtype(device)
     version, copy = _copies.get(frozen, (None, None))
@@ -31,7 +31,7 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
 def in_format_of_autocast(values: Tensor) -> Tensor:
     """Return what several layers take as each of them would convert it under autocast, which does it for each anew."""
     device = values.device.type
-    if values.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+    if values.dtype != torch.float32 or not _is_autocast_enabled(device):
         return values
     return values.to(torch.get_autocast_dtype(device))
 
@@ -42,3 +42,8 @@ def project(layer: nn.Module, values: Tensor) -> Tensor:
         return layer(values)  # type: ignore[no-any-return]
     bias = None if layer.bias is None else as_autocast_would(layer.bias)
     return F.linear(values, as_autocast_would(layer.weight), bias)
+
+
+def _is_autocast_enabled(device: str) -> bool:
+    """Tell whether autocast is on; torch does not answer for devices that have none, such as that of no content."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

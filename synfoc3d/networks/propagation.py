@@ -174,7 +174,10 @@ class PropagatingFoundation(SlicewiseFoundation):
         slices = super().to_slices(images)
         if not self.standardize:
             return slices
-        mean, std = (slices.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (
+            torch.tensor(values, dtype=slices.dtype).to(slices.device, non_blocking=True)[:, None, None]
+            for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
         return (slices - mean) / std
 
     @torch.no_grad()

@@ -56,17 +56,6 @@ class SamNetwork(FoundationNetwork):
         upscaled = used.output_upscaling(source_tokens.transpose(1, 2).reshape(source.shape))
         return masks_of_tokens(tokens[:, 1:], used.output_hypernetworks_mlps, upscaled), upscaled
 
-    def _without_prompts(self, features: Features) -> torch.Tensor:
-        # The prompt embeddings have batch size 1, so the decoder broadcasts them over all images in one call.
-        prompts = self.embed_prompts()
-        logits, _ = self.mask_decoder.predict_masks(
-            image_embeddings=features.embedding,
-            image_pe=self._position_encoding(features.embedding.device.type),
-            sparse_prompt_embeddings=prompts.sparse,
-            dense_prompt_embeddings=prompts.dense,
-        )
-        return logits
-
     def _build_prompt_encoder(self) -> PromptEncoder:
         side = self.image_encoder.embedding_side
         return PromptEncoder(

@@ -43,13 +43,13 @@ def make_batch(
         strong_view: makes it of weak patches (B, C, [D,] H, W) and their ranges (B, C, 2).
         labels: what label maps mean.
     """
-    image, pyramid, case_range, known = labeled_stream(raw, device, labels)
+    image, pyramid, _, known = labeled_stream(raw, device, labels)
     target = labels.target(pyramid[0], known)
-    labeled = Labeled(image, target, pyramid, resolve_range(rule, case_range, image))
+    labeled = Labeled(image, target, pyramid, _range(raw, "", device, rule))
     if "unlabeled_data" not in raw:
         return Batch(labeled)
-    weak, maps, case_range, known = to_device(raw, "unlabeled_", device)
-    value_range = resolve_range(rule, case_range, weak)
+    weak, maps, _, known = to_device(raw, "unlabeled_", device)
+    value_range = _range(raw, "unlabeled_", device, rule)
     strong = strong_view(weak, value_range)
     hidden = labels.target_of_values(maps[0][:, 0].long(), known)
     pseudo = None
@@ -57,6 +57,12 @@ def make_batch(
         label = maps[0][:, 1].long()
         pseudo = Target(label.clamp_min(0), valid=(label >= 0).float())
     return Batch(labeled, Unlabeled(weak, strong, value_range, hidden, pseudo))
+
+
+def _range(raw: Mapping[str, Any], stream: str, device: torch.device, rule: IntensityRule) -> Tensor:
+    """Return what maps to [0, 1], (B, C, 2), looked up before patches travel: a percentile needs them on the CPU."""
+    value_range = resolve_range(rule, raw[f"{stream}value_range"], raw[f"{stream}data"])
+    return value_range.to(device, non_blocking=True)
 
 
 def labeled_stream(raw: Mapping[str, Any], device: torch.device, labels: LabelSpace) -> Stream:

@@ -13,7 +13,7 @@ from synfoc3d.networks.canvas import CanvasFoundation
 from synfoc3d.networks.shortcuts import leave_out
 from synfoc3d.networks.two_slices import guard_two_slices
 from synfoc3d.trainers.life_cycle.earlier_stage import EarlierStage, refuse_other_foundation
-from synfoc3d.trainers.life_cycle.memory import refuse_too_large
+from synfoc3d.trainers.life_cycle.memory import make_fit, refuse_too_large
 
 Trainer = Any  # the base trainer, whose module imports this one
 
@@ -78,10 +78,32 @@ def _foundation(trainer: Trainer) -> Arrangement:
         adapters = trainer.foundation_identity["adapters"]
         start = "{file} (SHA-256 {sha256})".format(**adapters) if adapters else "new adapters, without a warm-up"
         trainer.print_to_log_file(f"Its decoders start from {start}.")
-    if isinstance(network, CanvasFoundation):
-        shape = (trainer.batch_size, trainer.num_input_channels, *patch_size)
-        refuse_too_large(network, shape, trainer.settings, trainer.device)
+    _fit_memory(trainer, network)
     return network
+
+
+def _fit_memory(trainer: Trainer, network: Arrangement) -> None:
+    """Take the settings of memory that were left open, for good: a training that goes on takes the same."""
+    if network.takes_prompts:
+        return
+    together = 2 if trainer.method_class.uses_unlabeled else 1  # labeled and mixed samples
+    channels, patch = trainer.num_input_channels, tuple(trainer.configuration_manager.patch_size)
+    seen = (together * trainer.batch_size, channels, *_slices_seen(trainer.settings, network, patch))
+    if said := make_fit(network, seen, trainer.settings, trainer.device):
+        trainer.print_to_log_file(said)
+    taken = {"chunk": network.chunk, "checkpointing": network.network.checkpointing}
+    foundation = trainer.settings.foundation.model_copy(update=taken)
+    trainer.settings = trainer.settings.model_copy(update={"foundation": foundation})
+    if isinstance(network, CanvasFoundation):
+        refuse_too_large(network, (trainer.batch_size, channels, *patch), trainer.settings, trainer.device)
+
+
+def _slices_seen(settings: Settings, network: Arrangement, patch: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the part of a patch ([D,] H, W) that a foundation student sees with gradient."""
+    window = getattr(settings.method, "window", 0)
+    if not window or len(patch) == 2 or not network.independent_slices:
+        return patch
+    return min(window, patch[0]), *patch[1:]
 
 
 def _earlier_network(trainer: Trainer, earlier: str, file: str | None) -> Arrangement:

@@ -1,7 +1,8 @@
-"""Whether a training step on canvases fits into memory, told before it is tried."""
+"""Whether a training step fits into memory, told before it is tried, and what makes it fit."""
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.precision import resolve_precision
 
 GIB = 2**30
+SHARE = 0.5  # of the free memory, for what the foundation student keeps; other networks and results need some, too
+CHUNK = 8  # slices per call where memory is short
 
 
 def kept_for_gradients(network: nn.Module, shape: Sequence[int]) -> int:
@@ -43,6 +46,56 @@ def kept_for_gradients(network: nn.Module, shape: Sequence[int]) -> int:
     return sum(size for storage, size in storages.items() if storage not in weights)
 
 
+def make_fit(network: Arrangement, shape: Sequence[int], settings: Settings, device: torch.device) -> str:
+    """Let a foundation student need less memory where it would keep too much, as far as the settings leave that open.
+
+    On a CPU alone, where a training that takes too much is killed. A GPU refuses it, and the step is tried again with
+    less; see :mod:`~synfoc3d.trainers.life_cycle.steps`.
+
+    Args:
+        network: in training; what it learns to do with less is set here.
+        shape: (B, C, [D,] H, W) of all patches that it sees in one call.
+        settings: of the training.
+        device: where it trains.
+
+    Returns:
+        A sentence for the log; empty where nothing was changed.
+    """
+    given = settings.foundation
+    left_open = [name for name in ("chunk", "checkpointing") if getattr(given, name) is None]
+    if device.type != "cpu" or not left_open:
+        return ""
+    needed, available = _needed(network, shape, settings, device), _available(device)
+    if not available or needed <= SHARE * available:
+        return ""
+    if given.chunk is None:
+        network.chunk = CHUNK
+    if given.checkpointing is None:
+        foundation: Any = network.network
+        foundation.checkpointing = True
+    values = {"chunk": CHUNK, "checkpointing": "true"}
+    taken = " and ".join(f"foundation.{name}={values[name]}" for name in left_open)
+    return (
+        f"A call of the foundation network would keep about {needed:.1f} GiB for its gradients, and {available:.1f} "
+        f"GiB are free: the training takes {taken}, which changes no results."
+        + _smaller_window(settings, shape, SHARE * available / needed)
+    )
+
+
+def _smaller_window(settings: Settings, shape: Sequence[int], part: float) -> str:
+    """Name the window of slices that would fit without that, where the method has one."""
+    fitting = int(shape[2] * part) if len(shape) == 5 else 0
+    if not fitting or not hasattr(settings.method, "window"):
+        return ""
+    return f" method.window={fitting}, which does change them, would fit without, in less time."
+
+
+def _needed(network: nn.Module, shape: Sequence[int], settings: Settings, device: torch.device) -> float:
+    """Return how much a pass keeps for its gradients, in GiB."""
+    full_precision = resolve_precision(settings.precision, device.type) == "float32"
+    return kept_for_gradients(network, shape) / GIB * (1 if full_precision else 0.5)
+
+
 def refuse_too_large(network: Arrangement, shape: Sequence[int], settings: Settings, device: torch.device) -> None:
     """Refuse a training step whose one pass of labeled patches keeps more than there is.
 
@@ -57,15 +110,13 @@ def refuse_too_large(network: Arrangement, shape: Sequence[int], settings: Setti
     Raises:
         UserError: it does not fit; the sentence says how much it needs, and which settings help.
     """
-    full_precision = resolve_precision(settings.precision, device.type) == "float32"
-    needed = kept_for_gradients(network, shape) / GIB * (1 if full_precision else 0.5)
-    available = _available(device)
+    needed, available = _needed(network, shape, settings, device), _available(device)
     if not available or needed <= available:
         return
     helps = {
         "foundation.checkpointing=true": not settings.foundation.checkpointing,
         "batch_size=1": shape[0] > 1,
-        "precision=bfloat16": full_precision,
+        "precision=bfloat16": resolve_precision(settings.precision, device.type) == "float32",
         "a smaller foundation.image_size, for several canvases a patch": True,
     }
     raise UserError(

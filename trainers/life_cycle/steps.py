@@ -1,5 +1,6 @@
 """One training step: forward, backward, optimizers; with less memory where there is too little."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,11 +40,14 @@ def take_step(trainer: Trainer, raw: dict[str, Any]) -> tuple[dict[str, float], 
     if trainer.grad_scaler is not None:
         trainer.grad_scaler.update()
     trainer.method.update_teachers(trainer.step)
-    scalars = [
-        torch.as_tensor(value, dtype=torch.float32, device=loss.device) for value in (loss.detach(), *logs.values())
-    ]
-    values = torch.stack(scalars).cpu().tolist()  # one transfer
-    return dict(zip(("loss", *logs), values, strict=True)), batch
+    return read({"loss": loss.detach(), **logs}), batch
+
+
+def read(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    """Bring scalars from the device, in the one transfer for which a step waits."""
+    device = scalars["loss"].device
+    values = [torch.as_tensor(value, dtype=torch.float32).to(device, non_blocking=True) for value in scalars.values()]
+    return dict(zip(scalars, torch.stack(values).cpu().tolist(), strict=True))
 
 
 def _gradients(trainer: Trainer, raw: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor], Batch]:

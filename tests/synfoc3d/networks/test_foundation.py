@@ -177,3 +177,15 @@ def test_unknown_architecture_gets_a_suggestion() -> None:
 def test_images_of_another_shape_are_refused(small: FoundationNetwork, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected images of shape"):
         small(torch.rand(shape))
+
+
+def test_nobody_rates_masks_that_are_all_returned(small: FoundationNetwork, images: torch.Tensor) -> None:
+    rated = []
+    small.mask_decoder.iou_prediction_head.register_forward_hook(lambda *_: rated.append(1))
+    features = small.embed(images)
+    prompts = small.embed_prompts()
+    position = small.prompt_encoder.get_dense_pe()
+    published, _ = small.mask_decoder.predict_masks(features.embedding, position, prompts.sparse, prompts.dense)
+    assert rated == [1]  # by the published decoder
+    torch.testing.assert_close(small(images), published, rtol=1e-5, atol=1e-5)
+    assert rated == [1]
