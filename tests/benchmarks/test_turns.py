@@ -32,7 +32,10 @@ class Noting:
         return Measured(run, lambda: {"name": self.name})
 
 
-def test_all_take_turns_after_one_that_does_not_count(turns: Any, tmp_path: Path) -> None:
+def test_all_take_turns_after_one_that_does_not_count(
+    turns: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where the new processes find this module
     noting = partial(Noting, file=tmp_path / "notes")
     found = list(turns.take_turns({"a": noting("a", size=1), "b": noting("b", size=300 * MEBIBYTE)}, 3))
     assert (tmp_path / "notes").read_text() == "ab" + "ababab"
