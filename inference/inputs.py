@@ -57,24 +57,36 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
             complete, a mask in the place of its scan, or in a format that cannot hold it.
     """
     output = output.resolve()
-    if not source.exists():
-        raise UserError(f"{source} does not exist: give a folder of images, or one image file, with -i.")
+    cases = find_cases(source)
     asked = next((known for known in sorted(ENDINGS, key=len)[::-1] if output.name.lower().endswith(known)), None)
     endings = endings_like(ending)
     if source.is_dir():
         if asked:
             raise UserError(f"{source} is a folder, but {output} a file: give a folder with -o.")
-        cases = list_images(source)
         _check_formats(cases, endings, ending)
         return [Job(case, files, output / case, ending) for case, files in sorted(cases.items())]
-    case, files = _case_of(source)
-    _check_formats({case: files}, endings, ending)
+    _check_formats(cases, endings, ending)
+    ((case, files),) = cases.items()
     if asked and asked not in endings:
         raise UserError(f"A {asked} file cannot hold the mask of {source}; name one of {', '.join(endings)} with -o.")
     target = output.with_name(output.name[: -len(asked)]) if asked else output / case
     job = Job(case, files, target, asked or ending)
     _refuse_own_mask(job)
     return [job]
+
+
+def find_cases(source: Path) -> dict[str, ImageFiles]:
+    """Return the files of each case to segment; without a model, which takes long to load, nothing is said of these.
+
+    Args:
+        source: see :func:`find_jobs`.
+
+    Raises:
+        UserError: no such input, no scan in it, or channels that are not complete.
+    """
+    if not source.exists():
+        raise UserError(f"{source} does not exist: give a folder of images, or one image file, with -i.")
+    return list_images(source) if source.is_dir() else dict([_case_of(source)])
 
 
 def check_output(source: Path, jobs: Sequence[Job]) -> None:

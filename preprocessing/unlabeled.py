@@ -44,6 +44,7 @@ from synfoc3d.files.preprocessed_files import is_complete
 from synfoc3d.nnunet.plans_and_dataset import DESCRIPTION_ADVICE, read_description
 from synfoc3d.preprocessing.case_checks import CaseFiles
 from synfoc3d.preprocessing.datasets import DEFAULT_PLANS
+from synfoc3d.preprocessing.done_cases import DoneCases, noting
 from synfoc3d.preprocessing.jobs import Job, origins_of
 from synfoc3d.preprocessing.raw_checks import check_raw
 from synfoc3d.preprocessing.stock import (
@@ -252,7 +253,7 @@ def _preprocess_unlabeled(job: Job, cases: Mapping[str, CaseFiles]) -> dict[str,
 
 
 def _preprocess(
-    job: Job, cases: Mapping[str, CaseFiles], folder: Path, done: dict[str, Origin], wanted: Mapping[str, Origin]
+    job: Job, cases: Mapping[str, CaseFiles], folder: Path, done: Mapping[str, Origin], wanted: Mapping[str, Origin]
 ) -> dict[str, str]:
     """Preprocess cases into a folder; return the reason for each case that failed.
 
@@ -260,15 +261,18 @@ def _preprocess(
         job: the configuration.
         cases: those to preprocess.
         folder: where they go.
-        done: the origin of every other case in the folder; receives that of each case that is done.
+        done: the origin of every other case in the folder.
         wanted: the origins of the cases.
     """
-    if read_origins(folder) != done:
-        write_origins(folder, done)
-    if not cases:
-        return {}
+    with noting(folder, done) as notes:
+        return _make(job, cases, folder, notes, wanted) if cases else {}
+
+
+def _make(
+    job: Job, cases: Mapping[str, CaseFiles], folder: Path, notes: DoneCases, wanted: Mapping[str, Origin]
+) -> dict[str, str]:
+    """Preprocess at least one case; see :func:`_preprocess`."""
     failures: dict[str, str] = {}
-    record = CaseRecord(folder)
     with _temporary_folder(folder) as temporary, _executor(min(job.num_processes, len(cases))) as executor:
         preprocess = partial(
             _preprocess_case,
@@ -289,10 +293,7 @@ def _preprocess(
             if error is not None:
                 failures[case] = _reason(error)
                 continue
-            record.note(case, future.result())
-            record.save()
-            done[case] = wanted[case]
-            write_origins(folder, done)
+            notes.add(case, wanted[case], future.result())
     return failures
 
 

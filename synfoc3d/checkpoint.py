@@ -1,6 +1,7 @@
 """Checkpoints: one file that nnU-Net can use, safe to load, written whole or not at all."""
 
 import random
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def save_atomic(checkpoint: Mapping[str, Any], file: Path) -> None:
     Raises:
         OSError: the file cannot be written; torch alone would not say why.
     """
-    temporary = file.with_name(f".{file.name}.tmp")  # always the same, so that one left by a kill is overwritten
+    temporary = _temporary(file)
     with replacing(file, temporary):
         try:
             with temporary.open("wb") as stream:
@@ -49,6 +50,24 @@ def save_atomic(checkpoint: Mapping[str, Any], file: Path) -> None:
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
+
+
+def copy_atomic(checkpoint: Path, file: Path) -> None:
+    """Copy a checkpoint, its checksums included, into a temporary file of the same folder, then rename.
+
+    Not a link: whoever writes into one of the two files would change the other.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    temporary = _temporary(file)
+    with replacing(file, temporary):
+        shutil.copyfile(checkpoint, temporary)
+
+
+def _temporary(file: Path) -> Path:
+    """Return where a checkpoint is written first: always the same, so that one left by a kill is overwritten."""
+    return file.with_name(f".{file.name}.tmp")
 
 
 def load(file: Path, *, compare_checksums: bool = True) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _predict(commands: Commands) -> None:
 def _run_predict(args: argparse.Namespace) -> None:
     import logging
 
-    from synfoc3d.inference.prompts import PromptChoice
+    from synfoc3d.inference.inputs import find_cases
 
     if args.status:
         tell_status([place / SHARED_PREDICTION for place in (args.output, args.output.parent)])
@@ -105,6 +105,9 @@ def _run_predict(args: argparse.Namespace) -> None:
     refuse_without_engine(args)
     if args.image_size is not None and args.untrained is None:
         raise UserError("--image_size is for --untrained: a trained network keeps the size it was trained at.")
+    find_cases(args.source)  # before torch is imported, which takes seconds
+    from synfoc3d.inference.prompts import PromptChoice
+
     choice = _choice(args, args.model) if args.untrained is None else _untrained(args)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("synfoc3d.inference").setLevel(logging.INFO)  # which networks answer
@@ -173,13 +176,16 @@ def _rank(commands: Commands) -> None:
 
 def _run_rank(args: argparse.Namespace) -> None:
     from synfoc3d.files.folders import find_dataset, nnunet_folder
-    from synfoc3d.inference.rank import rank
+    from synfoc3d.inference.inputs import find_cases
 
     source, domains = args.source, args.domains
     if source is None:
         dataset = nnunet_folder("nnUNet_raw") / find_dataset(args.dataset)
         source, own = dataset / UNLABELED_IMAGES, dataset / DOMAINS_FILE
         domains = domains or (own if own.is_file() else None)
+    find_cases(source)  # before torch is imported, which takes seconds
+    from synfoc3d.inference.rank import rank
+
     cases = rank(
         source,
         args.output,

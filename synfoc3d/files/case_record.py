@@ -29,7 +29,7 @@ class CaseRecord:
 
     Whoever makes a case notes them. Those of a case that nnU-Net's own command has made are noted when it is first
     read, and forgotten when that command makes it anew, with its properties. A file is read again when its size or
-    time has changed, or when it was moved or copied to its place.
+    time has changed, or when it was moved or copied to its place. Threads may read different cases at once.
 
     Args:
         folder: of the cases; the record lies beside it.

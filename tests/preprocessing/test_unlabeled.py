@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerp
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.origins import changed_files, read_origins
-from synfoc3d.preprocessing import stock, unlabeled
+from synfoc3d.preprocessing import done_cases, stock, unlabeled
 from synfoc3d.preprocessing.unlabeled import preprocess_dataset
 from synfoc3d.trainers.life_cycle.case_facts import measure_cases
 
@@ -668,3 +668,14 @@ def test_planner_is_not_told_to_use_no_process(monkeypatch, tmp_path):
     with pytest.raises(UserError):  # nothing was planned
         stock.plan_if_needed(tmp_path / "raw", tmp_path, "nnUNetPlans", cases=[], num_processes=1)
     assert seen == ["1"] and os.environ["nnUNet_n_proc_DA"] == "0"
+
+
+def test_what_a_kill_took_from_the_notes_is_made_again(dataset, jobs, monkeypatch):
+    for file in (dataset[1] / "nnUNetPlans_2d_unlabeled").glob("u*"):
+        file.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(done_cases.DoneCases, "add", lambda *_: None)  # the files are there, and nobody says of what
+        run()
+    del jobs[:]
+    run()
+    assert jobs == ["u0", "u1"]

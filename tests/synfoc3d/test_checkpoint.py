@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, safe to load, checked when used again."""
 
 import random
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,6 +15,7 @@ from synfoc3d import checkpoint as module
 from synfoc3d.checkpoint import (
     best_checkpoint,
     check_base,
+    copy_atomic,
     file_of_student,
     load,
     load_partial,
@@ -80,6 +82,22 @@ def test_failed_saving_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         save_atomic({"synfoc3d": 2}, tmp_path / "a.pth")
     assert [f.name for f in tmp_path.iterdir()] == ["a.pth"]
     assert load(tmp_path / "a.pth") == {"synfoc3d": 1}
+
+
+def test_copy_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(_: Path, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    save_atomic({"synfoc3d": 1}, tmp_path / "a.pth")
+    copy_atomic(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert (tmp_path / "b.pth").read_bytes() == (tmp_path / "a.pth").read_bytes()
+    save_atomic({"synfoc3d": 2}, tmp_path / "a.pth")
+    monkeypatch.setattr(shutil, "copyfile", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        copy_atomic(tmp_path / "a.pth", tmp_path / "b.pth")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a.pth", "b.pth"]
+    assert load(tmp_path / "b.pth") == {"synfoc3d": 1}
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ MISTAKES = {
     "continue and validate": ([*TRAIN, "--c", "--val"], "--c continues a training and --val only validates"),
     "nothing to continue": ([*TRAIN, "--c"], "--c needs a checkpoint, but"),
     "nothing to validate": ([*TRAIN, "--val"], "--val needs a finished training"),
-    "nothing to predict with": ([*PREDICT], "holds no trained model"),
+    "nothing to predict": ([*PREDICT], "nowhere does not exist: give a folder of images"),
+    "nothing to predict with": ([*PREDICT, "-i", "scan.nii.gz"], "holds no trained model"),
     "split without a count": (["split", "-d", "501", "--val-ids", "x.txt"], "need --labeled-ids"),
     "split with two rules": (
         ["split", "-d", "501", "--labeled-ids", "x.txt", "--num-labeled", "2"],
@@ -72,6 +73,7 @@ def python(code):
 def failure(project, capsys, tmp_path, monkeypatch):
     """Return a function that runs a command and gives its exit code and standard error."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "scan.nii.gz").touch()
 
     def run(arguments):
         with pytest.raises(SystemExit) as caught:
@@ -137,6 +139,15 @@ def test_split_needs_no_torch():
     code = "import sys; from synfoc3d.cli import main\ntry: main(['split', '-d', '501'])\nexcept SystemExit: pass"
     done = python(f"{code}\nprint('found:', sorted({{'torch', 'nnunetv2.experiment_planning'}} & set(sys.modules)))")
     assert done.stdout.rstrip().endswith("found: []"), done.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "rank"])
+def test_scans_that_are_not_there_are_told_without_torch(command):
+    arguments = [command, "-i", "nowhere", "-o", "out", "-d", "501", "-c", "2d"]
+    code = f"import sys; from synfoc3d.cli import main\ntry: main({arguments!r})\nexcept SystemExit: pass"
+    done = python(f"{code}\nprint('found:', sorted({{'torch'}} & set(sys.modules)))")
+    assert done.stdout.rstrip().endswith("found: []")
+    assert "nowhere does not exist: give a folder of images, or one image file, with -i." in done.stderr
 
 
 @pytest.mark.parametrize(

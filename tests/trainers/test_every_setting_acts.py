@@ -267,6 +267,7 @@ def saved(project, trainer, configuration, tree):
     with project.active("settings") as patch:
         written = []
         patch.setattr("synfoc3d.checkpoint.save_atomic", lambda _, file: written.append(file.name))
+        patch.setattr("synfoc3d.checkpoint.copy_atomic", lambda _, file: written.append(file.name))
         made = project.trainer(trainer, configuration, **tree)
         made.run_training()
     return written

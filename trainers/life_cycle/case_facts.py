@@ -1,11 +1,14 @@
 """What a training measures on whole preprocessed cases, once: intensity ranges, and what tells a changed case."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from tqdm import tqdm
 
 from synfoc3d.files.atomic import atomic_write_text
@@ -14,6 +17,7 @@ from synfoc3d.files.layout import CASE_ENDINGS, IMAGE_ENDING, LABEL_ENDING, PROP
 from synfoc3d.files.preprocessed_files import check_whole
 from synfoc3d.networks.intensity import intensity_range
 from synfoc3d.trainers.life_cycle.data import image_stamp, read_json_cache
+from synfoc3d.workers import cores_here
 
 
 class CaseFacts(NamedTuple):
@@ -33,7 +37,9 @@ class CaseFacts(NamedTuple):
 def measure_cases(folders: Mapping[str, Path], labeled: Collection[str], cache: Path) -> dict[str, CaseFacts]:
     """Measure every case on its whole preprocessed files, or read it from the files it is kept in.
 
-    Every file is compared with what it held when it was made, or first seen; see `CaseRecord`.
+    Every file is compared with what it held when it was made, or first seen; see `CaseRecord`. Several cases are read
+    at once, by as many threads as there will be workers that make patches; all of them have ended afterwards, so that
+    these can be forked.
 
     Args:
         folders: the folder of preprocessed files of each case.
@@ -48,9 +54,15 @@ def measure_cases(folders: Mapping[str, Path], labeled: Collection[str], cache: 
             check_whole(folders[case] / f"{case}{ending}")
     of_folder = {folder: CaseRecord(folder) for folder in {*folders.values()}}
     records = {case: of_folder[folder] for case, folder in folders.items()}
+
+    def digests(case: str) -> tuple[str, str]:
+        return _digests(records[case], case, case in labeled)
+
     try:
-        ranges = _ranges(records, cache)
-        return {case: CaseFacts(ranges[case], *_digests(records[case], case, case in labeled)) for case in folders}
+        with _threads(len(records)) as threads:
+            ranges = _ranges(records, cache, threads)
+            of_case = zip(folders, threads.map(digests, folders), strict=True)
+            return {case: CaseFacts(ranges[case], *found) for case, found in of_case}
     finally:
         for record in of_folder.values():
             record.save()
@@ -71,15 +83,29 @@ def check_cases(folder: Path, cases: Collection[str]) -> None:
         _digests(record, case, is_labeled=True)
 
 
-def _ranges(records: Mapping[str, CaseRecord], cache: Path) -> dict[str, np.ndarray]:
+@contextmanager
+def _threads(cases: int) -> Iterator[Executor]:
+    """Start threads that measure cases: numpy and hashing leave python to the others meanwhile."""
+    threads = ThreadPoolExecutor(max(1, min(cores_here(), get_allowed_n_proc_DA(), cases)))
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _ranges(records: Mapping[str, CaseRecord], cache: Path, threads: Executor) -> dict[str, np.ndarray]:
     """Return the intensity range of each case, (C, 2) float32."""
+
+    def measure(case: str) -> list[list[float]]:
+        return intensity_range(records[case].voxels(case, IMAGE_ENDING)).tolist()
+
     known: dict[str, Any] = read_json_cache(cache)
     stamps = {case: image_stamp(record.folder, case) for case, record in records.items()}
     missing = [case for case, stamp in stamps.items() if known.get(case, {}).get("stamp") != stamp]
     try:
-        for case in tqdm(missing, desc="Intensity ranges", disable=not missing):
-            voxels = records[case].voxels(case, IMAGE_ENDING)
-            known[case] = {"stamp": stamps[case], "range": intensity_range(voxels).tolist()}
+        measured = zip(missing, threads.map(measure, missing), strict=True)
+        for case, value_range in tqdm(measured, "Intensity ranges", len(missing), disable=not missing):
+            known[case] = {"stamp": stamps[case], "range": value_range}
     finally:
         if missing:
             atomic_write_text(cache, json.dumps(known))

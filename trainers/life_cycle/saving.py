@@ -1,10 +1,12 @@
 """What a training keeps in its checkpoint, and how it goes on from there."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
+from synfoc3d.files.layout import best_checkpoint
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.networks.teacher import frozen_in_students
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
@@ -68,6 +70,22 @@ def checkpoint_of(trainer: Trainer) -> dict[str, Any]:
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
         checkpoints.SECTION: section,
     }
+
+
+def save_best(trainer: Trainer, students: Collection[str]) -> None:
+    """Write the best epochs of the students that are at their best now: one checkpoint, and copies, as all are alike.
+
+    Args:
+        trainer: the training.
+        students: their names; the file of the last one is written last.
+    """
+    files = [Path(trainer.output_folder) / best_checkpoint(name, trainer.first) for name in students]
+    if not files:
+        return
+    trainer.save_checkpoint(str(files[0]))
+    if trainer.ranks.is_first and not trainer.disable_checkpointing:
+        for copy in files[1:]:
+            checkpoints.copy_atomic(files[0], copy)
 
 
 def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:

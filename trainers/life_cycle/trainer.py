@@ -48,7 +48,7 @@ from synfoc3d.trainers.life_cycle.raw_changes import note_origins, warn_of_chang
 from synfoc3d.trainers.life_cycle.records import make_curves, write_settings
 from synfoc3d.trainers.life_cycle.run_folder import only_training, refuse_other_folds, remove_scores
 from synfoc3d.trainers.life_cycle.running import run
-from synfoc3d.trainers.life_cycle.saving import Continued, checkpoint_of, restore
+from synfoc3d.trainers.life_cycle.saving import Continued, checkpoint_of, restore, save_best
 from synfoc3d.trainers.life_cycle.shared_training import SharedTraining
 from synfoc3d.trainers.life_cycle.steps import take_step
 from synfoc3d.trainers.life_cycle.validation import HITS, count_hits, logits_on_net_grid, mean_dice
@@ -318,7 +318,7 @@ class SemiSupervisedTrainer(SharedTraining):
         super().on_epoch_end()
         for name, average in best.items():
             self.print_to_log_file(f"New best EMA pseudo Dice ({name}): {average:.4f}")
-            self.save_checkpoint(str(Path(self.output_folder) / layout.best_checkpoint(name, self.first)))
+        save_best(self, best)
         if self.epochs_done < self.num_epochs and time() - self.last_save >= 60 * self.settings.save_every_minutes:
             self.save_checkpoint(str(Path(self.output_folder) / layout.CHECKPOINT_LATEST))
             self.last_save = time()

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from synfoc3d.networks.intensity import from_unit, intensity_range, patch_range, resolve_range, to_unit
 
@@ -11,6 +13,32 @@ def test_range_of_a_case_are_percentiles_per_channel() -> None:
     case = np.stack([np.arange(1001.0), 2 * np.arange(1001.0)]).reshape(2, 7, 11, 13)
     assert intensity_range(case).tolist() == [[5, 995], [10, 1990]]
     assert intensity_range(case).dtype == np.float32
+
+
+@given(
+    size=st.integers(1, 3000),
+    seed=st.integers(0, 2**32 - 1),
+    decimals=st.sampled_from([0, 1, 9]),  # many equal values, some, none
+    kind=st.sampled_from([np.float16, np.float32, np.float64]),
+)
+def test_range_of_a_case_is_numpys_bit_by_bit(size: int, seed: int, decimals: int, kind: type[np.floating]) -> None:
+    values = (np.random.default_rng(seed).normal(size=(1, size, 1, 1)).round(decimals) + 0.0).astype(kind)
+    expected = np.percentile(values[0], (0.5, 99.5)).astype(np.float32)
+    assert np.array_equal(intensity_range(values)[0].view(np.int32), expected.view(np.int32))
+
+
+def test_case_is_not_reordered() -> None:
+    case = np.random.default_rng(0).normal(size=(2, 5, 6, 7)).astype(np.float32)
+    before = case.copy()
+    intensity_range(case)
+    assert np.array_equal(case, before)
+
+
+def test_range_with_a_value_that_is_no_number_is_none() -> None:
+    case = np.zeros((2, 4, 5, 6), np.float32)
+    case[1, 0, 0, 0] = np.nan
+    found = intensity_range(case)
+    assert found[0].tolist() == [0, 0] and np.isnan(found[1]).all()
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 7, 143), (2, 3, 7, 11, 13)])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from synfoc3d import checkpoint as checkpoints
 from synfoc3d.trainers.life_cycle.best_epoch import BestEpoch
 from synfoc3d.trainers.life_cycle.trainer import SemiSupervisedTrainer
 
@@ -30,6 +31,23 @@ def trained_for_four_epochs(project):
         trainer = project.trainer(epochs=4, iterations_per_epoch=1)
         trainer.run_training()
     return project.results("best"), weights
+
+
+def test_students_that_are_at_their_best_at_once_share_one_writing(project, monkeypatch):
+    written, save = [], checkpoints.save_atomic
+
+    def note(checkpoint, file):
+        written.append(file.name)
+        save(checkpoint, file)
+
+    monkeypatch.setattr(checkpoints, "save_atomic", note)
+    with project.active("together"):
+        project.trainer(epochs=1, iterations_per_epoch=1).run_training()
+    folder = project.results("together")
+    both = [folder / name for name in ("checkpoint_best_foundation.pth", "checkpoint_best.pth")]
+    assert written == ["checkpoint_best_foundation.pth", "checkpoint_final.pth"]
+    assert both[0].read_bytes() == both[1].read_bytes() and not both[0].samefile(both[1])
+    assert checkpoints.load(both[1])["current_epoch"] == 1
 
 
 def probe(student):

@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import threading
+import time
 
 import blosc2
 import numpy as np
@@ -49,6 +51,66 @@ def test_facts_are_remembered(folder, monkeypatch):
     monkeypatch.setattr(case_facts, "intensity_range", None)
     again = measure(folder, "first", labeled=["first"])["first"]
     assert np.array_equal(again.value_range, first.value_range) and again[1:] == first[1:]
+
+
+@pytest.fixture
+def many(tmp_path, monkeypatch):
+    """Six preprocessed cases, to be measured by three threads."""
+    monkeypatch.setattr(case_facts, "get_allowed_n_proc_DA", lambda: 3)
+    monkeypatch.setattr(case_facts, "cores_here", lambda: 8)
+    folder = tmp_path / "plans"
+    folder.mkdir()
+    for number in range(6):
+        write(folder / f"case{number}.b2nd", np.random.default_rng(number).normal(size=(1, 3, 5, 4)).astype(np.float32))
+    return folder
+
+
+CASES = [f"case{number}" for number in (3, 0, 5, 1, 4, 2)]
+
+
+def test_several_cases_are_measured_at_once_and_no_thread_stays(many, monkeypatch):
+    together = threading.Barrier(3)  # breaks where fewer than three wait for each other
+
+    def meet(voxels):
+        together.wait(timeout=5)
+        return np.percentile(voxels[0], [0.5, 99.5])[None].astype(np.float32)
+
+    monkeypatch.setattr(case_facts, "intensity_range", meet)
+    measure(many, *CASES)
+    left = [thread.name for thread in threading.enumerate() if "ThreadPoolExecutor" in thread.name]
+    assert not left  # workers may be forked
+
+
+def test_facts_stay_with_their_cases_in_whatever_order_these_are_done(many, monkeypatch):
+    plain = case_facts.intensity_range
+    images = {case: open_image(many, case)[:] for case in CASES}
+    first = images[CASES[0]]
+
+    def first_one_last(voxels):
+        time.sleep(0.2 if np.array_equal(voxels, first) else 0)
+        return plain(voxels)
+
+    monkeypatch.setattr(case_facts, "intensity_range", first_one_last)
+    facts = measure(many, *CASES)
+    assert list(facts) == CASES
+    for case, image in images.items():
+        assert facts[case].image == digest_of_voxels(image)
+        assert np.array_equal(facts[case].value_range, plain(image))
+
+
+def test_a_damaged_case_stops_the_others(many, monkeypatch):
+    os.truncate(many / f"{CASES[0]}.b2nd", 100)
+    begun, plain = [], case_facts.intensity_range
+
+    def slow(voxels):
+        begun.append(1)
+        time.sleep(0.2)
+        return plain(voxels)
+
+    monkeypatch.setattr(case_facts, "intensity_range", slow)
+    with pytest.raises(UserError, match=f"{CASES[0]}.b2nd is missing or cut short"):
+        measure(many, *CASES)
+    assert len(begun) <= 3
 
 
 def make_anew(folder, case):
