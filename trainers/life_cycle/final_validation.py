@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from synfoc3d.files.volumes import check_checksum
 from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.nnunet.answers import Answer, answer_in, ask, refuse_nan
-from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase
+from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, remove_partial
 from synfoc3d.nnunet.pools import Task, worker_pool
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.summaries import Scores, write_and_score, write_summary
@@ -102,6 +103,7 @@ def _segment_cases(
     references = Path(trainer.preprocessed_dataset_folder_base) / REFERENCES
     unknown = trainer.labels.unknown()
     processes = max(1, min(default_num_processes // trainer.ranks.local_count, len(trainer.do_split()[1])))
+    cases = _own_cases(trainer)
     waiting: deque[tuple[str, Task]] = deque()
     scores: dict[str, list[Scores]] = {mode.name: [] for mode in modes}
 
@@ -110,8 +112,8 @@ def _segment_cases(
             name, task = waiting.popleft()
             scores[name].append(task.result())
 
-    with worker_pool(processes) as exports:
-        for case, properties, answers in _answers(trainer, modes, info):
+    with _whole_masks(folders.values(), cases), worker_pool(processes) as exports:
+        for case, properties, answers in _answers(trainer, modes, info, cases):
             source = PreparedCase(np.empty(0), properties, info.plans.image_reader_writer_class)
             for mode in modes:
                 answer = answer_in(mode, answers)
@@ -132,10 +134,26 @@ def _segment_cases(
     return scores
 
 
+def _own_cases(trainer: Trainer) -> list[str]:
+    """Return the validation cases of this process."""
+    return sorted(trainer.do_split()[1])[trainer.ranks.rank :: trainer.ranks.count]
+
+
+@contextmanager
+def _whole_masks(folders: Collection[Path], cases: Collection[str]) -> Iterator[None]:
+    """Leave nothing of masks that were not finished: neither an earlier validation's nor, at the end, this one's."""
+    targets = [folder / case for folder in folders for case in cases]
+    remove_partial(targets)  # left by a kill
+    try:
+        yield
+    finally:  # writers are ended in the middle of a mask
+        remove_partial(targets)
+
+
 def _answers(
-    trainer: Trainer, modes: Sequence[PredictionMode], info: ModelInfo
+    trainer: Trainer, modes: Sequence[PredictionMode], info: ModelInfo, cases: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Answer]]]:
-    """Ask each student once per validation case of this process; yield the case, its properties and the answers."""
+    """Ask each student once per case; yield the case, its properties and the answers."""
     predictor = CasePredictor(
         info.plans,
         info.configuration,
@@ -144,9 +162,8 @@ def _answers(
         device=trainer.device,
     )
     networks = _networks(trainer, {student for mode in modes for student in mode.students})
-    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(trainer.do_split()[1]))
-    check_cases(trainer.preprocessed, dataset.identifiers)  # with --val, no loader has done so
-    cases = dataset.identifiers[trainer.ranks.rank :: trainer.ranks.count]
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
+    check_cases(trainer.preprocessed, cases)  # with --val, no loader has done so
     _check_references(Path(trainer.preprocessed_dataset_folder_base) / REFERENCES, cases, info.file_ending)
     for case in tqdm(cases, desc="Validation", disable=None if trainer.ranks.is_first else True):
         trainer.print_to_log_file(f"predicting {case} ({', '.join(mode.name for mode in modes)})")
