@@ -13,9 +13,7 @@ from nnunetv2.configuration import default_num_processes
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from synfoc3d.errors import UserError
 from synfoc3d.files.layout import REFERENCES, SUMMARY_FILE, validation_folder
-from synfoc3d.files.volumes import check_checksum
 from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.nnunet.answers import Answer, answer_in, ask, refuse_nan
@@ -26,6 +24,7 @@ from synfoc3d.nnunet.summaries import Scores, write_and_score, write_summary
 from synfoc3d.prediction_modes import PredictionMode, possible_modes
 from synfoc3d.preferred_mode import foreground_dice, preferred_mode, write_validation_dice
 from synfoc3d.trainers.life_cycle.case_facts import check_cases
+from synfoc3d.trainers.life_cycle.references import check_references
 from synfoc3d.trainers.life_cycle.validation_masks import lay_over_scans
 
 Trainer = Any  # the base trainer, whose module imports this one
@@ -164,7 +163,7 @@ def _answers(
     networks = _networks(trainer, {student for mode in modes for student in mode.students})
     dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
     check_cases(trainer.preprocessed, cases)  # with --val, no loader has done so
-    _check_references(Path(trainer.preprocessed_dataset_folder_base) / REFERENCES, cases, info.file_ending)
+    check_references(trainer, cases)
     for case in tqdm(cases, desc="Validation", disable=None if trainer.ranks.is_first else True):
         trainer.print_to_log_file(f"predicting {case} ({', '.join(mode.name for mode in modes)})")
         data, _, _, properties = dataset.load_case(case)
@@ -173,23 +172,6 @@ def _answers(
         for answer in answers.values():
             refuse_nan(answer.values)
         yield case, properties, answers
-
-
-def _check_references(folder: Path, cases: Collection[str], ending: str) -> None:
-    """Refuse references whose checksum is wrong: nnU-Net's readers would take damaged voxels for labels.
-
-    Raises:
-        UserError: one of them is, or cannot be read.
-    """
-    for case in cases:
-        file = folder / f"{case}{ending}"
-        try:
-            check_checksum(file)
-        except UserError as error:
-            raise UserError(
-                f"{file}, the copy of a label, is missing or damaged: run synfoc3d preprocess for this configuration, "
-                "which makes it anew."
-            ) from error
 
 
 def keep_preference(trainer: Trainer) -> None:
