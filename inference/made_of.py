@@ -1,13 +1,16 @@
 """Of which scans masks were made: one that is of another scan by now is not kept."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.evaluated import listed
 from synfoc3d.files.layout import SCANS
 from synfoc3d.files.origins import ScanFacts, scan_facts, scan_stamp, shortened
+from synfoc3d.files.volumes import list_images, list_labels, name_and_ending
 from synfoc3d.inference.inputs import Job, is_written
 
 log = logging.getLogger(__name__)
@@ -62,8 +65,17 @@ def is_replaced(job: Job) -> bool:
     now = [*map(scan_facts, job.files)]
     if [facts["digest"] for facts in before] != [facts["digest"] for facts in now]:
         return True
-    note_scan(job, now)
+    with contextlib.suppress(OSError):  # where nothing may be written, the scan is read again next time
+        note_scan(job, now)
     return False
+
+
+def changed_scans(images: Path, masks: Path) -> list[str]:
+    """Return the cases in a folder of scans of which there is no mask of that very scan in another folder."""
+    endings = {case: name_and_ending(mask)[1] for case, mask in listed(list_labels, masks).items()}
+    cases = sorted(listed(list_images, images).items())
+    jobs = [Job(case, files, masks / case, endings.get(case, "")) for case, files in cases]
+    return [job.case for job in jobs if job.case not in endings or is_replaced(job)]
 
 
 def _cases(jobs: Sequence[Job]) -> list[str]:

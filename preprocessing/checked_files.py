@@ -1,6 +1,5 @@
 """What the files of a dataset were found to hold, remembered so that each is read once."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from synfoc3d.files import nifti
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.label_maps import is_exact, label_values
 from synfoc3d.files.layout import CHECKED_FILE
-from synfoc3d.files.origins import path_in, stamp_of
+from synfoc3d.files.origins import digest_of_scan, path_in, stamp_of
 from synfoc3d.files.volumes import Scan, read_scan
 from synfoc3d.preprocessing.doubts import doubts_about, fingerprint
 
@@ -176,7 +175,7 @@ def _read(path: Path, is_label: bool) -> FileFacts:
         channels=len(scan.values),
         shape=[*scan.shape],
         affine=scan.affine.tolist(),
-        digest=_digest(scan),
+        digest=digest_of_scan(scan),
         fingerprint=hashed,
         only_value=None if hashed else float(scan.values.flat[0]),
         **_header_facts(path),
@@ -202,10 +201,3 @@ def _check_finite(scan: Scan) -> None:
     broken = values.size - int(np.isfinite(values).sum())
     if broken:
         raise UserError(f"{scan.path} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")
-
-
-def _digest(scan: Scan) -> str:
-    place = json.dumps([scan.values.dtype.str, *scan.values.shape, *scan.affine.ravel().tolist()])
-    digest = hashlib.blake2b(place.encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(scan.values).view(np.uint8).data)
-    return digest.hexdigest()

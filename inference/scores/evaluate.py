@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from synfoc3d.errors import UserError, cases_failed
 from synfoc3d.files.domains import read_domains
+from synfoc3d.files.evaluated import EvaluationFiles
 from synfoc3d.files.origins import shortened
 from synfoc3d.files.volumes import length_unit, list_labels
 from synfoc3d.inference.prompt_record import read_prompt
@@ -66,7 +67,8 @@ def evaluate_folder(
         labels: folder of the references; those without a prediction are left out and named in the result.
         predictions: folder of the predictions.
         domains: CSV file with the header ``case,domain`` that names the domain of every case.
-        output: JSON file to write; a CSV file of the same name is written beside it. None: nothing is written.
+        output: JSON file to write; a CSV file of the same name is written beside it, and a hidden file of what tells
+            the files that were read from other ones. None: nothing is written.
         annotated: CSV file that names the annotated classes of the cases in which not all were, see
             `synfoc3d.files.annotations`. None: annotated.csv in or above the folder of the references, if there is one.
         classes: label value (or values, for a region) by class name; only these are evaluated. None: those of
@@ -86,6 +88,8 @@ def evaluate_folder(
     """
     if output is not None and output.suffix != ".json":
         raise UserError(f"The output {output} must end in .json; the CSV table takes the same name and ends in .csv.")
+    files = EvaluationFiles(labels, predictions, domains, annotated)
+    made_of = files.now() if output is not None else None  # before reading: what changes meanwhile is another file
     apply = apply or partial(_apply_here, workers=_count_workers(num_processes))
 
     pairs, unpredicted, failures = _pair_files(labels, predictions, cases, domains)
@@ -112,8 +116,9 @@ def evaluate_folder(
         annotations=meaning.annotated.path if meaning.annotated else None,
         prompt=read_prompt(predictions),
     )
-    if output is not None:
+    if output is not None and made_of is not None:
         write_evaluation(evaluation, output)
+        made_of.write(output)  # last: a result beside what an earlier one was made of is made anew
     return evaluation
 
 

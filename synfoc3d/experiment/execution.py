@@ -6,6 +6,7 @@ crash takes nothing else down, and what a run prints lies in its folder. Where t
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +24,13 @@ from synfoc3d.experiment.standing import Standing, repeatable_failures
 from synfoc3d.experiment.trainers import is_stock
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.folders import find_dataset
+from synfoc3d.files.origins import shortened
 
 LOOK_EVERY = 1.0  # seconds
 AGAIN_AFTER = 60.0  # seconds until commands are started again that have found nothing to take
+
+
+log = logging.getLogger(__name__)
 
 
 def prepare(plan: Plan, output: Path, device: str | None = None) -> Experiment:
@@ -120,6 +125,7 @@ def run_experiment(
     _refuse_other_plan(experiment.plan, experiment.plan_file)  # somebody may have started another one meanwhile
     atomic_write_text(experiment.plan_file, dump(experiment.plan.model_dump(mode="json")))
     write_data(experiment.data, experiment.dataset, _has_stock(experiment.plan))
+    _tell_changes(experiment, mine)
     standing = Standing(experiment, mine, repeatable_failures(experiment, mine))
     finished = not experiment.unfinished()
     with LiveTable(standing.rows) as table:
@@ -133,6 +139,15 @@ def run_experiment(
         head = "This part is finished. The report is written by the last one; these runs are missing:"
         return "\n  ".join([head, *missing])
     return write_report(experiment, run, if_changed=not finished)
+
+
+def _tell_changes(experiment: Experiment, runs: Sequence[Run]) -> None:
+    """Say which figures are made anew, and what they were made of that has changed."""
+    for run in runs:
+        for row in experiment.rows(run):
+            changed = experiment.changes(run, row)
+            if changed:
+                log.warning("%s of %s is evaluated anew, as these have changed: %s.", row, run.name, shortened(changed))
 
 
 def _work(

@@ -10,6 +10,7 @@ from synfoc3d.experiment.folds import ExperimentData, HeldOutCases
 from synfoc3d.experiment.plan import LABELER_SETTING, Plan, assignments
 from synfoc3d.experiment.summary import Key
 from synfoc3d.experiment.trainers import is_stock
+from synfoc3d.files.evaluated import EvaluationFiles
 from synfoc3d.files.json_files import load_json_object
 from synfoc3d.files.layout import CHECKPOINT_BEST, CHECKPOINT_FINAL, CHECKPOINT_LATEST, fold_folder
 
@@ -125,13 +126,27 @@ class Experiment:
         """Return the commands that a run still needs, in their order; none if it is finished."""
         commands = [] if self._trained(run) else [self._train(run)]
         for row in self.rows(run):
-            if commands or not _complete(self.evaluation(run, row)):
+            if commands or not self._evaluated(run, row):
                 commands += [self._predict(run, row), self._evaluate(run, row)]
         return commands
 
     def finished(self, run: Run, row: str) -> bool:
         """Return whether one model of a run has its figures."""
-        return self._trained(run) and _complete(self.evaluation(run, row))
+        return self._trained(run) and self._evaluated(run, row)
+
+    def changes(self, run: Run, row: str) -> list[str]:
+        """Return, in words, what has changed since one model of a run was evaluated: scans, references, masks, tables.
+
+        Nothing where there are no figures of it yet.
+        """
+        from synfoc3d.inference.made_of import changed_scans
+
+        if not self.evaluation(run, row).is_file():
+            return []
+        test, masks = self.data.test[run.split], self.predictions(run, row)
+        files = EvaluationFiles(test.labels, masks, test.domains, test.annotated)
+        scans = [f"scan of {case}" for case in changed_scans(test.images, masks)]
+        return scans + files.changed_since(self.evaluation(run, row))
 
     def unfinished(self) -> list[str]:
         """Return the names of the runs that still need commands."""
@@ -177,6 +192,10 @@ class Experiment:
 
     def _trained(self, run: Run) -> bool:
         return (self.training_folder(run) / CHECKPOINT_FINAL).is_file()
+
+    def _evaluated(self, run: Run, row: str) -> bool:
+        """Return whether there are figures of all cases as they are now."""
+        return _complete(self.evaluation(run, row)) and not self.changes(run, row)
 
     def training_folder(self, run: Run) -> Path:
         """Return the folder that the training of a run writes into."""

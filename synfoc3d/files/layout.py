@@ -94,6 +94,11 @@ def replaced_folder(fold: Path, when: str) -> Path:
     return fold.with_name(f"replaced_{fold.name}_{when}")
 
 
+def evaluated_files(output: Path) -> Path:
+    """Return where it is kept of which files an evaluation was made, beside its result."""
+    return output.with_name(f".{output.stem}_made_of.json")
+
+
 def shared_evaluation(output: Path) -> Path:
     """Return the folder beside an evaluation's result that is there while its cases are shared out."""
     return output.with_name(f".synfoc3d_evaluate_{output.stem}")

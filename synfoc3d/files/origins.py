@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from synfoc3d.errors import UserError
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.layout import (
@@ -19,7 +21,7 @@ from synfoc3d.files.layout import (
     origins_file,
     unlabeled_folder,
 )
-from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
+from synfoc3d.files.volumes import CHANNEL, Scan, list_images, list_labels, name_and_ending
 
 # What a preprocessed case was made of, in JSON's types: "plans" and "labels", hashes of what matters in plans and
 # dataset.json, and "files": "stamp", "digest" and "is_label" of each raw file by its path in the dataset's folder.
@@ -71,6 +73,14 @@ def scan_facts(path: Path) -> ScanFacts:
             while content := stream.read(READ_BYTES):
                 digest.update(content)
     return {"stamp": stamp, "digest": digest.hexdigest()}
+
+
+def digest_of_scan(scan: Scan) -> str:
+    """Return a digest of all voxels of a scan and of where they lie, however its file is compressed."""
+    place = json.dumps([scan.values.dtype.str, *scan.values.shape, *scan.affine.ravel().tolist()])
+    digest = hashlib.blake2b(place.encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(scan.values).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def path_in(folder: Path, file: Path) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,18 @@ from nnunetv2.configuration import default_num_processes
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from synfoc3d.errors import UserError
 from synfoc3d.files.layout import REFERENCES, SUMMARY_FILE, validation_folder
-from synfoc3d.files.volumes import check_checksum
 from synfoc3d.methods.base import full_resolution
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.nnunet.answers import Answer, answer_in, ask, refuse_nan
-from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase
+from synfoc3d.nnunet.case_files import ModelInfo, PreparedCase, remove_partial
 from synfoc3d.nnunet.pools import Task, worker_pool
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.summaries import Scores, write_and_score, write_summary
 from synfoc3d.prediction_modes import PredictionMode, possible_modes
 from synfoc3d.preferred_mode import foreground_dice, preferred_mode, write_validation_dice
 from synfoc3d.trainers.life_cycle.case_facts import check_cases
+from synfoc3d.trainers.life_cycle.references import check_references
 from synfoc3d.trainers.life_cycle.validation_masks import lay_over_scans
 
 Trainer = Any  # the base trainer, whose module imports this one
@@ -102,6 +102,7 @@ def _segment_cases(
     references = Path(trainer.preprocessed_dataset_folder_base) / REFERENCES
     unknown = trainer.labels.unknown()
     processes = max(1, min(default_num_processes // trainer.ranks.local_count, len(trainer.do_split()[1])))
+    cases = _own_cases(trainer)
     waiting: deque[tuple[str, Task]] = deque()
     scores: dict[str, list[Scores]] = {mode.name: [] for mode in modes}
 
@@ -110,8 +111,8 @@ def _segment_cases(
             name, task = waiting.popleft()
             scores[name].append(task.result())
 
-    with worker_pool(processes) as exports:
-        for case, properties, answers in _answers(trainer, modes, info):
+    with _whole_masks(folders.values(), cases), worker_pool(processes) as exports:
+        for case, properties, answers in _answers(trainer, modes, info, cases):
             source = PreparedCase(np.empty(0), properties, info.plans.image_reader_writer_class)
             for mode in modes:
                 answer = answer_in(mode, answers)
@@ -132,10 +133,26 @@ def _segment_cases(
     return scores
 
 
+def _own_cases(trainer: Trainer) -> list[str]:
+    """Return the validation cases of this process."""
+    return sorted(trainer.do_split()[1])[trainer.ranks.rank :: trainer.ranks.count]
+
+
+@contextmanager
+def _whole_masks(folders: Collection[Path], cases: Collection[str]) -> Iterator[None]:
+    """Leave nothing of masks that were not finished: neither an earlier validation's nor, at the end, this one's."""
+    targets = [folder / case for folder in folders for case in cases]
+    remove_partial(targets)  # left by a kill
+    try:
+        yield
+    finally:  # writers are ended in the middle of a mask
+        remove_partial(targets)
+
+
 def _answers(
-    trainer: Trainer, modes: Sequence[PredictionMode], info: ModelInfo
+    trainer: Trainer, modes: Sequence[PredictionMode], info: ModelInfo, cases: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Answer]]]:
-    """Ask each student once per validation case of this process; yield the case, its properties and the answers."""
+    """Ask each student once per case; yield the case, its properties and the answers."""
     predictor = CasePredictor(
         info.plans,
         info.configuration,
@@ -144,10 +161,9 @@ def _answers(
         device=trainer.device,
     )
     networks = _networks(trainer, {student for mode in modes for student in mode.students})
-    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(trainer.do_split()[1]))
-    check_cases(trainer.preprocessed, dataset.identifiers)  # with --val, no loader has done so
-    cases = dataset.identifiers[trainer.ranks.rank :: trainer.ranks.count]
-    _check_references(Path(trainer.preprocessed_dataset_folder_base) / REFERENCES, cases, info.file_ending)
+    dataset = trainer.dataset_class(trainer.preprocessed_dataset_folder, list(cases))
+    check_cases(trainer.preprocessed, cases)  # with --val, no loader has done so
+    check_references(trainer, cases)
     for case in tqdm(cases, desc="Validation", disable=None if trainer.ranks.is_first else True):
         trainer.print_to_log_file(f"predicting {case} ({', '.join(mode.name for mode in modes)})")
         data, _, _, properties = dataset.load_case(case)
@@ -156,23 +172,6 @@ def _answers(
         for answer in answers.values():
             refuse_nan(answer.values)
         yield case, properties, answers
-
-
-def _check_references(folder: Path, cases: Collection[str], ending: str) -> None:
-    """Refuse references whose checksum is wrong: nnU-Net's readers would take damaged voxels for labels.
-
-    Raises:
-        UserError: one of them is, or cannot be read.
-    """
-    for case in cases:
-        file = folder / f"{case}{ending}"
-        try:
-            check_checksum(file)
-        except UserError as error:
-            raise UserError(
-                f"{file}, the copy of a label, is missing or damaged: run synfoc3d preprocess for this configuration, "
-                "which makes it anew."
-            ) from error
 
 
 def keep_preference(trainer: Trainer) -> None:

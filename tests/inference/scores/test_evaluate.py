@@ -450,9 +450,9 @@ def test_output_must_be_json(tmp_path, folders):
         evaluate(folders, output=tmp_path / "results.csv")
 
 
-def test_only_the_two_finished_files_are_left(tmp_path, folders):
+def test_only_finished_files_are_left(tmp_path, folders):
     evaluate(folders, output=tmp_path / "out" / "results.json")
-    assert sorted(os.listdir(tmp_path / "out")) == ["results.csv", "results.json"]
+    assert sorted(os.listdir(tmp_path / "out")) == [".results_made_of.json", "results.csv", "results.json"]
 
 
 def test_json_agrees_with_nnunet(tmp_path, folders):

@@ -146,6 +146,15 @@ def test_reference_of_a_validation_case_that_is_damaged_is_refused(changed, flip
         trainer.perform_actual_validation()
 
 
+def test_reference_of_another_case_is_refused(changed):
+    trainer = changed.trainer(NAME, resume=True)
+    trainer.load_checkpoint(str(changed.results(trainer=NAME) / "checkpoint_latest.pth"))
+    split, folder = load_splits(changed.preprocessed)[0], changed.preprocessed / "gt_segmentations"
+    shutil.copy2(folder / f"{split.labeled[0]}.nii.gz", folder / f"{split.val[0]}.nii.gz")
+    with pytest.raises(UserError, match=f"{split.val[0]}.nii.gz is no copy of the label of {split.val[0]}"):
+        trainer.perform_actual_validation()
+
+
 def test_same_voxels_written_anew_go_on(changed):
     for file in (changed.preprocessed / "nnUNetPlans_2d").glob("*.b2nd"):
         values = np.array(blosc2.open(str(file))[:])

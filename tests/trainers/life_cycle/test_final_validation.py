@@ -5,6 +5,7 @@ import os
 import signal
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.splits import Split
+from synfoc3d.nnunet import case_files
 from synfoc3d.nnunet.prediction import CasePredictor
 from synfoc3d.nnunet.summaries import write_and_score
 from synfoc3d.trainers.life_cycle import final_validation
@@ -153,4 +155,21 @@ def die_once(marker, *arguments, **named):
     if not marker.exists():
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    return write_and_score(*arguments, **named)
+
+
+def test_masks_that_were_begun_are_removed(trained, monkeypatch, tmp_path):
+    monkeypatch.setattr(final_validation, "write_and_score", die_while_writing)
+    with trained.active(tmp_path):
+        trainer = finished(trained)
+        of_earlier = Path(trainer.output_folder) / "validation_ensemble" / ".Btrain001.partial"
+        of_earlier.mkdir(parents=True)
+        with pytest.raises(UserError, match="its worker process was killed, once more"):
+            validate_modes(trainer)
+    assert not [*tmp_path.rglob("*.partial")]
+
+
+def die_while_writing(*arguments, **named):
+    """Be killed between the folder of a mask and its file."""
+    case_files.write_read_mask = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     return write_and_score(*arguments, **named)
