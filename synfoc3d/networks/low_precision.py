@@ -39,7 +39,7 @@ def in_format_of_autocast(values: Tensor) -> Tensor:
 def project(layer: nn.Module, values: Tensor) -> Tensor:
     """Do what a layer does; a frozen linear one with weights that are converted once."""
     if type(layer) is not nn.Linear or layer.weight.requires_grad:
-        return layer(values)  # type: ignore[no-any-return]
+        return layer(values)
     bias = None if layer.bias is None else as_autocast_would(layer.bias)
     return F.linear(values, as_autocast_would(layer.weight), bias)
 

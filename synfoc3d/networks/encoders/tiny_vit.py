@@ -207,11 +207,11 @@ class TinyAttention(Attention):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Map the tokens (W, N, C) of windows to what they read."""
         if not self.takes_shortcut:
-            return super().forward(tokens)  # type: ignore[no-any-return]
+            return super().forward(tokens)
         of_heads = self.qkv(self.norm(tokens)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         q, k, v = of_heads.split([self.key_dim, self.key_dim, self.val_dim], -1)
         read = attend_with_bias(q, k, v, self.get_attention_biases(tokens.device), self.scale)
-        return self.proj(read.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj(read.transpose(1, 2).flatten(2))
 
     def get_attention_biases(self, device: torch.device) -> torch.Tensor:
         """Look up the biases (1, heads, N, N): with four axes, as torch's fused kernels ask for."""
