@@ -145,7 +145,7 @@ def available_cores() -> int:
 
 def available_memory() -> float:
     """Return the memory this process may take, in GiB: what is free, at most a container's limit; 0 if unknown."""
-    amounts = [int(text) for file in MEMORY_LIMITS if (text := _read(file)).isdigit()]
+    amounts = [int(text) for file in MEMORY_LIMITS if (text := _read(file)).isdecimal()]
     free = re.search(r"^MemAvailable: *(\d+) kB", _read("/proc/meminfo"), re.MULTILINE)
     if free:
         amounts.append(1024 * int(free[1]))

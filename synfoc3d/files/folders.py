@@ -45,7 +45,7 @@ def find_dataset(dataset: int | str) -> str:
     """
     roots = _roots()
     where = " or ".join(map(str, roots))
-    if isinstance(dataset, str) and not dataset.isdigit():
+    if isinstance(dataset, str) and not dataset.isdecimal():
         known = {path.name for root in roots if root.is_dir() for path in root.glob("Dataset[0-9]*")}
         if dataset not in known:
             raise UserError(f"There is no dataset {dataset!r} in {where}.{did_you_mean(dataset, known)}")

@@ -61,7 +61,7 @@ def train(
     Raises:
         UserError: something named does not exist, or the trainer refuses its data or settings.
     """
-    if not fold.isdigit():
+    if not fold.isdecimal():
         raise UserError(f"The fold must be a number from 0, as synfoc3d split wrote them, but is {fold!r}.")
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         nnunet_folder(variable)

@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,24 @@ def _flip(rng: random.Random, count: int) -> Change:
     return change
 
 
+def _flip_in_gzip(rng: random.Random, count: int) -> Change:
+    """Flip bits until they are missed: some are of no account in a compressed stream."""
+    flip = _flip(rng, count)
+
+    def change(file: Path) -> None:
+        packed = file.read_bytes()
+        while True:
+            flip(file)
+            try:
+                if gzip.decompress(file.read_bytes()) != gzip.decompress(packed):
+                    return
+            except (OSError, EOFError, zlib.error):
+                return
+            file.write_bytes(packed)
+
+    return change
+
+
 def _text(text: str | bytes) -> Change:
     content = text if isinstance(text, bytes) else text.encode()
     return lambda file: file.write_bytes(content) and None
@@ -164,7 +183,7 @@ def _nifti_damage(rng: random.Random) -> tuple[str, Change, bool]:
     if choice == "cut":
         return "gzip cut", _cut(rng.uniform(0.1, 0.99)), True
     if choice == "flip":
-        return "gzip with flipped bits", _flip(rng, rng.choice([1, 5, 20])), True
+        return "gzip with flipped bits", _flip_in_gzip(rng, rng.choice([1, 5, 20])), True
     if choice in ("text", "empty"):
         return f"no image: {choice}", _text("no image" if choice == "text" else ""), True
     offset, form, value = rng.choice(

@@ -47,6 +47,7 @@ def judge(bad: BadInput, place: Place) -> Verdict:
     place.out.mkdir()
     content = bad.file.read_bytes() if bad.file is not None and bad.file.is_file() else None
     before = _listing(place)
+    records = {file: file.read_bytes() for file in place.model.rglob("*.json")}  # which a training that goes on removes
     try:
         if bad.file is not None and bad.change is not None:
             bad.change(bad.file)
@@ -58,6 +59,8 @@ def judge(bad: BadInput, place: Place) -> Verdict:
         if bad.file is not None:
             bad.file.unlink(missing_ok=True) if content is None else bad.file.write_bytes(content)
     left = _clean(place, before)
+    for file, text in records.items():
+        file.write_bytes(text)
     if verdict.outcome in ("sentence", "usage") and left and not _may_be_partial(bad, verdict):
         return Verdict("partial", f"left {', '.join(left[:5])}; said {verdict.said}")
     return verdict

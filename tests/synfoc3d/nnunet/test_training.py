@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from synfoc3d.errors import UserError
-from synfoc3d.nnunet.training import check_preprocessed, preprocessed_facts
+from synfoc3d.nnunet.training import check_preprocessed, preprocessed_facts, train
 from synfoc3d.sections import DataFacts
 
 
@@ -86,3 +86,11 @@ def test_facts_are_those_of_the_dataset(project, two_channels):
     assert facts == [DataFacts(len(labels), count, patch_size=patch) for count in (1, 2)]
     plans = json.loads((project.preprocessed / "nnUNetPlans.json").read_text())
     assert patch == tuple(plans["configurations"]["2d"]["patch_size"])
+
+
+@pytest.mark.parametrize("fold", ["²", "-1", "all", ""])
+def test_fold_that_is_no_number_is_refused(fold):
+    with pytest.raises(
+        UserError, match=f"The fold must be a number from 0, as synfoc3d split wrote them, but is {fold!r}"
+    ):
+        train("501", "2d", fold, trainer="nnUNetTrainerSupervised", plans="nnUNetPlans", device="cpu")
