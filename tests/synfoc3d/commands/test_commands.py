@@ -16,13 +16,14 @@ MODEL = ["-d", "501", "-c", "2d"]
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch, tmp_path):
     """Return a function that gives the choice and the options that arguments of predict lead to."""
+    (tmp_path / "case_0000.nii.gz").touch()
 
     def call(*arguments):
         calls = []
         monkeypatch.setattr(prediction, "predict", lambda *given, **named: calls.append((given, named)) or 1)
-        main(["predict", "-i", "IN", "-o", "OUT", *MODEL, "-device", "cpu", *arguments])
+        main(["predict", "-i", str(tmp_path), "-o", "OUT", *MODEL, "-device", "cpu", *arguments])
         (((_, _, choice), named),) = calls
         return choice, named["options"]
 

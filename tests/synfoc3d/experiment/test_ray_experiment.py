@@ -14,7 +14,7 @@ from synfoc3d.experiment.execution import run_experiment
 
 from ...bitwise import differences
 from ..engines.two_nodes import two_nodes
-from .test_side_by_side import FORKED, LOW, MEAN, make, names_in, undisturbed  # noqa: F401
+from .test_side_by_side import FORKED, LOW, MEAN, left_behind, make, names_in, undisturbed  # noqa: F401
 
 
 def wait_for_epochs(folder: Path) -> None:
@@ -65,4 +65,4 @@ def test_lost_run_goes_on_from_its_checkpoint_and_the_other_is_not_done_twice(di
     trained = sorted((re.findall(r"^\$ .*synfoc3d train .*$", log, re.M) for log in logs), key=len)
     assert [[" --c " in line for line in lines] for lines in trained] == [[False], [False, True]]
     assert [len(re.findall(r"^\$ .*synfoc3d predict .*$", log, re.M)) for log in logs] == [1, 1]
-    assert not [*disturbed.rglob("failure.json")] and not [*disturbed.rglob(".*")]
+    assert left_behind(disturbed) == []
