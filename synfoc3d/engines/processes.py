@@ -57,7 +57,8 @@ def start(command: Command, *, session: bool = False) -> subprocess.Popen[bytes]
         session: let the keyboard's Ctrl-C and a closed terminal end this process alone, which then ends the other.
     """
     environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
-    environment |= {**command.variables, PARENT: str(os.getpid())}
+    # what is printed is in the log at once, where others look how far it is
+    environment |= {**command.variables, PARENT: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     line = [sys.executable, "-m", "synfoc3d", *command.arguments]
     if command.log is None:
         return subprocess.Popen(line, env=environment, start_new_session=session)

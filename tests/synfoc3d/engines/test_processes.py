@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from synfoc3d.engines.parent import PARENT, end_after_caller
-from synfoc3d.engines.processes import LOOK_EVERY, Command, execute, taken_away
+from synfoc3d.engines.processes import LOOK_EVERY, Command, execute, start, taken_away
 
 
 def test_line_with_spaces_can_be_typed(tmp_path: Path) -> None:
@@ -60,6 +60,19 @@ def number_in(log: Path, parent: subprocess.Popen[bytes] | None = None) -> int:
         assert parent is None or parent.poll() is None
         time.sleep(0.1)
     return int(log.read_text().split()[-1])
+
+
+def test_log_has_at_once_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "synfoc3d.py").write_text("import time; print('Epoch 1'); time.sleep(600)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    log = tmp_path / "log.txt"
+    process, until = start(Command(("train",), log)), time.monotonic() + 30
+    while "Epoch 1" not in log.read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
 
 
 def test_interruption_takes_the_process_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

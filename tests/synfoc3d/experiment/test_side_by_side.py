@@ -35,7 +35,7 @@ PLAN = {
     "seeds": [7],
     "settings": {
         "epochs": 5,
-        "iterations_per_epoch": 150,
+        "iterations_per_epoch": 100,
         "val_iterations_per_epoch": 1,
         "batch_size": 2,
         "precision": "float32",

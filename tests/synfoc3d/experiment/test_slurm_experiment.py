@@ -18,7 +18,7 @@ PLAN = {
     "configuration": "2d",
     "splits": [{"name": "only", "fold": 0}],
     "seeds": [0],
-    "settings": {"epochs": 4, "iterations_per_epoch": 250, "val_iterations_per_epoch": 1, "batch_size": 2},
+    "settings": {"epochs": 4, "iterations_per_epoch": 150, "val_iterations_per_epoch": 1, "batch_size": 2},
     "predict": {"disable_tta": True, "processes": 0},
     "methods": {NAME: {"trainer": "nnUNetTrainerSupervised", "models": {NAME: "conventional"}}},
     "cluster": {"gpus": 0, "cpus": 1},
