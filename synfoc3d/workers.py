@@ -4,11 +4,14 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from select import select as wait_readable
 from typing import Any
 
 from synfoc3d.errors import UserError
@@ -78,11 +81,33 @@ class SpawnedPool(ProcessPoolExecutor):
     def __init__(self, processes: int) -> None:
         # one that outlived its parent would wait for work forever
         super().__init__(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
+        self._work: Any = self._call_queue  # python forgets it at a shutdown
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401
         """Run a function in a worker; workers are started here."""
         with _keyboard_left_to_parent():
-            return super().submit(function, *arguments, **named)
+            future = super().submit(function, *arguments, **named)
+        future.add_done_callback(self._finish_sending)
+        return future
+
+    def _finish_sending(self, future: "Future[Any]") -> None:
+        """Take from the pipe what a worker that died has left there.
+
+        Else the thread that still sends it, for which python before 3.11.5 and 3.12 waits at the end, would wait
+        for a reader forever.
+        """
+        broken = not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
+        if not broken or self._work is None or sys.platform == "win32":
+            return
+        sender, reader, self._work = self._work._thread, os.dup(self._work._reader.fileno()), None
+
+        def drain() -> None:
+            while sender.is_alive():
+                if wait_readable([reader], [], [], 0.1)[0]:
+                    os.read(reader, 2**20)
+            os.close(reader)
+
+        threading.Thread(target=drain, daemon=True).start()
 
     def end(self) -> None:
         """End the workers at once, in the middle of what they do, and wait until they are gone."""

@@ -16,6 +16,8 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
     Args:
         frozen: float32, which does not train; a change in place is noticed.
     """
+    if torch.compiler.is_compiling():  # which converts in the same kernels that compute
+        return frozen
     device = frozen.device.type
     if frozen.dtype != torch.float32 or not _is_autocast_enabled(device):
         return frozen
@@ -30,6 +32,8 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
 
 def in_format_of_autocast(values: Tensor) -> Tensor:
     """Return what several layers take as each of them would convert it under autocast, which does it for each anew."""
+    if torch.compiler.is_compiling():
+        return values
     device = values.device.type
     if values.dtype != torch.float32 or not _is_autocast_enabled(device):
         return values

@@ -1,15 +1,18 @@
 """The numbers of worker processes that nnU-Net's variables give."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from threading import Thread
 
 import pytest
 
 from synfoc3d.cli import main
 from synfoc3d.doctor.machine import check_workers
 from synfoc3d.errors import UserError
-from synfoc3d.workers import check_worker_counts, worker_count
+from synfoc3d.workers import SpawnedPool, check_worker_counts, worker_count
 
 WRONG = ["", " ", "-1", "two", "1.5", "²", "0x4", "1_0", "99999"]
 VARIABLES = ["nnUNet_n_proc_DA", "nnUNet_def_n_proc"]
@@ -76,3 +79,23 @@ def test_doctor_says_what_is_wrong_with_worker_counts(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     for name, value in variables.items():
         assert name in done.stdout and (repr(value) in done.stdout or value in done.stdout)
+
+
+def die_after(seconds, _=None):
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("end", ["shutdown", "end"])
+def test_pool_ends_whose_only_worker_died_while_a_volume_was_on_its_way(end):
+    """A pipe takes 64 KB: what is left waits for a reader, and the pool's end for what is left (until 3.11.4)."""
+    pool, volume = SpawnedPool(1), bytes(2**26)
+    futures = [pool.submit(die_after, 1.0, volume), *(pool.submit(die_after, 0.0, volume) for _ in range(3))]
+    for future in futures:
+        assert future.exception(timeout=60) is not None
+    manager = pool._executor_manager_thread
+    ending = Thread(target=getattr(pool, end), daemon=True)
+    ending.start()
+    for thread in (ending, manager):
+        thread.join(20)
+        assert not thread.is_alive()
