@@ -32,6 +32,7 @@ from training import METHODS, Task, batch_of, step, training, variants
 from turns import Measured, spread, take_turns
 
 from synfoc3d.config import RANDOM
+from synfoc3d.networks.graphs import WARM_UP, forget_recordings
 from synfoc3d.networks.precision import resolve_precision
 
 LARGE = 4096  # side of the matrices whose product shows what a device can do
@@ -95,12 +96,15 @@ def measured(task: Task) -> Measured:
     trainer = training(task)
     batch = batch_of(task, trainer)
     one: Callable[[], None] = partial(step, trainer, task, batch)
+    for _ in range(WARM_UP if task.device == "cuda" else 0):
+        one()  # until the GPU has recorded what it does
 
     def tell() -> dict[str, Any]:
         phases = Phases(trainer, task.device)
         with phases.of_step():
             one()
         seconds = phases.rounded()  # before another step is counted in
+        forget_recordings(trainer.method)  # of which torch counts nothing
         with FlopCounterMode(display=False) as counter:
             one()
         return {"phases": seconds, "operations": counter.get_total_flops()}

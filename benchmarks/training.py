@@ -26,6 +26,7 @@ from synfoc3d.methods.synfoc import SynFoC
 from synfoc3d.methods.synfoc_base import SynFoCBase
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import arranged, build_foundation
+from synfoc3d.networks.graphs import record_networks
 from synfoc3d.networks.optimizers import make_optimizer
 from synfoc3d.networks.shortcuts import leave_out
 from synfoc3d.nnunet.ranks import Ranks
@@ -116,6 +117,8 @@ def training(task: Task, ranks: Ranks | None = None) -> Any:  # noqa: ANN401 - w
     )
     method = kind(settings.method, build).to(device)
     leave_out(method, settings.speed)
+    if settings.speed.recorded and ranks.count == 1:
+        record_networks(method)
     trained = {**method.students(), **method.auxiliaries()}
     of_network = {
         name: settings.optimizers.foundation if isinstance(part, Arrangement) else settings.optimizers.conventional

@@ -186,6 +186,7 @@ class SpeedSettings(Section):
         shared_teachers: teachers share the frozen weights of their students.
         kept_casts: mixed precision converts frozen weights once, not in every pass.
         merged_adapters: ECT folds the adapters of a decoder into its weights for a walk through a volume.
+        recorded: a CUDA GPU starts the kernels of a network by itself, see :mod:`synfoc3d.networks.graphs`.
     """
 
     attention: bool = True
@@ -193,6 +194,7 @@ class SpeedSettings(Section):
     shared_teachers: bool = True
     kept_casts: bool = True
     merged_adapters: bool = True
+    recorded: bool = True
 
 
 class Settings(Section):

@@ -81,7 +81,7 @@ class SpawnedPool(ProcessPoolExecutor):
     def __init__(self, processes: int) -> None:
         # one that outlived its parent would wait for work forever
         super().__init__(processes, multiprocessing.get_context("spawn"), initializer=end_with_parent)
-        self._work: Any = self._call_queue  # python forgets it at a shutdown
+        self._work: Any = vars(self)["_call_queue"]  # python forgets it at a shutdown
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":  # noqa: ANN401
         """Run a function in a worker; workers are started here."""

@@ -11,15 +11,16 @@ _copies = WeakTensorKeyDictionary()  # of each weight: its version, and the copy
 def as_autocast_would(frozen: Tensor) -> Tensor:
     """Return a weight in the format in which autocast would give it to a layer here; as it is without autocast.
 
-    Autocast keeps the copies of weights that train, if at all, but converts the others for every layer and pass.
+    Autocast keeps the copies of weights that train, if at all, but converts the others for every layer and pass. So
+    does a recording on a GPU (see :mod:`synfoc3d.networks.graphs`), which would not notice a change.
 
     Args:
         frozen: float32, which does not train; a change in place is noticed.
     """
-    if torch.compiler.is_compiling():  # which converts in the same kernels that compute
-        return frozen
     device = frozen.device.type
     if frozen.dtype != torch.float32 or not _is_autocast_enabled(device):
+        return frozen
+    if frozen.is_cuda and torch.cuda.is_current_stream_capturing():
         return frozen
     kind = torch.get_autocast_dtype(device)
     version, copy = _copies.get(frozen, (None, None))
@@ -32,8 +33,6 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
 
 def in_format_of_autocast(values: Tensor) -> Tensor:
     """Return what several layers take as each of them would convert it under autocast, which does it for each anew."""
-    if torch.compiler.is_compiling():
-        return values
     device = values.device.type
     if values.dtype != torch.float32 or not _is_autocast_enabled(device):
         return values

@@ -27,6 +27,7 @@ from synfoc3d.methods.synfoc import SynFoCSettings
 from synfoc3d.methods.synfoc_base import SynFoCBaseSettings
 from synfoc3d.networks.build import build_foundation
 from synfoc3d.networks.foundation import build_sam
+from synfoc3d.networks.graphs import Recorder
 
 SYNFOC = "nnUNetTrainerSynFoC"
 ECT = "nnUNetTrainerECT"
@@ -187,6 +188,7 @@ CHANGES = {
         "shared_teachers": Change(False, ADAPTED, "storage"),
         "kept_casts": Change(False, ADAPTED | {"precision": "bfloat16"}, "operations"),
         "merged_adapters": Change(False, observe="operations", trainer=ECT),
+        "recorded": Change(False, observe="recorders"),
     },
 }
 ALL = [(*place, key) for place, changes in CHANGES.items() for key in changes]
@@ -307,6 +309,13 @@ def calls(project, trainer, configuration, tree):
     return counts
 
 
+def recorders(project, trainer, configuration, tree):
+    """How many networks record what a GPU does for them."""
+    with project.active("settings"):
+        made = started(project, trainer, configuration, tree)
+    return sum(isinstance(network.forward, Recorder) for network in made.method.children())
+
+
 def outputs(project, trainer, configuration, tree):
     """Whether nnU-Net's network gives several outputs; here all but the finest have no weight in the loss."""
     with project.active("settings"):
@@ -378,6 +387,7 @@ OBSERVATIONS = {
     "numbers": numbers,
     "two channels": numbers,
     "recorded": recorded,
+    "recorders": recorders,
     "saved": saved,
     "built": built,
     "refused": refused,

@@ -10,6 +10,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.methods.base import Batch, Progress
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.base import FoundationNetwork
+from synfoc3d.networks.graphs import forget_recordings
 from synfoc3d.networks.precision import autocast
 from synfoc3d.trainers.life_cycle.batches import make_batch
 from synfoc3d.trainers.life_cycle.parallel import StepState, stepping_module
@@ -99,7 +100,10 @@ def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, network: nn.Mo
 
 
 def _need_less(trainer: Trainer) -> bool:
-    """Let the foundation networks need less memory and say so in the log; return False where no more can be done."""
+    """Let the networks need less memory and say so in the log; return False where no more can be done."""
+    if forget_recordings(trainer.method):
+        trainer.print_to_log_file(_repeated(trainer, "speed.recorded=false"))
+        return True
     arranged = [module for module in trainer.method.modules() if isinstance(module, Arrangement)]
     networks = [module for module in trainer.method.modules() if isinstance(module, FoundationNetwork)]
     if not arranged:
@@ -116,10 +120,12 @@ def _need_less(trainer: Trainer) -> bool:
         change = "foundation.checkpointing=true"
     else:
         return False
-    trainer.print_to_log_file(
-        f"The GPU's memory ran out in step {trainer.step}, which is repeated with {change}; results do not change."
-    )
+    trainer.print_to_log_file(_repeated(trainer, change))
     return True
+
+
+def _repeated(trainer: Trainer, change: str) -> str:
+    return f"The GPU's memory ran out in step {trainer.step}, which is repeated with {change}; results do not change."
 
 
 def _no_memory(trainer: Trainer) -> str:

@@ -24,6 +24,7 @@ from synfoc3d.methods.augmentation import is_color, strong_view
 from synfoc3d.methods.base import Method
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.build import arranged
+from synfoc3d.networks.graphs import record_networks
 from synfoc3d.networks.in_plane import in_plane_size
 from synfoc3d.networks.optimizers import current_learning_rate, learning_rate, make_optimizer, set_learning_rate
 from synfoc3d.networks.precision import autocast, resolve_precision
@@ -154,6 +155,8 @@ class SemiSupervisedTrainer(SharedTraining):
         """Build the method around nnU-Net's network, and one optimizer per student; returns the first one's."""
         self.method = self.method_class(self.settings.method, make_builder(self)).to(self.device)
         leave_out(self.method, self.settings.speed)
+        if self.settings.speed.recorded and self.ranks.count == 1:
+            record_networks(self.method)
         if self.method.remark:
             self.print_to_log_file(self.method.remark)
         self.students = dict(self.method.students())
