@@ -59,6 +59,7 @@ class Task:
         device: ``cpu``, ``cuda`` or ``mps``.
         precision: of the settings.
         plain: measure the step as one would first write it, without all that the settings ``speed`` switch.
+        recorded: the setting ``speed.recorded``, of steps that are not plain.
     """
 
     method: str = "SynFoC"
@@ -74,6 +75,7 @@ class Task:
     device: str = "cpu"
     precision: str = "auto"
     plain: bool = False
+    recorded: bool = False
 
 
 def unet(dimensions: int, classes: int, stages: int = 5) -> nn.Module:
@@ -98,7 +100,12 @@ def training(task: Task, ranks: Ranks | None = None) -> Any:  # noqa: ANN401 - w
         given |= {"full_finetune": False} if task.checkpoint == RANDOM else {}  # random weights would train as a whole
     own = {"window": task.window} if "window" in kind.Settings.model_fields else {}
     own |= {"network": task.network} if task.network else {}
-    tree = {"foundation": given, "method": own, "precision": task.precision, "speed": PLAIN if task.plain else {}}
+    tree = {
+        "foundation": given,
+        "method": own,
+        "precision": task.precision,
+        "speed": PLAIN if task.plain else {"recorded": task.recorded},
+    }
     settings = resolve(tree, kind.Settings)
     foundation, labels = arranged(settings.foundation, kind.arrangement, task.patch), Classes(task.classes)
 

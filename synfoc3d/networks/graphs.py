@@ -1,11 +1,10 @@
 """Networks whose kernels a GPU starts by itself: recorded as CUDA graphs, and replayed in every step.
 
 A step of SynFoC starts thousands of small kernels, one after the other, for which Python needs several times as long as
-a large GPU needs to compute them. A recording holds the same kernels on the same memory: results are the same to the
-last bit, as far as the kernels' are.
+a large GPU needs to compute them. A recording holds the same kernels on the same memory. It is believed only if, on the
+patches that it was made with, it gives what the network gives.
 """
 
-import logging
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from synfoc3d.errors import UserError
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.base import FoundationNetwork
 
-log = logging.getLogger(__name__)
-WARM_UP = 3  # calls until torch has chosen its kernels and converted what it keeps
+WARM_UP = 3  # calls before a kind of call is recorded, since it seems to come again
+TOLERANCE = 0.02  # largest difference between what is replayed and computed, as a share: kernels add up in any order
 MANY = 8  # different kinds of calls, beyond which shapes are no longer expected to come again
 
 
@@ -41,7 +42,6 @@ class Recorder:
         self.recordings: dict[tuple[Any, ...], _Recording] = {}
         self.calls: Counter[tuple[Any, ...]] = Counter()
         self.places: list[int] = []
-        self.has_failed = False
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever the network takes and returns
         """Do what the network does."""
@@ -56,10 +56,9 @@ class Recorder:
             self.calls[kind] += 1
             if self.calls[kind] <= WARM_UP or len(self.calls) > MANY or not _has_room():
                 return self.forward(images)
-            recording = self._record(kind, images)
-        if recording is None or recording.is_pending:
-            return self.forward(images)
-        return recording.replay(images)
+            self.places = self._places()
+            recording = self.recordings[kind] = _record(self.network, images)
+        return self.forward(images) if recording.is_pending else recording.replay(images)
 
     def forget(self) -> bool:
         """Free the memory of all recordings; return whether there were any."""
@@ -71,24 +70,10 @@ class Recorder:
     def _is_recordable(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
         if named or len(arguments) != 1 or not isinstance(arguments[0], Tensor) or not self.network.training:
             return False
-        return arguments[0].is_cuda and not arguments[0].requires_grad and not self.has_failed
+        return arguments[0].is_cuda and not arguments[0].requires_grad
 
     def _places(self) -> list[int]:
         return [part.data_ptr() for part in self.parts]
-
-    def _record(self, kind: tuple[Any, ...], images: Tensor) -> "_Recording | None":
-        """Record a call; return None, and never try again, where a network does what cannot be recorded."""
-        self.places = self._places()
-        try:
-            self.recordings[kind] = _Recording.of(_Plain(self.network), images)
-        except RuntimeError as error:  # which torch raises for whatever is not allowed, and without memory
-            self.has_failed = True
-            self.forget()
-            reason = str(error).partition("\n")[0]
-            log.warning(
-                "%s cannot be recorded for the GPU, which takes time only: %s", type(self.network).__name__, reason
-            )
-        return self.recordings.get(kind)
 
 
 @dataclass
@@ -116,27 +101,47 @@ class _Recording:
 
     @classmethod
     def of(cls, network: nn.Module, images: Tensor) -> "_Recording":
-        """Record a call; nothing is computed yet."""
-        parameters = dict(network.named_parameters())
-        # the same memory, but nothing that autograd may still hold of earlier calls, which ran in another stream
-        aliases = {name: part.detach().requires_grad_(part.requires_grad) for name, part in parameters.items()}
-        learned = [name for name, part in parameters.items() if part.requires_grad]
-        images = images.clone()
-        forward = torch.cuda.CUDAGraph()
-        # other threads go on as they are: one pins the memory of the next batch
-        with torch.cuda.graph(forward, capture_error_mode="thread_local"), _weights_converted_anew():
-            answer = functional_call(network, aliases, (images,))
-        outputs, structure = tree_flatten(answer)
-        learning = [output for output in outputs if output.requires_grad]
-        asked = [torch.empty_like(output) for output in learning]
-        backward: torch.cuda.CUDAGraph | None = None
+        """Record a call, and compare it with one that is computed.
+
+        Raises:
+            RuntimeError: something that cannot be recorded, too little memory, or another result.
+        """
+        images, parameters = images.clone(), dict[str, Tensor](network.named_parameters())
+        learned = [parameter for parameter in parameters.values() if parameter.requires_grad]
+        # kernels are chosen for all that will be recorded, also for outputs of which a training asks no gradient
+        with torch.cuda.stream(_after_this_one()):
+            outputs, structure, aliases = _call(network, parameters, images)
+            asked = [torch.ones_like(output) for output in outputs if output.requires_grad]
+            computed = [*(output.detach() for output in outputs), *_differentiate(outputs, aliases, asked)]
+        del outputs, aliases
+        torch.cuda.synchronize()
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph() if asked else None
         gradients: tuple[Tensor | None, ...] = ()
-        if learning:
-            backward = torch.cuda.CUDAGraph()
+        # other threads go on as they are: one pins the memory of the next batch
+        with torch.cuda.graph(forward, capture_error_mode="thread_local"):
+            outputs, _, aliases = _call(network, parameters, images)
+        if backward is not None:
             with torch.cuda.graph(backward, pool=forward.pool(), capture_error_mode="thread_local"):
-                gradients = torch.autograd.grad(learning, [aliases[name] for name in learned], asked, allow_unused=True)
+                gradients = _differentiate(outputs, aliases, asked)
         outputs = [output.detach() for output in outputs]  # what autograd had kept is the graphs' own now
-        return cls(images, outputs, structure, forward, [parameters[n] for n in learned], asked, gradients, backward)
+        made = cls(images, outputs, structure, forward, learned, asked, gradients, backward)
+        made.compare(computed)
+        return made
+
+    def compare(self, computed: list[Tensor | None]) -> None:
+        """Replay the call that was recorded, and compare the results.
+
+        Raises:
+            RuntimeError: they differ.
+        """
+        self.forward.replay()
+        if self.backward is not None:
+            self.backward.replay()
+        for replayed, expected in zip([*self.outputs, *self.gradients], computed, strict=True):
+            if replayed is None or expected is None:
+                assert replayed is expected
+            elif not (replayed - expected).norm() <= TOLERANCE * expected.norm() + torch.finfo(expected.dtype).tiny:
+                raise RuntimeError("what is replayed differs from what is computed")
 
     def replay(self, images: Tensor) -> Any:  # noqa: ANN401 - whatever the network returns
         """Return what the network does for other images, in memory of its own."""
@@ -183,10 +188,51 @@ class _Plain(nn.Module):
         return type(self.network).forward(self.network, images)
 
 
+def _call(network: nn.Module, parameters: dict[str, Tensor], images: Tensor) -> tuple[list[Tensor], Any, list[Tensor]]:
+    """Call a network with aliases of its parameters: the same memory, but nothing that autograd holds of other calls.
+
+    Returns:
+        Its outputs, their structure, and the aliases of what trains.
+    """
+    aliases = {name: part.detach().requires_grad_(part.requires_grad) for name, part in parameters.items()}
+    with _weights_converted_anew():
+        outputs, structure = tree_flatten(functional_call(network, aliases, (images,)))
+    return outputs, structure, [alias for alias in aliases.values() if alias.requires_grad]
+
+
+def _differentiate(outputs: list[Tensor], parameters: list[Tensor], asked: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Return the gradients of parameters, given those of the outputs that have one."""
+    learning = [output for output in outputs if output.requires_grad]
+    return torch.autograd.grad(learning, parameters, asked, allow_unused=True) if learning else ()
+
+
+def _after_this_one() -> torch.cuda.Stream:
+    """Return a stream that begins when the current one has done its work."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    return stream
+
+
+def _record(network: nn.Module, images: Tensor) -> _Recording:
+    """Record a call of a network.
+
+    Raises:
+        UserError: it cannot be recorded. The training must not go on: torch may still be in the middle of a recording.
+    """
+    try:
+        return _Recording.of(_Plain(network), images)
+    except RuntimeError as error:  # which torch raises for whatever is not allowed, and without memory
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"The GPU cannot record what {type(network).__name__} does ({reason}): train without speed.recorded=true."
+        ) from error
+
+
 def record_networks(networks: nn.Module) -> None:
     """Let a method's networks on a GPU record themselves, in place; names, weights and results stay as they are.
 
-    Not those that walk through a volume, whose way depends on what they see, nor those that recompute their blocks.
+    Not those that walk through a volume, whose way depends on what they see, those that recompute their blocks, and
+    those that keep statistics of what they have seen, which the call that a recording is compared with would change.
 
     Args:
         networks: a method, whose children they are.
@@ -194,7 +240,8 @@ def record_networks(networks: nn.Module) -> None:
     for network in networks.children():
         recomputes = any(isinstance(part, FoundationNetwork) and part.checkpointing for part in network.modules())
         walks = isinstance(network, Arrangement) and network.takes_prompts
-        if not recomputes and not walks:
+        keeps = any(isinstance(part, _BatchNorm) and part.track_running_stats for part in network.modules())
+        if not (recomputes or walks or keeps):
             network.forward = Recorder(network)
 
 

@@ -26,8 +26,6 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.opt
         settings: name and numbers.
     """
     groups = _groups(network, settings)
-    # one kernel for all, which also leaves out a step whose gradients overflowed without asking the GPU
-    fused = True if groups[0]["params"][0].is_cuda else None
     if settings.name == "sgd":
         return torch.optim.SGD(
             groups,
@@ -35,10 +33,9 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.opt
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
-            fused=fused,
         )
     adam = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return adam(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    return adam(groups, settings.lr, weight_decay=settings.weight_decay)
 
 
 def _groups(network: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
