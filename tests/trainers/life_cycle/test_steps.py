@@ -11,6 +11,7 @@ from torch import nn
 
 from synfoc3d.errors import UserError
 from synfoc3d.networks.foundation import build_sam
+from synfoc3d.networks.graphs import Recorder
 from synfoc3d.networks.slicewise import SlicewiseFoundation
 from synfoc3d.nnunet.ranks import Ranks
 from synfoc3d.shared_batch import Part
@@ -105,6 +106,16 @@ def test_step_that_never_fits_ends_in_a_sentence(trainer):
     with pytest.raises(UserError, match="does not suffice for step 7: train anew with batch_size=1, a smaller f"):
         take(one)
     assert len(one.method.tried) == 5 and one.method.weight == 1
+
+
+def test_recordings_are_given_up_before_anything_else_changes(trainer):
+    one = trainer(lambda *_: "forward" not in one.method.student.__dict__)
+    recorder = Recorder(one.method.student)
+    recorder.recordings["of a call"] = None
+    one.method.student.forward = recorder
+    take(one)
+    assert one.method.tried == [(0, False), (0, False)] and not recorder.recordings
+    assert "is repeated with speed.recorded=false; results do not change" in one.said[0]
 
 
 def test_lack_of_memory_elsewhere_is_told_at_once(trainer, monkeypatch):
