@@ -38,6 +38,7 @@ from training import METHODS, Task, batch_of, training
 from training import step as take_step
 from turns import Maker, Measured, forget_host_peak, host_peak, spread, take_turns
 
+from synfoc3d.networks.architectures import find_architecture
 from synfoc3d.networks.arrangement import Arrangement
 from synfoc3d.networks.foundation import build_sam
 from synfoc3d.networks.slicewise import SlicewiseFoundation
@@ -83,9 +84,9 @@ class Scan:
         torch.manual_seed(0)
         if self.foundation is None:
             return SlicewiseFoundation(nn.Conv2d(3, self.classes, 1), TINY_SIDE)
-        known = known_network(self.foundation)
-        sam = build_sam(known.architecture, known.default_image_size, self.classes)
-        return SlicewiseFoundation(sam, known.default_image_size)
+        architecture = known_network(self.foundation).architecture
+        side = find_architecture(architecture).default_image_size
+        return SlicewiseFoundation(build_sam(architecture, side, self.classes), side)
 
     def write(self) -> Path:
         """Write the scan: (X, Y, Z) int16, noise."""

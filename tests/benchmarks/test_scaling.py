@@ -37,9 +37,11 @@ def test_lines_are_continued_part_by_part(scaling: Any) -> None:
     assert found["measured"] is False
 
 
-@pytest.mark.parametrize("resampled", [False, True])
-def test_scan_goes_all_the_way_to_its_mask(scaling: Any, tmp_path: Path, resampled: bool) -> None:
-    measured = scaling.predict_measured(scaling.Scan(tmp_path, 10, 30, 3, resampled=resampled))
+@pytest.mark.parametrize(("foundation", "resampled"), [(None, False), (None, True), ("compact", False)])
+def test_scan_goes_all_the_way_to_its_mask(
+    scaling: Any, tmp_path: Path, foundation: str | None, resampled: bool
+) -> None:
+    measured = scaling.predict_measured(scaling.Scan(tmp_path, 10, 30, 3, foundation, resampled=resampled))
     measured.run(), measured.run()
     mask = np.asarray(nibabel.load(tmp_path / "mask.nii.gz").dataobj)
     assert mask.shape == (30, 30, 10) and set(np.unique(mask)) <= {0, 1, 2}

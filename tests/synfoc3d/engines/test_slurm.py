@@ -42,7 +42,10 @@ if what == "fail":
 if what == "die" and not again:
     os.kill(os.getpid(), signal.SIGKILL)
 if what == "wait" and not again:
+    parent = os.getppid()
     while not (folder / "go").exists():
+        if os.getppid() != parent:  # which was killed
+            sys.exit(1)
         time.sleep(0.1)
 for name in ("OMP_NUM_THREADS", "nnUNet_n_proc_DA", "nnUNet_raw", "nnUNet_extTrainer", "FROM_SETUP"):
     note(f"{name}={os.environ.get(name)}")
