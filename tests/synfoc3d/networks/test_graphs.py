@@ -1,5 +1,6 @@
 """Networks recorded for the GPU: which calls are replayed, and that a training stays what it was."""
 
+import contextlib
 import copy
 import re
 
@@ -121,6 +122,32 @@ def test_networks_that_recompute_or_keep_statistics_are_left_alone():
     networks = nn.ModuleDict({"one": one, "other": other, "third": nn.BatchNorm2d(2, track_running_stats=False)})
     record_networks(networks)
     assert ["forward" in network.__dict__ for network in networks.values()] == [False, False, True]
+
+
+class Graph:
+    """Stands for a CUDA graph: what it does when it is replayed."""
+
+    def __init__(self, does=lambda: None):
+        self.replay = does
+
+
+@pytest.mark.parametrize(
+    ("output", "gradients", "is_equal"),
+    [
+        ([1.0, 2.0], ([3.0], None), True),
+        ([1.001, 2.0], ([3.001], None), True),
+        ([1.1, 2.0], ([3.0], None), False),
+        ([1.0, 2.0], ([0.0], None), False),
+        ([float("nan"), 2.0], ([3.0], None), False),
+    ],
+)
+def test_recording_is_compared_with_what_was_computed(output, gradients, is_equal):
+    values = torch.zeros(2)
+    forward = Graph(lambda: values.copy_(torch.tensor(output)))
+    given = tuple(value if value is None else torch.tensor(value) for value in gradients)
+    recording = graphs._Recording(torch.zeros(1), [values], None, forward, [], [], given, Graph())
+    with contextlib.nullcontext() if is_equal else pytest.raises(RuntimeError, match="differs from what is computed"):
+        recording.compare([torch.tensor([1.0, 2.0])], (torch.tensor([3.0]), None))
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
