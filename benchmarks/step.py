@@ -2,7 +2,7 @@
 
     python benchmarks/step.py [SynFoC MeanTeacher ...] [--compare] [--device cpu] [--patch 1 256 224] [--batch 2]
         [--classes 4] [--foundation compact] [--checkpoint FILE] [--image-size S] [--window D] [--precision auto]
-        [--checkpointing] [--recorded] [--steps 5]
+        [--checkpointing] [--cuda-graphs] [--steps 5]
 
 The conventional network is a U-Net as nnU-Net plans it. Each row has a process of its own, so that its peak memory is
 its own, too; all take turns, a step each, so that what else the machine does falls on all. CFR is its second stage,
@@ -96,7 +96,7 @@ def measured(task: Task) -> Measured:
     trainer = training(task)
     batch = batch_of(task, trainer)
     one: Callable[[], None] = partial(step, trainer, task, batch)
-    for _ in range(WARM_UP if task.recorded else 0):
+    for _ in range(WARM_UP if task.cuda_graphs else 0):
         one()  # until the GPU has recorded what it does
 
     def tell() -> dict[str, Any]:
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=0, help="the setting method.window, of methods that have it")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--recorded", action="store_true", help="the setting speed.recorded, of a CUDA GPU")
+    parser.add_argument("--cuda-graphs", action="store_true", help="the setting speed.cuda_graphs")
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
     unknown = [name for name in args.methods if name not in METHODS]

@@ -59,7 +59,7 @@ class Task:
         device: ``cpu``, ``cuda`` or ``mps``.
         precision: of the settings.
         plain: measure the step as one would first write it, without all that the settings ``speed`` switch.
-        recorded: the setting ``speed.recorded``, of steps that are not plain.
+        cuda_graphs: the setting ``speed.cuda_graphs``, of steps that are not plain.
     """
 
     method: str = "SynFoC"
@@ -75,7 +75,7 @@ class Task:
     device: str = "cpu"
     precision: str = "auto"
     plain: bool = False
-    recorded: bool = False
+    cuda_graphs: bool = False
 
 
 def unet(dimensions: int, classes: int, stages: int = 5) -> nn.Module:
@@ -104,7 +104,7 @@ def training(task: Task, ranks: Ranks | None = None) -> Any:  # noqa: ANN401 - w
         "foundation": given,
         "method": own,
         "precision": task.precision,
-        "speed": PLAIN if task.plain else {"recorded": task.recorded},
+        "speed": PLAIN if task.plain else {"cuda_graphs": task.cuda_graphs},
     }
     settings = resolve(tree, kind.Settings)
     foundation, labels = arranged(settings.foundation, kind.arrangement, task.patch), Classes(task.classes)
@@ -124,7 +124,7 @@ def training(task: Task, ranks: Ranks | None = None) -> Any:  # noqa: ANN401 - w
     )
     method = kind(settings.method, build).to(device)
     leave_out(method, settings.speed)
-    if settings.speed.recorded and ranks.count == 1:
+    if settings.speed.cuda_graphs and ranks.count == 1:
         record_networks(method)
     trained = {**method.students(), **method.auxiliaries()}
     of_network = {

@@ -186,8 +186,8 @@ class SpeedSettings(Section):
         shared_teachers: teachers share the frozen weights of their students.
         kept_casts: mixed precision converts frozen weights once, not in every pass.
         merged_adapters: ECT folds the adapters of a decoder into its weights for a walk through a volume.
-        recorded: a CUDA GPU starts the kernels of a network by itself, see :mod:`synfoc3d.networks.graphs`. It is not
-            taken by default, as it was not yet seen in a whole training.
+        cuda_graphs: a CUDA GPU starts the kernels of a network by itself, see :mod:`synfoc3d.networks.graphs`. It is
+            not taken by default, as it was not yet seen in a whole training.
     """
 
     attention: bool = True
@@ -195,7 +195,7 @@ class SpeedSettings(Section):
     shared_teachers: bool = True
     kept_casts: bool = True
     merged_adapters: bool = True
-    recorded: bool = False
+    cuda_graphs: bool = False
 
 
 class Settings(Section):

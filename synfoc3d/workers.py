@@ -11,7 +11,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
-from select import select as wait_readable
 from typing import Any
 
 from synfoc3d.errors import UserError
@@ -97,13 +96,13 @@ class SpawnedPool(ProcessPoolExecutor):
         for a reader forever.
         """
         broken = not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
-        if not broken or self._work is None or sys.platform == "win32":
-            return
+        if not broken or self._work is None or self._work._thread is None or sys.platform == "win32":
+            return  # the last: a pipe is no file there
         sender, reader, self._work = self._work._thread, os.dup(self._work._reader.fileno()), None
 
         def drain() -> None:
             while sender.is_alive():
-                if wait_readable([reader], [], [], 0.1)[0]:
+                if wait([reader], 0.1):
                     os.read(reader, 2**20)
             os.close(reader)
 

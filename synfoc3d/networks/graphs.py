@@ -6,6 +6,7 @@ patches that it was made with, it gives what the network gives.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,10 +142,9 @@ class _Recording:
         if self.backward is not None:
             self.backward.replay()
         # all gradients as one: that of a bias before a norm is nothing but rounding
-        pairs = [*zip(self.outputs, outputs, strict=True), (_joined(self.gradients), _joined(gradients))]
-        for replayed, computed in pairs:
-            if not (replayed.float() - computed.float()).norm() <= TOLERANCE * computed.float().norm():
-                raise RuntimeError("what is replayed differs from what is computed")
+        are_outputs_close = all(_are_close([a], [b]) for a, b in zip(self.outputs, outputs, strict=True))
+        if not are_outputs_close or not _are_close(self.gradients, gradients):
+            raise RuntimeError("what is replayed differs from what is computed")
 
     def replay(self, images: Tensor) -> Any:  # noqa: ANN401 - whatever the network returns
         """Return what the network does for other images, in memory of its own."""
@@ -209,8 +209,13 @@ def _differentiate(outputs: list[Tensor], parameters: list[Tensor], asked: list[
     return torch.autograd.grad(learning, parameters, asked, allow_unused=True) if learning else ()
 
 
-def _joined(gradients: tuple[Tensor | None, ...]) -> Tensor:
-    return torch.cat([torch.zeros(0), *(value.flatten().cpu() for value in gradients if value is not None)])
+def _are_close(replayed: Sequence[Tensor | None], computed: Sequence[Tensor | None]) -> bool:
+    """Tell whether tensors differ, taken as one, by no more than rounding; None is equal to None alone."""
+    if [value is None for value in replayed] != [value is None for value in computed]:
+        return False
+    pairs = [(a.float(), b.float()) for a, b in zip(replayed, computed, strict=True) if a is not None and b is not None]
+    difference = nn.utils.get_total_norm([a - b for a, b in pairs])
+    return bool(difference <= TOLERANCE * nn.utils.get_total_norm([b for _, b in pairs]))
 
 
 def _after_this_one() -> torch.cuda.Stream:
@@ -231,7 +236,7 @@ def _record(network: nn.Module, images: Tensor) -> _Recording:
     except RuntimeError as error:  # which torch raises for whatever is not allowed, and without memory
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"The GPU cannot record what {type(network).__name__} does ({reason}): train without speed.recorded=true."
+            f"The GPU cannot record what {type(network).__name__} does ({reason}): train with speed.cuda_graphs=false."
         ) from error
 
 
@@ -256,14 +261,16 @@ def forget_recordings(networks: nn.Module) -> bool:
     """Let networks compute every call as ever from here on; return whether that frees memory."""
     freed = False
     for network in networks.children():
-        recorder = network.__dict__.pop("forward", None)
-        freed |= isinstance(recorder, Recorder) and recorder.forget()
+        recorder = network.__dict__.get("forward")
+        if isinstance(recorder, Recorder):
+            del network.__dict__["forward"]
+            freed |= recorder.forget()
     return freed
 
 
 def _kind_of_call(images: Tensor) -> tuple[Any, ...]:
-    formats = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-    return images.shape, images.dtype, images.device, torch.is_grad_enabled(), formats
+    precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    return images.shape, images.dtype, images.device, torch.is_grad_enabled(), precision
 
 
 def _weights_converted_anew() -> torch.autocast:

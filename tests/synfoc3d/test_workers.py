@@ -1,4 +1,4 @@
-"""The numbers of worker processes that nnU-Net's variables give."""
+"""The numbers of worker processes that nnU-Net's variables give, and the end of pools."""
 
 import os
 import signal

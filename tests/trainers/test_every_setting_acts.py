@@ -188,7 +188,7 @@ CHANGES = {
         "shared_teachers": Change(False, ADAPTED, "storage"),
         "kept_casts": Change(False, ADAPTED | {"precision": "bfloat16"}, "operations"),
         "merged_adapters": Change(False, observe="operations", trainer=ECT),
-        "recorded": Change(True, observe="recorders"),
+        "cuda_graphs": Change(True, observe="recorders"),
     },
 }
 ALL = [(*place, key) for place, changes in CHANGES.items() for key in changes]

@@ -102,7 +102,7 @@ def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, network: nn.Mo
 def _need_less(trainer: Trainer) -> bool:
     """Let the networks need less memory and say so in the log; return False where no more can be done."""
     if forget_recordings(trainer.method):
-        trainer.print_to_log_file(_repeated(trainer, "speed.recorded=false"))
+        trainer.print_to_log_file(_repeated(trainer, "speed.cuda_graphs=false"))
         return True
     arranged = [module for module in trainer.method.modules() if isinstance(module, Arrangement)]
     networks = [module for module in trainer.method.modules() if isinstance(module, FoundationNetwork)]

@@ -155,7 +155,7 @@ class SemiSupervisedTrainer(SharedTraining):
         """Build the method around nnU-Net's network, and one optimizer per student; returns the first one's."""
         self.method = self.method_class(self.settings.method, make_builder(self)).to(self.device)
         leave_out(self.method, self.settings.speed)
-        if self.settings.speed.recorded and self.ranks.count == 1:
+        if self.settings.speed.cuda_graphs and self.ranks.count == 1:
             record_networks(self.method)
         if self.method.remark:
             self.print_to_log_file(self.method.remark)

@@ -93,7 +93,9 @@ def test_what_cannot_be_recorded_ends_the_training_in_a_sentence(recorder, monke
     images = torch.ones(4, 3)
     for _ in range(WARM_UP):
         recorder(images)
-    expected = "what Linear does (operation not permitted when stream is capturing): train without speed.recorded=true."
+    expected = (
+        "what Linear does (operation not permitted when stream is capturing): train with speed.cuda_graphs=false."
+    )
     with pytest.raises(UserError, match=re.escape(expected)):
         recorder(images)
 
@@ -138,6 +140,7 @@ class Graph:
         ([1.001, 2.0], ([3.001], None), True),
         ([1.1, 2.0], ([3.0], None), False),
         ([1.0, 2.0], ([0.0], None), False),
+        ([1.0, 2.0], (None, [3.0]), False),
         ([float("nan"), 2.0], ([3.0], None), False),
     ],
 )
@@ -163,10 +166,8 @@ class Pair(nn.Module):
         network = build_sam("compact", 64, 2)
         prepare_for_training(network, 4, False)
         self.foundation = SlicewiseFoundation(network, 64)
-        self.conventional_teacher, self.foundation_teacher = (
-            make_teacher(self.conventional),
-            make_teacher(self.foundation),
-        )
+        self.conventional_teacher = make_teacher(self.conventional)
+        self.foundation_teacher = make_teacher(self.foundation)
 
 
 def train(recorded, kind, steps=10):
@@ -205,8 +206,9 @@ def train(recorded, kind, steps=10):
 
 @on_gpu
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
-def test_recorded_training_is_the_same(kind):
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+def test_recorded_training_is_the_same(kind, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     (losses, pair), (recorded_losses, recorded) = train(False, kind), train(True, kind)
     tolerance = 1e-5 if kind == torch.float32 else 5e-3
     assert recorded_losses == pytest.approx(losses, rel=tolerance)
@@ -253,7 +255,7 @@ def test_recording_that_gives_something_else_is_refused():
 
 
 @on_gpu
-def test_kernels_are_chosen_before_the_recording():
+def test_kernels_are_chosen_before_the_recording(monkeypatch):
     """With cudnn's search for the fastest kernels, also for an output of which no gradient was asked before."""
 
     class TwoOutputs(nn.Module):
@@ -264,13 +266,12 @@ def test_kernels_are_chosen_before_the_recording():
         def forward(self, images):
             return [self.one(images), self.other(images)]
 
-    torch.backends.cudnn.benchmark = True
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     networks = nn.ModuleDict({"one": TwoOutputs()}).cuda()
     record_networks(networks)
     for _ in range(WARM_UP + 3):
         networks.zero_grad()
         networks["one"](torch.ones(2, 1, 32, 32, device="cuda"))[0].sum().backward()
-    torch.backends.cudnn.benchmark = False
     torch.testing.assert_close(networks["one"].one.bias.grad, torch.full((4,), 2.0 * 30 * 30, device="cuda"))
     assert networks["one"].forward.recordings
 

@@ -115,7 +115,7 @@ def test_recordings_are_given_up_before_anything_else_changes(trainer):
     one.method.student.forward = recorder
     take(one)
     assert one.method.tried == [(0, False), (0, False)] and not recorder.recordings
-    assert "is repeated with speed.recorded=false; results do not change" in one.said[0]
+    assert "is repeated with speed.cuda_graphs=false; results do not change" in one.said[0]
 
 
 def test_lack_of_memory_elsewhere_is_told_at_once(trainer, monkeypatch):
