@@ -1,4 +1,4 @@
-"""Of which scans masks were made: one that is of another scan by now is not kept."""
+"""Of which scans, and by which training, masks were made: one that is of another by now is not kept."""
 
 import contextlib
 import json
@@ -8,10 +8,11 @@ from pathlib import Path
 
 from synfoc3d.files.atomic import atomic_write_text
 from synfoc3d.files.evaluated import listed
-from synfoc3d.files.layout import SCANS
+from synfoc3d.files.layout import PREDICTION_FILE, SCANS
 from synfoc3d.files.origins import ScanFacts, scan_facts, scan_stamp, shortened
 from synfoc3d.files.volumes import list_images, list_labels, name_and_ending
 from synfoc3d.inference.inputs import Job, is_written
+from synfoc3d.networks.weights.known import file_hash
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,32 @@ def changed_scans(images: Path, masks: Path) -> list[str]:
     cases = sorted(listed(list_images, images).items())
     jobs = [Job(case, files, masks / case, endings.get(case, "")) for case, files in cases]
     return [job.case for job in jobs if job.case not in endings or is_replaced(job)]
+
+
+def are_of_other_checkpoint(masks: Path, checkpoint: Path) -> bool:
+    """Return whether a folder of masks was made by another checkpoint than lies there now; its content tells.
+
+    So it was where there is no checkpoint any more. Where it is not known which one it was, nothing tells.
+    """
+    record = masks / PREDICTION_FILE
+    made_by = _hashes(record, checkpoint.name)
+    if not made_by:
+        return False
+    if not checkpoint.is_file():
+        return True
+    status = checkpoint.stat()
+    if max(status.st_mtime_ns, status.st_ctime_ns) < record.stat().st_mtime_ns:
+        return False  # it lay there before the record was written, and nothing has come in its place
+    return made_by != {file_hash(checkpoint)}
+
+
+def _hashes(record: Path, name: str) -> set[str]:
+    """Return the hash of each checkpoint of that name by which masks were made; none where that is not known."""
+    try:
+        folds = json.loads(record.read_text(encoding="utf-8"))["checkpoints"].values()
+        return {str(one["sha256"]) for students in folds for one in students.values() if one["file"] == name}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _cases(jobs: Sequence[Job]) -> list[str]:

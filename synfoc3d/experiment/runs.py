@@ -135,9 +135,9 @@ class Experiment:
         return self._trained(run) and self._evaluated(run, row)
 
     def changes(self, run: Run, row: str) -> list[str]:
-        """Return, in words, what has changed since one model of a run was evaluated: scans, references, masks, tables.
+        """Return, in words, what has changed since one model of a run was evaluated.
 
-        Nothing where there are no figures of it yet.
+        That is: its training, scans, references, masks, tables; nothing where there are no figures of it yet.
         """
         from synfoc3d.inference.made_of import changed_scans
 
@@ -145,8 +145,9 @@ class Experiment:
             return []
         test, masks = self.data.test[run.split], self.predictions(run, row)
         files = EvaluationFiles(test.labels, masks, test.domains, test.annotated)
+        training = ["training"] if self._is_of_other_training(run, row) else []
         scans = [f"scan of {case}" for case in changed_scans(test.images, masks)]
-        return scans + files.changed_since(self.evaluation(run, row))
+        return training + scans + files.changed_since(self.evaluation(run, row))
 
     def unfinished(self) -> list[str]:
         """Return the names of the runs that still need commands."""
@@ -197,6 +198,12 @@ class Experiment:
         """Return whether there are figures of all cases as they are now."""
         return _complete(self.evaluation(run, row)) and not self.changes(run, row)
 
+    def _is_of_other_training(self, run: Run, row: str) -> bool:
+        """Return whether there are masks of one model, made by another training than the one that is there now."""
+        from synfoc3d.inference.made_of import are_of_other_checkpoint
+
+        return are_of_other_checkpoint(self.predictions(run, row), self.training_folder(run) / CHECKPOINT_FINAL)
+
     def training_folder(self, run: Run) -> Path:
         """Return the folder that the training of a run writes into."""
         method = self.plan.methods[run.method]
@@ -227,7 +234,8 @@ class Experiment:
         arguments = ["predict", "-i", str(self.data.test[run.split].images), "-o", str(self.predictions(run, row))]
         arguments += ["-d", self.plan.dataset, "-c", self.plan.configuration_of(run.method)]
         arguments += ["-f", str(run.fold), "-tr", method.trainer, "-p", self.plan.plans, "-chk", CHECKPOINT_FINAL]
-        arguments += ["--model", method.models[row], "--continue_prediction"]
+        arguments += ["--model", method.models[row]]
+        arguments += [] if self._is_of_other_training(run, row) else ["--continue_prediction"]
         arguments += ["--disable_tta"] if options.disable_tta else []
         arguments += ["--fast"] if options.fast else []
         arguments += ["-step_size", str(options.step_size)] if options.step_size is not None else []

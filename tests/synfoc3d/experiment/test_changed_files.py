@@ -1,5 +1,7 @@
 """Scans, references and masks that change behind an experiment: their figures are made anew, and named."""
 
+import hashlib
+import json
 import logging
 import os
 from dataclasses import replace
@@ -37,6 +39,9 @@ class Files(Fake):
         for job in unfinished(find_jobs(scans, masks, ".nii"), save_probabilities=False):
             note_scan(job, [*map(scan_facts, job.files)])
             job.mask.write_bytes(job.files[0].read_bytes())
+        checkpoint = next(Path(command.variables["nnUNet_results"]).rglob("checkpoint_final.pth"))
+        made_by = {"file": checkpoint.name, "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest()}
+        (masks / "synfoc3d_predict.json").write_text(json.dumps({"checkpoints": {"0": {"conventional": made_by}}}))
 
     def evaluate(self, command: Command) -> None:
         super().evaluate(command)
@@ -115,3 +120,41 @@ def test_report_leaves_out_figures_of_other_files(finished: Experiment, tmp_path
     (tmp_path / "out/runs/low__A__seed8/predictions/low/a.nii").write_text("other")
     assert "Without these runs, which are not finished:\n- low__A__seed8" in write_report(second, Files())
     assert len(list_commands(second)) == 2 + 2  # predict and evaluate, and the comparisons of two seeds
+
+
+def test_training_that_is_another_one_is_named_and_all_is_made_anew(
+    finished: Experiment, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where a training was deleted and repeated, and its prediction was not."""
+    checkpoint = checkpoint_of(finished)
+    checkpoint.write_text("another")
+    assert not finished.evaluations()
+    predict, _, _ = list_commands(finished)
+    assert "synfoc3d predict" in predict and "--continue_prediction" not in predict
+    with caplog.at_level(logging.WARNING):
+        assert again(finished) == ["predict", "evaluate", "compare"]
+    assert caplog.messages == ["low of low__A__seed7 is evaluated anew, as these have changed: training."]
+    assert again(finished) == ["compare"]
+
+
+def test_training_that_was_deleted_is_repeated_with_all_that_follows(finished: Experiment) -> None:
+    checkpoint_of(finished).unlink()
+    checkpoint_of(finished, there=False).parent.rmdir()
+    train, predict, _, _ = list_commands(finished)
+    assert "synfoc3d train" in train and "--continue_prediction" not in predict
+    assert again(finished) == ["train", "predict", "evaluate", "compare"]
+
+
+def test_checkpoint_that_was_copied_is_the_same(finished: Experiment) -> None:
+    checkpoint = checkpoint_of(finished)
+    content = checkpoint.read_bytes()
+    checkpoint.unlink()
+    checkpoint.write_bytes(content)
+    assert again(finished) == ["compare"]
+
+
+def checkpoint_of(experiment: Experiment, *, there: bool = True) -> Path:
+    (run,) = experiment.runs
+    checkpoint = experiment.training_folder(run) / "checkpoint_final.pth"
+    assert checkpoint.is_file() is there
+    return checkpoint
