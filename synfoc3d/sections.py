@@ -45,7 +45,7 @@ class DataFacts(NamedTuple):
     """What a dataset says about the settings of a training.
 
     Attributes:
-        num_classes: K, background included.
+        num_classes: K, background included; of regions R.
         num_channels: C, channels of the input image.
         overlap: the classes are regions, which no label value stands for.
         patch_size: of the configuration, ([D,] H, W) voxels.

@@ -291,7 +291,7 @@ class SemiSupervisedTrainer(SharedTraining):
         self.method.eval()
 
     def validation_step(self, batch: dict) -> dict:
-        """Do nnU-Net's step for the conventional student, and count the same for all others, named before each key."""
+        """Count loss, hits and misses of every student as nnU-Net's step does, in voxels, as ``<student>/<key>``."""
         image, pyramid, value_range, known = labeled_stream(batch, self.device, self.labels.space)
         target = self.labels.space.target(pyramid[0], known)
         result: dict[str, np.ndarray] = {}

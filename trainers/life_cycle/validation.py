@@ -48,7 +48,7 @@ def count_hits(logits: Tensor, target: Target, labels: LabelSpace) -> dict[str, 
 
 
 def mean_dice(outputs: Sequence[Mapping[str, np.ndarray]], student: str) -> float:
-    """Average a student's foreground Dice over the patches of an epoch; NaN where no class was seen at all.
+    """Return a student's mean Dice of foreground classes, in [0, 1], each over all voxels of an epoch; NaN without any.
 
     Args:
         outputs: what :func:`count_hits` returned for every student in each validation step, as ``<student>/<key>``.
