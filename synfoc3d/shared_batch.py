@@ -159,7 +159,7 @@ def own(drawn: Tensor, per_sample: int = 1) -> Tensor:
 
 
 def own_items(drawn: Sequence[Item], per_sample: int = 1) -> list[Item]:
-    """Do the same for a list."""
+    """Do the same for a list of n B k items."""
     return [drawn[i] for i in own(torch.arange(len(drawn)), per_sample).tolist()]
 
 

@@ -43,7 +43,7 @@ class Target:
     known: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Target:
-        """Return the target with its maps changed, such as resampled or cut; what has no positions stays."""
+        """Return the target with its maps, (B, [K,] [D,] H, W), changed, such as cut; what has no positions stays."""
 
         def changed(x: Tensor | None) -> Tensor | None:
             return x if x is None or x.ndim == 2 else change(x)
@@ -68,7 +68,7 @@ class LabelSpace(ABC):
 
     @property
     def structures(self) -> tuple[Structure, ...]:
-        """Every class or region by itself, as :meth:`mask` takes them."""
+        """Every class or region by itself, (channel,) each, as :meth:`mask` takes them."""
         return tuple((channel,) for channel in range(self.first_foreground, self.num_channels))
 
     @property
@@ -80,7 +80,7 @@ class LabelSpace(ABC):
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Turn logits (B, K, ...) into probabilities, float32."""
+        """Turn logits (B, K, ...) into probabilities, same shape, float32."""
 
     @abstractmethod
     def labels(self, probabilities: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class LabelSpace(ABC):
 
     @abstractmethod
     def without_unknown(self, channels: Tensor, known: Tensor) -> Tensor:
-        """Take the classes that were not annotated out of what :meth:`target` reads."""
+        """Take the classes that were not annotated, by ``known`` (B, K) bool, out of what :meth:`target` reads."""
 
     @abstractmethod
     def mask(self, labels: Tensor, structure: Structure) -> Tensor:
@@ -189,40 +189,40 @@ class Classes(LabelSpace):
 
     @property
     def choices(self) -> tuple[int, int]:
-        """One decision for a class."""
+        """One decision for a class: (1, K)."""
         return 1, self.num_channels
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Take the softmax."""
+        """Take the softmax over K of logits (B, K, ...)."""
         return logits.float().softmax(1)
 
     def labels(self, probabilities: Tensor) -> Tensor:
-        """Take the class of the highest probability, the lowest one of equals."""
+        """Take the class (B, ...) of the highest probability (B, K, ...), the lowest one of equals."""
         return _first_largest(probabilities)
 
     def labels_of_logits(self, logits: Tensor) -> Tensor:
-        """Take the class of the highest logit."""
+        """Take the class (B, ...) of the highest logit (B, K, ...)."""
         return _first_largest(logits)
 
     def certainty(self, probabilities: Tensor) -> Tensor:
-        """Return the highest probability."""
+        """Return the highest of the probabilities (B, K, ...): (B, ...)."""
         return probabilities.amax(1)
 
     def entropy(self, probabilities: Tensor) -> Tensor:
-        """Return -q log q."""
+        """Return -q log q, (B, K, ...)."""
         q = probabilities.clamp(SMALLEST, 1)
         return -q * q.log()
 
     def ambiguity(self, probabilities: Tensor) -> Tensor:
-        """Add the shares of all classes, over log K."""
+        """Add the shares of all classes, over log K: (B, 1, ...)."""
         return (self.entropy(probabilities).sum(1, keepdim=True) / math.log(self.num_channels)).clamp_max(1)
 
     def agreement(self, first: Tensor, second: Tensor) -> Tensor:
-        """Compare the classes."""
+        """Compare the classes: (B, 1, ...) in {0, 1}, float32."""
         return (_first_largest(first) == _first_largest(second)).unsqueeze(1).float()
 
     def target(self, channels: Tensor, known: Tensor | None = None) -> Target:
-        """Take the label values; those of the ignore label are no labels."""
+        """Take the label values (B, 1, [D,] H, W); those of the ignore label are no labels."""
         label = channels[:, 0].long()
         if self.ignore is None:
             return Target(label, known=known)
@@ -230,42 +230,42 @@ class Classes(LabelSpace):
         return Target(label * counts, valid=counts.float(), known=known)
 
     def target_of_values(self, values: Tensor, known: Tensor | None = None) -> Target:
-        """Take the values of known positions."""
+        """Take the values (B, [D,] H, W) of known positions."""
         counts = values >= 0
         if self.ignore is not None:
             counts = counts & (values != self.ignore)
         return Target(values.long() * counts, valid=counts.float(), known=known)
 
     def without_unknown(self, channels: Tensor, known: Tensor) -> Tensor:
-        """Call the voxels of classes that were not annotated background."""
+        """Call the voxels of classes that were not annotated background, in (B, 1, [D,] H, W) label values."""
         hidden = torch.zeros_like(channels, dtype=torch.bool)
         for channel in range(1, self.num_channels):
             hidden |= (channels == channel) & ~self._known_everywhere(known[:, channel : channel + 1], channels)
         return channels.masked_fill(hidden, 0)
 
     def mask(self, labels: Tensor, structure: Structure) -> Tensor:
-        """Look the classes up."""
+        """Look the classes up: (B, ...) bool."""
         return _is_any(labels, structure)
 
     def one_hot(self, labels: Tensor) -> Tensor:
-        """Set the channel of the class."""
+        """Set the channel of the class: (B, K, ...) in {0, 1}, float32."""
         shape = (labels.shape[0], self.num_channels, *labels.shape[1:])
         return torch.zeros(shape, device=labels.device).scatter_(1, labels.unsqueeze(1), 1.0)
 
     def decisions(self, labels: Tensor) -> Tensor:
-        """Return the class."""
+        """Return the class, (B, 1, ...)."""
         return labels.unsqueeze(1)
 
     def values(self, labels: Tensor) -> Tensor:
-        """Return the classes: they are nnU-Net's values."""
+        """Return the classes (B, ...): they are nnU-Net's values."""
         return labels
 
     def log_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return -log softmax of the class."""
+        """Return -log softmax of the class, (B, ...)."""
         return F.cross_entropy(logits.float(), labels, reduction="none")
 
     def marginal(self, logits: Tensor, known: Tensor | None) -> Tensor:
-        """Add the probabilities of classes that were not annotated to the background's."""
+        """Add the probabilities of classes that were not annotated to the background's: (B, K, ...)."""
         if known is None:
             return logits
         known = self._known_everywhere(known, logits)
@@ -275,7 +275,7 @@ class Classes(LabelSpace):
         return torch.cat([background, logits[:, 1:].masked_fill(~known[:, 1:], NEVER)], 1)
 
     def channel_weights(self, weight: Tensor, mask_background: bool) -> Tensor:
-        """Weigh every class, the background only where ``mask_background`` says so."""
+        """Weigh every class by (B, ...), the background only where ``mask_background`` says so: (B, K, ...)."""
         mask = torch.ones(weight.shape[0], self.num_channels, *weight.shape[1:], device=weight.device)
         mask[:, 0 if mask_background else 1 :] = weight.unsqueeze(1)
         return mask
@@ -286,7 +286,7 @@ class Regions(LabelSpace):
 
     Args:
         regions: nnU-Net's label values of each region, in the order of the channels.
-        order: label value written for each region, later regions over earlier ones (``regions_class_order``).
+        order: (R) label values, one written for each region, later regions over earlier ones (``regions_class_order``).
         ignore: see :class:`LabelSpace`.
 
     Raises:
@@ -304,45 +304,45 @@ class Regions(LabelSpace):
 
     @property
     def choices(self) -> tuple[int, int]:
-        """One decision per region, for its outside or its inside."""
+        """One decision per region, for its outside or its inside: (R, 2)."""
         return self.num_channels, 2
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Take the sigmoid."""
+        """Take the sigmoid of logits (B, R, ...)."""
         return logits.float().sigmoid()
 
     def labels(self, probabilities: Tensor) -> Tensor:
-        """Take the regions whose probability is above 0.5."""
+        """Take the regions whose probability (B, R, ...) is above 0.5: sets (B, ...)."""
         return self._sets(probabilities > 0.5)
 
     def labels_of_logits(self, logits: Tensor) -> Tensor:
-        """Take the regions whose sigmoid is above 0.5, as nnU-Net does."""
+        """Take the regions whose sigmoid of logits (B, R, ...) is above 0.5, as nnU-Net does: sets (B, ...)."""
         return self.labels(self.probabilities(logits))
 
     def certainty(self, probabilities: Tensor) -> Tensor:
-        """Return max(p, 1 - p)."""
+        """Return max(p, 1 - p), (B, R, ...) in [0.5, 1]."""
         return torch.maximum(probabilities, 1 - probabilities)
 
     def entropy(self, probabilities: Tensor) -> Tensor:
-        """Return -q log q - (1 - q) log(1 - q)."""
+        """Return -q log q - (1 - q) log(1 - q), (B, R, ...)."""
         q, rest = probabilities.clamp(SMALLEST, 1), (1 - probabilities).clamp(SMALLEST, 1)
         return -q * q.log() - rest * rest.log()
 
     def ambiguity(self, probabilities: Tensor) -> Tensor:
-        """Take the entropy of each region, over log 2."""
+        """Take the entropy of each region, over log 2: (B, R, ...)."""
         return (self.entropy(probabilities) / math.log(2)).clamp_max(1)
 
     def agreement(self, first: Tensor, second: Tensor) -> Tensor:
-        """Compare region by region."""
+        """Compare region by region: (B, R, ...) in {0, 1}, float32."""
         return ((first > 0.5) == (second > 0.5)).float()
 
     def target(self, channels: Tensor, known: Tensor | None = None) -> Target:
-        """Take the masks of the regions; the ignored positions have no label."""
+        """Take the masks (B, R or R + 1, [D,] H, W) of the regions; the ignored positions have no label."""
         valid = None if self.ignore is None else 1 - channels[:, self.num_channels].float()
         return Target(self._sets(channels[:, : self.num_channels].bool()), valid=valid, known=known)
 
     def target_of_values(self, values: Tensor, known: Tensor | None = None) -> Target:
-        """Take the regions that each value lies in."""
+        """Take the regions that each value of (B, [D,] H, W) lies in."""
         masks = [_is_any(values, region) for region in self.regions]
         counts = values >= 0
         if self.ignore is not None:
@@ -350,41 +350,41 @@ class Regions(LabelSpace):
         return Target(self._sets(torch.stack(masks, 1)), valid=counts.float(), known=known)
 
     def without_unknown(self, channels: Tensor, known: Tensor) -> Tensor:
-        """Empty the masks of regions that were not annotated."""
+        """Empty the masks (B, R or R + 1, [D,] H, W) of regions that were not annotated."""
         masks = channels[:, : self.num_channels] * self._known_everywhere(known, channels)
         return torch.cat([masks, channels[:, self.num_channels :]], 1)
 
     def mask(self, labels: Tensor, structure: Structure) -> Tensor:
-        """Look for any of the regions in the sets."""
+        """Look for any of the regions in the sets: (B, ...) bool."""
         return (labels & sum(1 << region for region in structure)) != 0
 
     def one_hot(self, labels: Tensor) -> Tensor:
-        """Write the sets as masks."""
+        """Write the sets as masks (B, R, ...) in {0, 1}, float32."""
         return torch.stack([self.mask(labels, (region,)) for region in range(self.num_channels)], 1).float()
 
     def decisions(self, labels: Tensor) -> Tensor:
-        """Write the sets as masks."""
+        """Write the sets as masks (B, R, ...) in {0, 1}, int64."""
         return self.one_hot(labels).long()
 
     def values(self, labels: Tensor) -> Tensor:
-        """Write the regions in nnU-Net's order, later ones over earlier ones."""
+        """Write the regions in nnU-Net's order, later ones over earlier ones: (B, ...)."""
         result = torch.zeros_like(labels)
         for region, value in enumerate(self.order):
             result = result.masked_fill(self.mask(labels, (region,)), value)
         return result
 
     def log_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the binary cross-entropy of every region."""
+        """Return the binary cross-entropy of every region, (B, R, ...)."""
         return F.binary_cross_entropy_with_logits(logits.float(), self.one_hot(labels), reduction="none")
 
     def marginal(self, logits: Tensor, known: Tensor | None) -> Tensor:
-        """Make sure that a region that was not annotated is absent, as its target says."""
+        """Make sure that a region that was not annotated is absent, as its target says: (B, R, ...)."""
         if known is None:
             return logits
         return logits.float().masked_fill(~self._known_everywhere(known, logits), NEVER)
 
     def channel_weights(self, weight: Tensor, mask_background: bool) -> Tensor:
-        """Return the weights: they are those of the regions, and there is no background."""
+        """Return the weights (B, R, ...): they are those of the regions, and there is no background."""
         return weight
 
     def _sets(self, masks: Tensor) -> Tensor:

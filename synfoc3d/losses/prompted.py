@@ -25,7 +25,7 @@ def focal_loss(logits: Tensor, truth: Tensor, known: Tensor) -> Tensor:
 
 
 def mask_dice_loss(logits: Tensor, truth: Tensor, known: Tensor) -> Tensor:
-    """Return 1 - (2 sum p g + 1) / (sum p + sum g + 1) of each whole mask, the mean over masks; arguments as above."""
+    """Return 1 - (2 sum p g + 1) / (sum p + sum g + 1) of whole masks, their mean (scalar); arguments as above."""
     probability = (logits.float().sigmoid() * known).flatten(1)
     inside = (truth * known).flatten(1)
     overlap, size = (probability * inside).sum(1), probability.sum(1) + inside.sum(1)

@@ -50,7 +50,7 @@ class ACMT(TeacherModule):
         self.threshold = settings.threshold
 
     def consistency(self, student: Tensor, teacher: Tensor, progress: Progress) -> Consistency:
-        """Average the squared distance over ambiguous positions, 0 where there are none; log their share."""
+        """Average the squared distance over ambiguous positions (scalar), 0 where there are none; log their share."""
         with torch.no_grad():
             ambiguous = (self.labels.ambiguity(student) >= self.threshold_at(progress)).float()
         selected = ambiguous.expand_as(student)
@@ -59,6 +59,6 @@ class ACMT(TeacherModule):
         return Consistency(distance / total(selected.sum()).clamp_min(1), {"ambiguous": mean(ambiguous)})
 
     def threshold_at(self, progress: Progress) -> float:
-        """Return h(t) = start + (end - start) exp(-5 (1 - t/t_max)^2)."""
+        """Return h(t) = start + (end - start) exp(-5 (1 - t/t_max)^2), in [0, 1]; t counts steps from 0."""
         start, end = self.threshold
         return start + gaussian_rampup(progress.step, end - start, progress.total, steps_per_unit=1)

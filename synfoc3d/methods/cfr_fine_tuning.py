@@ -92,12 +92,12 @@ def target_on_canvas(target: Target, canvas: Canvas) -> Target:
 
 
 def draw_turns(count: int) -> list[Turn]:
-    """Draw quarter turns from 0 to 3 and a flipped axis, 0 or 1, of each canvas: always one of the two."""
+    """Draw 0 to 3 quarter turns and a flipped axis, 0 (rows) or 1 (columns), of each canvas: always one of the two."""
     turns, axes = torch.randint(4, (count,)), torch.randint(2, (count,))
     return list(zip(turns.tolist(), axes.tolist(), strict=True))
 
 
 def turn(canvases: Tensor, turns: list[Turn]) -> Tensor:
-    """Turn and flip each canvas of (N, [C,] L, L)."""
+    """Turn and flip each canvas of (N, [C,] L, L), N turns; same shape."""
     turned = [x.rot90(quarters, (-2, -1)).flip(axis - 2) for x, (quarters, axis) in zip(canvases, turns, strict=True)]
     return torch.stack(turned)

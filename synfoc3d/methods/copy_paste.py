@@ -55,7 +55,7 @@ def _integer(below: int, generator: torch.Generator | None) -> int:
 
 
 def draw_boxes(batch: int, shape: Sequence[int], kind: BoxKind, device: torch.device) -> Tensor:
-    """Draw one independent box per pair: (batch, [D,] H, W) in {0, 1}, float32, on ``device``."""
+    """Draw one independent box per pair, of ([D,] H, W) voxels: (B, [D,] H, W) in {0, 1}, float32, on ``device``."""
     boxes = own_items([draw_box(shape, kind) for _ in range(whole_count(batch))])
     return torch.stack(boxes).to(device, non_blocking=True)
 

@@ -131,7 +131,7 @@ class ECT(Method):
         return {} if self.strong is None else {"strong": self.strong}
 
     def strong_view(self, weak: Tensor, value_range: Tensor) -> Tensor:
-        """Change brightness, contrast and blur as the settings say, and cut a box out of all slices."""
+        """Change brightness, contrast and blur of (B, C, [D,] H, W) as set, and cut a box out of all slices."""
         return cut_out(super().strong_view(weak, value_range), self.settings.cutout)
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:

@@ -215,7 +215,7 @@ class Frequency(nn.Module):
 
 
 def location_head(features: int, cubes: int) -> nn.Sequential:
-    """Make the head that tells by the flattened features of a cube which of its patch's it is."""
+    """Make the head that tells by flattened features (M, F) which of its patch's N cubes each is: logits (M, N)."""
     return nn.Sequential(
         nn.Linear(features, LOCATION_WIDTH),
         nn.BatchNorm1d(LOCATION_WIDTH),

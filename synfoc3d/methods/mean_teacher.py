@@ -115,5 +115,5 @@ class MeanTeacher(TeacherModule):
         self.compares_labeled = settings.consistency_on == "all"
 
     def consistency(self, student: Tensor, teacher: Tensor, progress: Progress) -> Consistency:
-        """Return the mean squared distance."""
+        """Return the mean squared distance (scalar)."""
         return Consistency(mean((student - teacher).square()), {})

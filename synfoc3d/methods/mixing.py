@@ -89,13 +89,13 @@ class Side(Protocol):
         """Return what a student sees of labeled images (B, C, [D',] H, W)."""
 
     def mixed(self, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Tensor:
-        """Return the mixed samples that it sees, Eq. 1; ``box`` (B, [D,] H, W) is 1 where the labeled image is."""
+        """Return the mixed samples (B, C, [D',] H, W) it sees, Eq. 1; ``box`` (B, [D,] H, W) is 1 in labeled parts."""
 
     def supervised(self, output: Output, labeled: Labeled, window: Window) -> Tensor:
         """Return a student's part of L_x, from its output on labeled images (scalar)."""
 
     def answer(self, output: Output, labeled: Labeled, box: Tensor, window: Window) -> Mixed:
-        """Put what a student says of mixed samples beside what is known of them."""
+        """Put a student's answer to mixed samples beside what is known of them; ``box`` (B, [D,] H, W) as above."""
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
         """Return the teacher's opinion (B, K, [D,] h, w) of the weak view, on its own grid."""
@@ -117,11 +117,11 @@ class ConventionalSide:
         return Window()
 
     def labeled(self, labeled: Labeled, window: Window) -> Tensor:
-        """Return whole patches."""
+        """Return whole patches (B, C, [D,] H, W), in units of the preprocessed images."""
         return labeled.image
 
     def mixed(self, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Tensor:
-        """Mix in units of the preprocessed images."""
+        """Mix whole patches (B, C, [D,] H, W), in units of the preprocessed images."""
         return paste(labeled.image, unlabeled.strong, box)
 
     def supervised(self, output: Output, labeled: Labeled, window: Window) -> Tensor:
@@ -129,7 +129,7 @@ class ConventionalSide:
         return self.build.supervised_loss(output, labeled)
 
     def answer(self, output: Output, labeled: Labeled, box: Tensor, window: Window) -> Mixed:
-        """Take the output of full resolution."""
+        """Take the output of full resolution, (B, K, [D,] H, W); labels and box lie on its grid."""
         return Mixed(full_resolution(output), labeled.target, box)
 
     def probabilities(self, teacher: nn.Module, unlabeled: Unlabeled, seen: Window) -> Tensor:
@@ -153,11 +153,11 @@ class FoundationSide:
         return window
 
     def labeled(self, labeled: Labeled, window: Window) -> Tensor:
-        """Return slices in the unit range."""
+        """Return slices (B, C, [D',] H, W) in the unit range."""
         return window.cut(labeled.unit)
 
     def mixed(self, labeled: Labeled, unlabeled: Unlabeled, box: Tensor, window: Window) -> Tensor:
-        """Mix in the unit range, each image by the range of its own case."""
+        """Mix in the unit range, each image by the range of its own case: slices (B, C, [D',] H, W)."""
         return window.cut(paste(labeled.unit, unlabeled.strong_unit, box))
 
     def supervised(self, output: Output, labeled: Labeled, window: Window) -> Tensor:
@@ -166,7 +166,7 @@ class FoundationSide:
         return segmentation_loss(logits, _low_target(labeled.target, window, logits), self.labels)
 
     def answer(self, output: Output, labeled: Labeled, box: Tensor, window: Window) -> Mixed:
-        """Bring labels and box to the low-resolution grid."""
+        """Bring labels and box (B, [D,] H, W) to the low-resolution grid of the logits, (B, [D',] h, w)."""
         logits = full_resolution(output)
         return Mixed(logits, _low_target(labeled.target, window, logits), _low(window.cut(box), logits))
 

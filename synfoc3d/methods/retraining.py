@@ -46,7 +46,7 @@ class RetrainingModule(Method):
 
     @abstractmethod
     def terms(self, batch: Batch, progress: Progress) -> Terms:
-        """Compute the module's loss of one batch, and the student's answer to its unlabeled half."""
+        """Compute the module's loss of one batch (scalar), and the student's logits for its unlabeled half."""
 
     def training_step(self, batch: Batch, progress: Progress) -> StepResult:
         """Return the module's own loss (scalar) and logs."""
