@@ -27,7 +27,7 @@ class Features(NamedTuple):
     finer: tuple[torch.Tensor, ...] = ()
 
     def take(self, images: torch.Tensor) -> Features:
-        """Return those of the images with these indices (M,)."""
+        """Return those of the images with these indices, (M,) int64: every map (M, ...)."""
         return Features(self.embedding[images], tuple(level[images] for level in self.finer))
 
 

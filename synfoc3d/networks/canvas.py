@@ -151,11 +151,11 @@ class CanvasFoundation(Arrangement):
     independent_slices = False
 
     def shown_size(self, in_plane: tuple[int, int]) -> tuple[int, int]:
-        """Return (H, W): slices are not resized."""
+        """Return (H, W), in pixels: slices are not resized."""
         return in_plane
 
     def describe(self, patch_size: Sequence[int]) -> str:
-        """Say in a sentence how the network sees a patch."""
+        """Say in a sentence how the network sees a patch of (D, H, W) voxels."""
         depth, height, width = patch_size
         images = len(Canvas(self.image_size, height, width).runs(depth))
         count = "one image" if images == 1 else f"{images} images"

@@ -47,7 +47,7 @@ class LoRATransposed(Adapter):
         return self.base.weight + self.scale * torch.einsum("ri,rohw->iohw", down, self.b.weight)
 
     def with_weight(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Upsample with another weight."""
+        """Upsample (N, i, h, w) to (N, o, H, W) with another weight (i, o, kh, kw)."""
         return F.conv_transpose2d(x, weight, self.bias(), self.base.stride)
 
 

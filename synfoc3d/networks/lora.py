@@ -22,7 +22,8 @@ class Adapter(nn.Module):
     """A frozen layer with a trainable low-rank correction.
 
     The correction is B A x, no bias, no dropout. B starts at zero, so the adapted layer starts equal to the
-    base ("LoRA", ICLR 2022).
+    base ("LoRA", ICLR 2022). Inputs are (..., i) for a linear layer, (N, i, h, w) for a convolution; outputs have o
+    channels in place of i.
 
     Args:
         base: a linear layer, a 1x1 convolution or a transposed one; it is frozen here.
@@ -41,22 +42,22 @@ class Adapter(nn.Module):
         return self.corrected(x) if self.folded is None else self.with_weight(x, self.folded)
 
     def with_weight(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Do what the base would do with another weight."""
+        """Do what the base would do with another weight of its shape."""
         project = F.conv2d if isinstance(self.base, nn.Conv2d) else F.linear
         return project(x, weight, self.bias())
 
     def bias(self) -> torch.Tensor | None:
-        """Return the base's bias, in the format of mixed precision where its copy is kept."""
+        """Return the base's bias (o,), in the format of mixed precision where its copy is kept."""
         bias = self.base.bias
         return as_autocast_would(bias) if bias is not None and self.keeps_casts else bias
 
     def uncorrected(self, x: torch.Tensor) -> torch.Tensor:
-        """Do what the base does."""
+        """Do what the base does, same shapes."""
         weight = self.base.weight
         return self.with_weight(x, as_autocast_would(weight) if self.keeps_casts else weight)
 
     def corrected(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the base's output and add the correction."""
+        """Compute the base's output and add the correction, of the same shape."""
         raise NotImplementedError
 
     def corrected_weight(self) -> torch.Tensor:

@@ -15,7 +15,7 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
     does a recording on a GPU (see :mod:`synfoc3d.networks.graphs`), which would not notice a change.
 
     Args:
-        frozen: float32, which does not train; a change in place is noticed.
+        frozen: float32, of any shape, which does not train; a change in place is noticed.
     """
     device = frozen.device.type
     if frozen.dtype != torch.float32 or not _is_autocast_enabled(device):
@@ -32,7 +32,7 @@ def as_autocast_would(frozen: Tensor) -> Tensor:
 
 
 def in_format_of_autocast(values: Tensor) -> Tensor:
-    """Return what several layers take as each of them would convert it under autocast, which does it for each anew."""
+    """Return values, of any shape, as each of several layers would convert them under autocast, for each anew."""
     device = values.device.type
     if values.dtype != torch.float32 or not _is_autocast_enabled(device):
         return values
@@ -40,7 +40,7 @@ def in_format_of_autocast(values: Tensor) -> Tensor:
 
 
 def project(layer: nn.Module, values: Tensor) -> Tensor:
-    """Do what a layer does; a frozen linear one with weights that are converted once."""
+    """Do what a layer does to values (..., i); a frozen linear one with weights that are converted once."""
     if type(layer) is not nn.Linear or layer.weight.requires_grad:
         return layer(values)
     bias = None if layer.bias is None else as_autocast_would(layer.bias)

@@ -116,7 +116,7 @@ class PropagatingFoundation(SlicewiseFoundation):
         return {name: weight.detach() for name, weight in self.decoder.named_parameters() if weight.requires_grad}
 
     def describe(self, patch_size: Sequence[int]) -> str:
-        """Say in a sentence how the network sees a patch."""
+        """Say in a sentence how the network sees a patch of ([D,] H, W) voxels."""
         size = f"{self.image_size} x {self.image_size} pixels"
         if not self.carry:
             return f"It is asked for a structure by the same point in every slice, seen at {size}."

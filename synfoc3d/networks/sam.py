@@ -25,7 +25,7 @@ class SamNetwork(FoundationNetwork):
     """
 
     def embed(self, images: torch.Tensor) -> Features:
-        """See :class:`FoundationNetwork`; there are no finer maps."""
+        """Encode (N, 3, S, S) to (N, C, e, e), see :class:`FoundationNetwork`; there are no finer maps."""
         return Features(self.image_encoder(images, recompute=self._recompute))
 
     def embed_prompts(

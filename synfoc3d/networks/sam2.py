@@ -38,7 +38,7 @@ class Sam2Network(FoundationNetwork):
     """
 
     def embed(self, images: torch.Tensor) -> Features:
-        """See :class:`FoundationNetwork`; the finer maps have C/4 channels and side 2 e, and C/8 and 4 e."""
+        """See :class:`FoundationNetwork`; the finer maps are (N, C/4, 2 e, 2 e) and (N, C/8, 4 e, 4 e)."""
         assert isinstance(self.image_encoder, HieraEncoder)
         embedding, finer, finest = self.image_encoder.maps(images, recompute=self._recompute)
         return Features(embedding, (self.mask_decoder.conv_s1(finer), self.mask_decoder.conv_s0(finest)))

@@ -23,11 +23,11 @@ class SlicewiseFoundation(Arrangement):
         return resize_in_plane(slices, (self.image_size, self.image_size), "bilinear")
 
     def shown_size(self, in_plane: tuple[int, int]) -> tuple[int, int]:
-        """Return (S, S)."""
+        """Return (S, S), in pixels."""
         return self.image_size, self.image_size
 
     def describe(self, patch_size: Sequence[int]) -> str:
-        """Say in a sentence how the network sees a patch."""
+        """Say in a sentence how the network sees a patch of ([D,] H, W) voxels."""
         return f"It sees each slice of a patch by itself, at {self.image_size} x {self.image_size} pixels."
 
     def forward(self, images: Tensor) -> Tensor:

@@ -35,5 +35,5 @@ class Validation:
 
 
 def averaged(losses: Sequence[Mapping[str, Tensor]], prefix: str) -> dict[str, float]:
-    """Return means over batches as plain numbers under prefixed names."""
+    """Return means over batches of losses, a scalar each, as plain numbers under prefixed names."""
     return {prefix + name: float(torch.stack([batch[name] for batch in losses]).mean()) for name in losses[0]}

@@ -68,7 +68,7 @@ class Structures(Task[FoundationNetwork, Pairs]):
         return draw_pairs(self.settings, seed, step)
 
     def compute_losses(self, network: FoundationNetwork, batch: Pairs, generator: Generator) -> dict[str, Tensor]:
-        """Return all parts of the objective and their weighted sum."""
+        """Return all parts of the objective and their weighted sum, each a scalar."""
         losses = compute_losses(network, batch, self.settings.objective, generator)
         return {"loss": losses.total(self.settings.objective), **losses._asdict()}
 
@@ -88,7 +88,7 @@ def compute_losses(
 
     Args:
         network: on any device.
-        pairs: 2 B images.
+        pairs: 2 B images (2 B, 3, S, S), and their structures.
         settings: kinds and numbers of prompts, temperature.
         generator: source of the prompts, on the CPU.
     """
@@ -112,6 +112,9 @@ def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
     Args:
         logits: (M, s, s).
         masks: (M, S, S) bool, S a multiple of s.
+
+    Returns:
+        Scalar.
     """
     target = F.adaptive_avg_pool2d(masks.float(), in_plane_size(logits))
     probability = logits.sigmoid()

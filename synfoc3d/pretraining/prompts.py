@@ -87,7 +87,7 @@ def draw_points(masks: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
 def embed_prompts(
     network: FoundationNetwork, masks: Tensor, settings: ObjectiveSettings, generator: Generator
 ) -> PromptEmbedding:
-    """Embed a box, or points, for each of (M, S, S) masks. One kind for the whole batch."""
+    """Embed a box, or points, for each of (M, S, S) bool masks: M prompts. One kind for the whole batch."""
     device = next(network.parameters()).device
     if torch.rand(1, generator=generator) < settings.boxes:
         boxes = jitter_boxes(tight_boxes(masks), settings.box_jitter, masks.shape[-1], generator)

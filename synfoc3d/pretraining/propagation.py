@@ -78,7 +78,7 @@ class Propagation(Task[PropagatingFoundation, Stacks]):
         return draw_stacks(self.settings, seed, step)
 
     def compute_losses(self, network: PropagatingFoundation, batch: Stacks, generator: Generator) -> dict[str, Tensor]:
-        """Return focal and Dice loss of whole masks (as ECT's) and their weighted sum; a known slice does not count."""
+        """Return ECT's focal and Dice loss of whole masks, and their weighted sum (scalars), without known slices."""
         device = next(network.parameters()).device
         settings = self.settings.objective
         asked = draw_questions(batch.structures, settings, generator)

@@ -51,7 +51,7 @@ def write_record(state: PretrainingState, folder: Path, weights: Path) -> None:
 
 
 def describe(state: PretrainingState, weights: Path) -> dict[str, Any]:
-    """Return the record of a run as plain values."""
+    """Return the record of a run as plain values: time in seconds, size of the weights in bytes."""
     settings, device = state.settings, next(state.network.parameters()).device
     return {
         "weights": weights.name,

@@ -90,7 +90,7 @@ def draw_anatomy(batch: int, settings: ShapeSettings, generator: Generator) -> O
 
 
 def draw_clutter(batch: int, settings: ShapeSettings, generator: Generator) -> Outlines:
-    """Draw small outlines without a label that no two bodies have in common."""
+    """Draw small outlines without a label that no two of B bodies have in common, ``settings.clutter`` in each."""
     return _scattered(batch, settings.clutter, settings.clutter_radius, generator)
 
 
@@ -277,10 +277,10 @@ def _join(parts: list[Outlines]) -> Outlines:
 
 
 def uniform(generator: Generator, low: float, high: float, *shape: int) -> Tensor:
-    """Draw numbers between two bounds."""
+    """Draw float32 numbers of a shape between two bounds."""
     return low + (high - low) * torch.rand(*shape, generator=generator)
 
 
 def normal(generator: Generator, *shape: int) -> Tensor:
-    """Draw standard normal numbers."""
+    """Draw standard normal float32 numbers of a shape."""
     return torch.randn(*shape, generator=generator)

@@ -54,7 +54,7 @@ class PretrainingState:
         self.rows: list[dict[str, float]] = []
 
     def update(self, loss: Tensor) -> None:
-        """Take one step of the optimizer and of the average; the learning rate rises linearly, then stays."""
+        """Step the optimizer and the average for a loss (scalar); the learning rate rises linearly, then stays."""
         settings = self.settings
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -88,7 +88,7 @@ class HieraEncoder(Encoder):
         self.embedding_side = image_size // STRIDE
 
     def forward(self, images: torch.Tensor, recompute: bool = False) -> torch.Tensor:
-        """Encode images, see :class:`~synfoc3d.networks.encoders.base.Encoder`, as far as the embedding."""
+        """Encode (N, 3, S, S) to (N, C, e, e), as :class:`~synfoc3d.networks.encoders.base.Encoder` says."""
         return self.maps(images, recompute)[0]
 
     def maps(self, images: torch.Tensor, recompute: bool = False) -> Maps:

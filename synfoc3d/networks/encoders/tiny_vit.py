@@ -149,7 +149,7 @@ class TinyViTEncoder(Encoder):
 def fold(
     kernel: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give kernel and bias of the convolution that equals one without bias and the batch norm after it.
+    """Give kernel and bias, float32, of the convolution that equals one without bias and the batch norm after it.
 
     Args:
         kernel: (O, I, h, w).
@@ -205,7 +205,7 @@ class TinyAttention(Attention):
     takes_shortcut = True  # attends by the fastest way, not by timm's
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Map the tokens (W, N, C) of windows to what they read."""
+        """Map the tokens (W, N, C) of windows to what they read, of the same shape."""
         if not self.takes_shortcut:
             return super().forward(tokens)
         of_heads = self.qkv(self.norm(tokens)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -23,7 +23,7 @@ class DecoderAdapters(NamedTuple):
     Attributes:
         file: where they lie.
         sha256: of the file.
-        weights: by their names in the decoder.
+        weights: float32, by their names in the decoder.
         rank: r.
         network: name of the network whose decoder they adapt.
         base_sha256: of the file with that network's weights.
