@@ -47,7 +47,7 @@ class CaseConfidence:
         domain: scanner, vendor or site; "" if unknown.
         own: agreement of the conventional student and its teacher, in [0, 1].
         mutual: agreement of the conventional and the foundation teacher, in [0, 1].
-        per_structure: mutual agreement of each structure.
+        per_structure: mutual agreement of each structure, in [0, 1].
         foreground: voxels of the preprocessed case in which any of the three networks sees a structure.
     """
 
@@ -60,7 +60,7 @@ class CaseConfidence:
 
     @property
     def alpha(self) -> float:
-        """Self-mutual confidence (Eq. 6): the conventional teacher's weight in training."""
+        """Self-mutual confidence in [0, 1] (Eq. 6): the conventional teacher's weight in training."""
         return self.own * self.mutual
 
 

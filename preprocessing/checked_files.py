@@ -104,7 +104,7 @@ class CheckedFiles:
         return str(entry["facts"]["fingerprint"]) if entry is not None and entry["stamp"] == stamp_of(path) else ""
 
     def stamp(self, path: Path) -> list[int]:
-        """Return size and time that a file had when it was read, which must have been done."""
+        """Return size (bytes) and time (nanoseconds) that a file had when it was read, which must have been done."""
         return self.known[self._key(path)]["stamp"]
 
     def save(self) -> None:

@@ -94,7 +94,7 @@ class Metric:
 
     @property
     def factor(self) -> float:
-        """What a value is multiplied by to be shown in tables."""
+        """What a value is multiplied by to be shown in tables: 100 for shares, 1 for distances."""
         return 100.0 if self.unit == PERCENT else 1.0
 
     @property
@@ -103,11 +103,11 @@ class Metric:
         return "↑" if self.higher_is_better else "↓"
 
     def stored_unit(self, distance_unit: str) -> str:
-        """Return the unit of its values in files, given that of the convention's distances; shares have none."""
+        """Return the unit of its values in files, given that of distances, ``mm`` or ``px``; shares have none."""
         return "" if self.unit == PERCENT else self.shown_unit(distance_unit)
 
     def shown_unit(self, distance_unit: str) -> str:
-        """Return the unit in which it is shown, given that of the convention's distances."""
+        """Return the unit in which it is shown: ``%``, or that of distances, ``mm`` or ``px``, as given."""
         return distance_unit if self.unit is None else self.unit
 
     def heading(self, distance_unit: str) -> str:
@@ -244,7 +244,7 @@ class Convention:
 
     Attributes:
         name: ``per volume`` or ``per slice``.
-        unit: of distances.
+        unit: of distances, ``mm`` or ``px``.
         scored: what has figures of its own and is averaged, as a plural.
         absent: what is left out of every mean because masks are empty, as a clause.
         missed: which masks are empty where a structure counts as missed, as a clause.

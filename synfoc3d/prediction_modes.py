@@ -53,7 +53,7 @@ class PredictionMode:
 
 
 def mean(probabilities: Sequence[Tensor]) -> Tensor:
-    """Average the students' probabilities, all of one shape."""
+    """Average the students' probabilities of a slice, (K, H, W) each."""
     return sum(probabilities[1:], probabilities[0]) / len(probabilities)
 
 

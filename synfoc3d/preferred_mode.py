@@ -30,7 +30,7 @@ class Preference:
 
     Attributes:
         mode: the best one.
-        dice: of every mode that was compared, mean over the folds, the best one first.
+        dice: of every mode that was compared, in [0, 1], mean over the folds, the best one first.
         folds: how many folds were validated.
     """
 
@@ -72,8 +72,8 @@ def foreground_dice(summaries: Mapping[str, Mapping[str, Any]], masks: Collectio
         masks: file names of the cases that count; others are left by an earlier split.
 
     Returns:
-        The mean over the classes that have a Dice in every mode; a class has none where neither a reference nor a mask
-        holds it. Nothing where no class is left.
+        The mean, in [0, 1], over the classes that have a Dice in every mode; a class has none where neither a reference
+        nor a mask holds it. Nothing where no class is left.
     """
     of_modes = {name: _dice_of_classes(summary, masks) for name, summary in summaries.items()}
     labels = set.intersection(*(set(dice) for dice in of_modes.values()))

@@ -66,7 +66,7 @@ class ChosenCase:
     Attributes:
         rank: ``best``, ``median`` or ``worst``.
         case: its name.
-        mean: of `HEADLINE` over the classes, by which it was chosen.
+        mean: of `HEADLINE` over the classes, in [0, 1], by which it was chosen.
 
     """
 
@@ -98,7 +98,7 @@ class PlanePictures:
 
 
 def case_means(evaluation: Evaluation) -> dict[str, float]:
-    """Return by case the mean Dice over its classes (of slices: over the class means), NaN where none is known."""
+    """Return by case the mean Dice over its classes (of slices: over the class means), in [0, 1], NaN where unknown."""
     rows_of: dict[str, list[list[float]]] = {}
     for result in evaluation.cases:
         metrics = [result.metrics.get(label) for label in evaluation.classes]

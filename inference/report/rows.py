@@ -75,7 +75,7 @@ def _verdict(cell: Cell, baseline: str | None) -> str:
 
 
 def case_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, str, list[str]]]:
-    """Return name, domain and each model's mean Dice, over the classes, of every case."""
+    """Return name, domain and each model's mean Dice, over the classes, of every case, in percent as text."""
     first = next(iter(evaluations.values()))
     domain_of = {result.case: result.domain for result in first.cases}
     means = [case_means(evaluation) for evaluation in evaluations.values()]
@@ -86,7 +86,7 @@ def case_table(evaluations: Mapping[str, Evaluation]) -> list[tuple[str, str, li
 
 
 def shown_mean(value: float) -> str:
-    """Return a mean of `HEADLINE` as the page shows it."""
+    """Return a mean of `HEADLINE`, in [0, 1], as the page shows it, in percent."""
     return typographic(number(METRICS[HEADLINE], value))
 
 

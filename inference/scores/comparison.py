@@ -76,7 +76,7 @@ class PairedTest:
         label: name of a class or `MEAN_OF_CLASSES`.
         metric: key of one of `METRICS`.
         n: number of pairs: cases in which the metric is known for both.
-        difference: mean over the pairs of model minus baseline; NaN without a pair.
+        difference: mean over the pairs of model minus baseline, in the units of `Estimate.mean`; NaN without a pair.
         low: lower end of the 95 % bootstrap interval of the difference; NaN with fewer than two pairs.
         high: upper end of it.
         p: two-sided p value; NaN if there are too few pairs for a test.

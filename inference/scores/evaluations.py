@@ -98,7 +98,7 @@ class Evaluation:
 
     @property
     def unit(self) -> str:
-        """Unit of distances."""
+        """Unit of distances, ``mm`` or ``px``."""
         return self.convention.unit
 
     @property

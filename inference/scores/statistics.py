@@ -49,12 +49,12 @@ def mean_of(values: Floats, known: Bools, axis: int) -> Floats:
 
 
 def mean_known(values: Floats, axis: int) -> Floats:
-    """Return the mean over an axis of the values that are not NaN; NaN where there is none."""
+    """Return the mean over an axis of the values (any shape) that are not NaN; NaN where there is none."""
     return mean_of(values, ~np.isnan(values), axis)
 
 
 def std_known(values: Floats, axis: int) -> Floats:
-    """Return the population standard deviation over an axis of the values that are not NaN; NaN where there is none."""
+    """Return the population standard deviation over an axis of values (any shape) that are not NaN; NaN without any."""
     return np.sqrt(mean_known((values - np.expand_dims(mean_known(values, axis), axis)) ** 2, axis))
 
 
@@ -214,7 +214,7 @@ def signed_rank_p(differences: Floats) -> float:
 
 
 def holm(p_values: Sequence[float]) -> Floats:
-    """Return the p values of one family of tests, corrected so that the family's error rate is that of one test.
+    """Return the p values (m,) of one family of tests, corrected so that the family's error rate is that of one test.
 
     The smallest of m p values is multiplied by m, the next by m - 1 and so on; each is at least as large as the one
     before, and at most 1. NaN marks a test that was not made: it stays NaN and does not count.

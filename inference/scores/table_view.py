@@ -146,7 +146,7 @@ class TableView:
 
     @property
     def unit(self) -> str:
-        """Unit of distances."""
+        """Unit of distances, ``mm`` or ``px``."""
         return self.evaluation.unit
 
     @property

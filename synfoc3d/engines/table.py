@@ -161,7 +161,7 @@ def count(rows: Sequence[Row]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the two units that matter."""
+    """Write a time in seconds in the two units that matter."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

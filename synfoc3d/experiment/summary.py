@@ -48,7 +48,7 @@ class Cell:
         column: name of the split or group.
         domain: of the test cases, or how they are averaged.
         seeds: number of seeds that entered.
-        mean: over the seeds, by metric.
+        mean: over the seeds, by metric, in the units of `Scores`.
         sd: sample standard deviation over the seeds; NaN for one seed.
         published: figures to compare with, as far as known.
     """

@@ -25,7 +25,7 @@ from synfoc3d.files.volumes import (
 
 
 def label_values(scan: Scan) -> list[int]:
-    """Return the values that occur in a label file, sorted; rounding noise is left out.
+    """Return the values that occur in a label file (1, D, H, W), sorted; rounding noise is left out.
 
     Raises:
         UserError: several channels, or values that are not whole numbers of at least 0.

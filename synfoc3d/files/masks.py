@@ -21,7 +21,8 @@ def write_mask(target: Path, mask: np.ndarray, scan: Path) -> None:
 
     Args:
         target: a NIfTI file, or of another format with a place in space.
-        mask: (x, y, z) integers, in the order of the scan's file; z is 1 for a 2D scan.
+        mask: (x, y, z) integers, in the order of the scan's file, stored as uint8 or, above 254, uint16; z is 1 for a
+            2D scan.
         scan: file of the scan, of such a format too.
 
     Raises:

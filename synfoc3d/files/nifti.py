@@ -93,7 +93,7 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
 
 
 def check_dimensions(path: Path, shape: tuple[int, ...]) -> None:
-    """Refuse a NIfTI file that holds no single volume.
+    """Refuse a NIfTI file whose shape is not that of a single volume, (x, y, z).
 
     Raises:
         UserError: another number of dimensions than 3.
@@ -146,7 +146,7 @@ def check_plain(path: Path) -> None:
 
 
 def check_spacings(files: Sequence[Path], reader: str | None) -> None:
-    """Check that one of nnU-Net's readers takes the spacing of scans for what their headers say.
+    """Check that one of nnU-Net's readers takes the spacing of scans, in mm, for what their headers say.
 
     Args:
         files: the scans; those of other formats than NIfTI are left alone.

@@ -34,7 +34,7 @@ SPACING_ENDING = ".json"  # nnU-Net reads the spacing of <case>.tif from <case>.
 
 
 def stamp_of(path: Path) -> list[int]:
-    """Return size and time of a raw file, and of the file of its spacing if it has one, by which a change is noticed.
+    """Return size (bytes) and time (ns), which tell a change, of a raw file and of the file of its spacing, if any.
 
     Raises:
         OSError: there is no such file.
@@ -52,7 +52,7 @@ def _with_spacing(path: Path) -> list[Path]:
 
 
 def scan_stamp(path: Path) -> list[int]:
-    """Return size and time of a scan's file, and when it came to its place: no other one of the same name has these.
+    """Return size and time of a scan's file, and when it came to its place (ns): no other one of its name has these.
 
     Raises:
         OSError: there is no such file.

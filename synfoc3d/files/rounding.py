@@ -6,7 +6,7 @@ LARGEST_ROUNDING = 1e-3  # by which a label may miss its whole number
 
 
 def without_rounding_noise(values: np.ndarray) -> np.ndarray:
-    """Return labels as whole numbers where all are, up to `LARGEST_ROUNDING`; else as they are."""
+    """Return labels of any shape as whole numbers where all are, up to `LARGEST_ROUNDING`; else as they are."""
     if values.dtype.kind != "f":
         return values
     whole = np.rint(values)

@@ -72,7 +72,7 @@ class State:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest will take at this rate; None as long as nothing tells."""
+        """Seconds that the rest will take at this rate; None as long as nothing tells."""
         return 3600 * self.left / self.per_hour if self.per_hour else None
 
 

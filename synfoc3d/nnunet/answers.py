@@ -36,7 +36,7 @@ class Answer:
 
 
 def refuse_nan(values: Tensor) -> None:
-    """Refuse logits or probabilities that are no numbers, whose mask would be background.
+    """Refuse logits or probabilities, of any shape, that are no numbers, whose mask would be background.
 
     Raises:
         UserError: any is NaN.

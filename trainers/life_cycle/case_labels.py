@@ -31,7 +31,8 @@ def label_cases(trainer: Trainer, network: Arrangement, folders: Mapping[str, Pa
     """Segment every case that has not been yet, with nnU-Net's sliding window and without mirroring.
 
     The files lie in the training's folder, by the checkpoint of the network that made them, and hold hard labels of
-    the label space. A file is used again while it holds what was written and its image's size and time are unchanged.
+    the label space, (D, H, W) int16. A file is used again while it holds what was written and its image's size and
+    time are unchanged.
 
     Args:
         trainer: the training that learns from them.

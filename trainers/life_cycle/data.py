@@ -236,9 +236,10 @@ class PairedLoader(SlimDataLoaderBase):
         end_with_parent()
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Make ``data``, ``target``, ``value_range`` and, where classes were not annotated, ``known``.
+        """Make ``data`` (B, C, [D,] H, W), ``target``, ``value_range`` (B, C, 2) and perhaps ``known`` (B, K) bool.
 
-        With an unlabeled stream, the same with ``unlabeled_`` before.
+        The target is a map (B, 1 or more, [D,] h, w), or one per deep-supervision scale; ``known`` is there where
+        classes were not annotated. With an unlabeled stream, the same with ``unlabeled_`` before.
         """
         with random_numbers_kept():
             batch = self.labeled.draw(*self.seed, self.number, LABELED)
@@ -308,6 +309,6 @@ def image_stamp(folder: Path, case: str) -> list[int | str]:
 
 
 def stamp_of(file: Path) -> list[int | str]:
-    """Return folder, size and time of a preprocessed file."""
+    """Return folder, size (bytes) and time (nanoseconds) of a preprocessed file."""
     status = file.stat()
     return [file.parent.name, status.st_size, status.st_mtime_ns]

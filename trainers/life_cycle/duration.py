@@ -15,7 +15,7 @@ SMALL_IMAGE = 128  # pixels; the preset for CPUs, demo, has it
 
 
 def readable_duration(seconds: float) -> str:
-    """Return a duration with as many digits as a person wants, such as ``45 s``, ``3 h 20 min`` or ``2 days 5 h``."""
+    """Write seconds with as many digits as a person wants, such as ``45 s``, ``3 h 20 min`` or ``2 days 5 h``."""
     minutes, hours = round(seconds / 60), round(seconds / 3600)
     if seconds < 59.5:
         return f"{max(1, round(seconds))} s"

@@ -12,7 +12,7 @@ Views = tuple[Any, bool, Any, tuple[int, ...]]  # rotation, whether it is in-pla
 
 
 def whole_volumes(plans: PlansManager, configuration: ConfigurationManager) -> ConfigurationManager:
-    """Return a configuration whose patches are as large as a median case; that of the plans stays as it is.
+    """Return a configuration whose patches have a median case's (D, H, W) voxels; that of the plans stays as it is.
 
     Args:
         plans: of the dataset.
