@@ -265,15 +265,18 @@ def _check_configuration(file: Path, checkpoint: Mapping[str, Any], info: ModelI
 
 
 def _check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) -> None:
-    """Check that a network's channels mean what the dataset.json of its model says."""
-    folder = file.parent.parent
-    trained = checkpoint.get(checkpoints.SECTION, {}).get("labels")  # checkpoints of 0.1 have none
-    if trained is None:
-        return
-    declared = meaning(declared_labels(info.dataset_json, str(folder / DESCRIPTION_FILE)))
-    if any(trained[key] != value for key, value in declared.items()):
+    """Check that a network's channels mean what the dataset.json of its model says; names may be new ones."""
+    description = file.parent.parent / DESCRIPTION_FILE
+    declared = declared_labels(info.dataset_json, str(description))
+    trained = checkpoint.get(checkpoints.SECTION, {}).get("labels")  # checkpoints of 0.1 and nnU-Net's have none
+    others = trained is not None and any(trained[key] != value for key, value in meaning(declared).items())
+    begun = checkpoint.get("init_args")
+    if not others and isinstance(begun, Mapping) and "dataset_json" in begun:
+        before = declared_labels(begun["dataset_json"], f"The dataset.json in {file}").classes
+        others = any(before.get(name, values) != values for name, values in declared.classes.items())
+    if others:
         raise UserError(
-            f"{file} was trained for other labels than {folder / DESCRIPTION_FILE} declares, which a later training "
+            f"{file} was trained for other labels than {description} declares, which a later training "
             f"may have written: train this fold anew, or restore the file."
         )
 

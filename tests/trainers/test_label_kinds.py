@@ -249,6 +249,25 @@ def test_model_is_not_read_by_other_labels(partly):
     assert "checkpoint_final.pth was trained for other labels than" in message
 
 
+def test_model_is_read_by_new_names_but_not_by_each_others(partly):
+    """Masks would carry the names of other structures."""
+    file = partly.results(trainer="nnUNetTrainerSupervised").parent / DESCRIPTION_FILE
+    content = json.loads(file.read_text())
+    names, values = zip(*[label for label in content["labels"].items() if label[1]], strict=True)
+    choice = ModelChoice("501", "2d", trainer="nnUNetTrainerSupervised")
+
+    def call(names):
+        labels = {"background": 0, **dict(zip(names, values, strict=True))}
+        file.write_text(json.dumps(content | {"labels": labels}))
+
+    call([f"new {name}" for name in names])
+    with partly.active():
+        load_model(choice)
+    call(names[::-1])
+    message = refused(partly, lambda: load_model(choice))
+    assert "checkpoint_final.pth was trained for other labels than" in message
+
+
 @pytest.mark.parametrize(
     ("labeled", "unlabeled", "message"),
     [
