@@ -1,4 +1,4 @@
-"""Scans, references and masks that change behind an experiment: their figures are made anew, and named."""
+"""Trainings, scans, references and masks that change behind an experiment: their figures are made anew, and named."""
 
 import hashlib
 import json
