@@ -83,7 +83,7 @@ def run_pipeline(
         pending: deque[tuple[Job, Task]] = deque()
         for job, prepared in prepare_ahead(jobs, info, workers.prepare, prompts):
             try:
-                case = prepared.result()
+                case = prepared_case(prepared)
                 values = segment(case)
             except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are to be finished
                 outcome.fail(job, error)
@@ -121,6 +121,18 @@ def prepare_ahead(
             if len(waiting) > processes:
                 yield waiting.popleft()
         yield from waiting
+
+
+def prepared_case(prepared: Task) -> PreparedCase:
+    """Wait for a case of :func:`prepare_ahead`, and say what is odd about its files.
+
+    Raises:
+        Exception: whatever is wrong with it.
+    """
+    case: PreparedCase = prepared.result()
+    for doubt in case.doubts:
+        log.warning(doubt)
+    return case
 
 
 def _collect(job: Job, written: Task, outcome: Outcome) -> None:

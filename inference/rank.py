@@ -29,7 +29,7 @@ from synfoc3d.files.layout import fold_folder
 from synfoc3d.inference.inputs import find_jobs
 from synfoc3d.inference.judges import Judges, Opinions, load_judges
 from synfoc3d.inference.models import ModelChoice, read_info
-from synfoc3d.inference.pipeline import Outcome, prepare_ahead
+from synfoc3d.inference.pipeline import Outcome, prepare_ahead, prepared_case
 from synfoc3d.losses.label_space import LabelSpace
 from synfoc3d.methods.confidence import label_agreement, mutual_confidence
 from synfoc3d.nnunet.case_files import ModelInfo
@@ -117,7 +117,7 @@ def rank(
     prepared = prepare_ahead(jobs, info, processes)
     for job, future in tqdm(prepared, total=len(jobs), desc="Ranking", disable=None if progress_bar else True):
         try:
-            image = torch.from_numpy(future.result().image)
+            image = torch.from_numpy(prepared_case(future).image)
             opinions = judges.opinions(image)
         except Exception as error:  # noqa: BLE001 - whatever it is, the other cases are to be ranked
             outcome.fail(job, error)

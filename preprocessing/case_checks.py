@@ -197,7 +197,7 @@ def check_case(files: CaseFiles, checked: CheckedFiles) -> CaseFacts:
     """Read all files of one case and check that they fit together.
 
     Raises:
-        UserError: a file that cannot be read, voxels that are no finite numbers, files that differ in shape or
+        UserError: a file that cannot be read, voxels that nnU-Net cannot normalize, files that differ in shape or
             placement, or label values that are no whole numbers.
     """
     images = {path: checked.image(path) for path in files.images}

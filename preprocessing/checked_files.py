@@ -13,6 +13,7 @@ import numpy as np
 from synfoc3d.errors import UserError
 from synfoc3d.files import nifti
 from synfoc3d.files.atomic import atomic_write_text
+from synfoc3d.files.intensities import check_intensities, only_value
 from synfoc3d.files.label_maps import is_exact, label_values
 from synfoc3d.files.layout import CHECKED_FILE
 from synfoc3d.files.origins import digest_of_scan, path_in, stamp_of
@@ -21,7 +22,7 @@ from synfoc3d.preprocessing.doubts import doubts_about, fingerprint
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the checks: another one makes every file be read anew
+VERSION = 2  # of the checks: another one makes every file be read anew
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class CheckedFiles:
         """Return what an image file holds.
 
         Raises:
-            UserError: a file that cannot be read, or voxels that are no finite numbers.
+            UserError: a file that cannot be read, or voxels that are no numbers that nnU-Net can normalize.
         """
         return self._facts(path, is_label=False)
 
@@ -169,15 +170,14 @@ def _read(path: Path, is_label: bool) -> FileFacts:
         labels, exact = label_values(scan), is_exact(scan)
     else:
         labels, exact = None, True
-        _check_finite(scan)
-    hashed = fingerprint(scan)
+        check_intensities(scan.values, str(path))
     return FileFacts(
         channels=len(scan.values),
         shape=[*scan.shape],
         affine=scan.affine.tolist(),
         digest=digest_of_scan(scan),
-        fingerprint=hashed,
-        only_value=None if hashed else float(scan.values.flat[0]),
+        fingerprint=fingerprint(scan),
+        only_value=only_value(scan.values),
         **_header_facts(path),
         labels=labels,
         exact=exact,
@@ -190,14 +190,3 @@ def _header_facts(path: Path) -> dict[str, Any]:
         return {}
     image = nifti.load_nifti(path)
     return {"pixdim": nifti.pixdim_in_mm(image).tolist(), "plain": nifti.is_plain(image)}
-
-
-def _check_finite(scan: Scan) -> None:
-    """Refuse voxels that are no finite numbers to nnU-Net."""
-    if scan.values.dtype.kind != "f":
-        return
-    with np.errstate(over="ignore"):
-        values = scan.values.astype(np.float32, copy=False)  # as nnU-Net takes them
-    broken = values.size - int(np.isfinite(values).sum())
-    if broken:
-        raise UserError(f"{scan.path} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")

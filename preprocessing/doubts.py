@@ -8,6 +8,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.orientations import apply_orientation, io_orientation
 
+from synfoc3d.files.intensities import doubt_about, only_value
 from synfoc3d.files.nifti import SPACING_TOLERANCE
 from synfoc3d.files.volumes import Scan
 
@@ -20,27 +21,26 @@ def fingerprint(scan: Scan) -> str:
 
     Empty for a scan of one value, which says nothing.
     """
-    values = scan.values
-    if (values == values.flat[0]).all():
+    if only_value(scan.values) is not None:
         return ""
-    turned = apply_orientation(values.T, io_orientation(scan.affine))  # axes x, y, z and channels
+    turned = apply_orientation(scan.values.T, io_orientation(scan.affine))  # axes x, y, z and channels
     hashed = hashlib.sha256(repr(turned.shape).encode())
     hashed.update(np.ascontiguousarray(turned.T, np.float32).data)
     return hashed.hexdigest()
 
 
-def doubts_about(path: Path, affine: np.ndarray, only_value: float | None, pixdim: Sequence[float] | None) -> list[str]:
+def doubts_about(path: Path, affine: np.ndarray, value: float | None, pixdim: Sequence[float] | None) -> list[str]:
     """Return sentences on an image that holds one value, has oblique axes, or says its voxels' size in two ways.
 
     Args:
         path: the image.
         affine: (4, 4), from voxel indices to mm.
-        only_value: the one that all its voxels have; None if they differ.
+        value: the one that all its voxels have; None if they differ.
         pixdim: size of voxels (x, y, z) in mm by a NIfTI header's pixdim; None for other formats.
     """
     doubts = []
-    if only_value is not None:
-        doubts.append(f"{path} holds nothing but the value {only_value:g}: see that the file is right.")
+    if value is not None:
+        doubts.append(doubt_about(value, str(path)))
     angle = skew(affine)
     if angle > LARGEST_SKEW:
         doubts.append(

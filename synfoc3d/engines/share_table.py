@@ -10,7 +10,8 @@ from time import strftime
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from synfoc3d.engines.table import AROUND, Row, draw, duration
+from synfoc3d.duration import readable_duration
+from synfoc3d.engines.table import AROUND, Row, draw
 from synfoc3d.engines.table import State as RowState
 from synfoc3d.files.share import Share, State
 
@@ -75,7 +76,7 @@ def progress(state: State) -> str:
     parts += [f"{state.left} left"] if state.left else []
     parts += [f"{workers} worker{'s' if workers != 1 else ''}"] if workers else []
     parts += [f"{state.per_hour:.0f} an hour"] if state.per_hour and state.left else []
-    parts += [f"{duration(state.seconds_left)} to go"] if state.seconds_left and workers else []
+    parts += [f"{readable_duration(state.seconds_left)} to go"] if state.seconds_left and workers else []
     return ", ".join(parts)
 
 

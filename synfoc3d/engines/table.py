@@ -11,6 +11,8 @@ from time import monotonic, strftime
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
+from synfoc3d.duration import readable_duration
+
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
@@ -142,7 +144,7 @@ def draw(rows: Sequence[Row], most: int | None = None) -> Table:
     table.add_column()
     for row in shown:
         state = Text(row.state.value, style=COLORS[row.state])
-        left = "" if row.left is None else duration(row.left)
+        left = "" if row.left is None else readable_duration(row.left)
         table.add_row(Text(row.name), state, Text(row.doing), Text(left), _remark(row.remark, most is not None))
     return table
 
@@ -158,13 +160,3 @@ def count(rows: Sequence[Row]) -> str:
     """Say how many rows are in which state."""
     counts = Counter(row.state for row in rows)
     return ", ".join(f"{counts[state]} {state.value}" for state in State if counts[state])
-
-
-def duration(seconds: float) -> str:
-    """Write a time in seconds in the two units that matter."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -39,7 +39,7 @@ def make_optimizer(network: nn.Module, settings: OptimizerSettings) -> torch.opt
 
 
 def _groups(network: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Group parameters by learning rate and decay, in the order in which the groups first occur.
+    """Group parameters by learning rate and decay; first those at the settings' own rate, which nnU-Net logs.
 
     Raises:
         UserError: a learning rate of the image encoder, in which nothing trains.
@@ -59,7 +59,7 @@ def _groups(network: nn.Module, settings: OptimizerSettings) -> list[dict[str, A
         groups.setdefault((scale, name.endswith(NO_DECAY)), []).append(parameter)
     return [
         {"params": parameters, SCALE: scale} | ({"weight_decay": 0.0} if undecayed else {})
-        for (scale, undecayed), parameters in groups.items()
+        for (scale, undecayed), parameters in sorted(groups.items(), key=lambda group: group[0][0] != 1.0)
     ]
 
 

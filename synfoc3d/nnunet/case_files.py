@@ -20,6 +20,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.intensities import check_intensities, doubt_about, only_value
 from synfoc3d.files.layout import PLANS_FILE
 from synfoc3d.files.origins import ScanFacts, scan_facts
 from synfoc3d.files.volumes import check_channels
@@ -61,6 +62,7 @@ class PreparedCase:
         scan: file over which the mask is to lie; None where it is not known.
         points: where a promptable network is asked for each structure; None where it is not told.
         made_of: what tells each of its files from other ones, in order.
+        doubts: sentences on what looks like a mistake in them.
     """
 
     image: np.ndarray
@@ -69,6 +71,7 @@ class PreparedCase:
     scan: Path | None = None
     points: Points | None = None
     made_of: tuple[ScanFacts, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 class CasePrompt(Protocol):
@@ -98,8 +101,8 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
 
     Raises:
         UserError: files that cannot be read or have a wrong checksum, differ from each other, hold no voxels or ones
-            that are no finite numbers, are a single slice where the model needs a volume, or are not as many channels
-            as in training; or a prompt that does not fit.
+            that nnU-Net cannot normalize, are a single slice where the model needs a volume, or are not as many
+            channels as in training; or a prompt that does not fit.
     """
     configuration = info.plans.get_configuration(info.configuration)
     check_channels(files)
@@ -111,9 +114,13 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
         raise UserError(f"{names}: {len(image)} channels, but the model was trained with {channels}; give as many.")
     if not image.size:
         raise UserError(f"{names} holds no voxels, its shape (z, y, x) is {image.shape[1:]}; replace or remove it.")
-    broken = image.size - int(np.isfinite(image).sum())
-    if broken:
-        raise UserError(f"{names} holds NaN or infinite values ({broken} of its voxels); replace them by numbers.")
+    names_of = list(map(str, files)) if len(files) == channels else [names] * channels
+    doubts = []
+    for name, channel in zip(names_of, image, strict=True):
+        check_intensities(channel[None], name)
+        value = only_value(channel)
+        if value is not None:
+            doubts.append(doubt_about(value, name))
     if len(configuration.patch_size) == 3 and image.shape[1] == 1:
         raise UserError(f"{names} is a single slice, but {info.configuration} needs a volume; use a 2d model.")
     _check_extent(names, image.shape[1:], properties["spacing"], info)
@@ -121,7 +128,8 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
     data, _, properties = preprocessor.run_case_npy(
         image, None, properties, info.plans, configuration, info.dataset_json
     )
-    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0], made_of=made_of)
+    prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0])
+    prepared = replace(prepared, made_of=made_of, doubts=tuple(doubts))
     return prepared if prompt is None else replace(prepared, points=prompt.place(files, image, prepared, info))
 
 

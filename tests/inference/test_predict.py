@@ -614,6 +614,15 @@ def test_good_scans_are_finished_and_bad_ones_listed(refusal, scans, tmp_path):
     assert [file.name for file in (tmp_path / "masks").glob("*.gz")] == ["Btrain003.nii.gz"]
 
 
+def test_scan_of_one_value_is_segmented_and_named(run, scans, tmp_path, caplog):
+    scan = scans / "Btrain002_0000.nii.gz"
+    image = nibabel.load(scan)
+    nibabel.save(nibabel.Nifti1Image(np.full(image.shape, 7.0), image.affine), scan)
+    run(scans, choice())
+    assert f"{scan} holds nothing but the value 7: see that the file is right." in caplog.messages
+    assert (tmp_path / "masks" / "Btrain002.nii.gz").is_file()
+
+
 def test_case_that_breaks_the_network_does_not_stop_the_others(refusal, scans, monkeypatch):
 
     works = TrainedModel.segment

@@ -249,6 +249,12 @@ class TestRefusedFiles:
         write_nifti(source / "unlabeled" / "u.nii.gz", image)
         refused(source, r"u.nii.gz holds NaN or infinite values \(1 of its voxels\)")
 
+    @pytest.mark.parametrize("factor", [1e20, 1e-12])
+    def test_voxels_that_normalizing_would_flatten(self, source, write_nifti, factor):
+        image = np.random.default_rng(0).random(SHAPE) * factor
+        write_nifti(source / "unlabeled" / "u.nii.gz", image)
+        refused(source, "u.nii.gz holds values from .* to another unit")
+
     def test_truncated_file(self, source):
         path = source / "unlabeled" / "u.nii.gz"
         path.write_bytes(path.read_bytes()[:300])

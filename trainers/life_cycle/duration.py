@@ -6,31 +6,13 @@ from time import monotonic
 from typing import Any
 
 from synfoc3d.config import Settings
+from synfoc3d.duration import readable_duration
 from synfoc3d.networks.arrangement import Arrangement
 
 Trainer = Any  # the base trainer, whose module imports this one
 WARM_UP, MEASURED = 1, 5  # steps: the first one waits for workers and allocates memory
 LONG = 3600.0  # seconds from which on it is worth saying what makes a training shorter
 SMALL_IMAGE = 128  # pixels; the preset for CPUs, demo, has it
-
-
-def readable_duration(seconds: float) -> str:
-    """Write seconds with as many digits as a person wants, such as ``45 s``, ``3 h 20 min`` or ``2 days 5 h``."""
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    if seconds < 59.5:
-        return f"{max(1, round(seconds))} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 600:
-        return _two_units(minutes, 60, "h", "min")
-    if hours < 48:
-        return f"{hours} h"
-    return _two_units(hours, 24, "days", "h")
-
-
-def _two_units(count: int, per_large: int, large: str, small: str) -> str:
-    many, rest = divmod(count, per_large)
-    return f"{many} {large} {rest} {small}" if rest else f"{many} {large}"
 
 
 def after_warm_up(measured: Sequence[float]) -> Sequence[float]:

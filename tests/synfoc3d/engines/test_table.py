@@ -6,7 +6,7 @@ import re
 import pytest
 
 from synfoc3d.engines import table
-from synfoc3d.engines.table import LiveTable, Row, State, count, duration, show
+from synfoc3d.engines.table import LiveTable, Row, State, count, show
 
 ROWS = [
     Row("finished", State.DONE),
@@ -31,7 +31,7 @@ def test_table_shows_first_what_runs_or_failed() -> None:
     show(ROWS, out)
     lines = [re.split(r"\s{2,}", line.strip()) for line in out.getvalue().splitlines()]
     assert [line for line in lines if len(line) > 1] == [
-        ["busy", "running", "train, epoch 7 of 100", "1 h 07 min", "node3"],
+        ["busy", "running", "train, epoch 7 of 100", "1 h 7 min", "node3"],
         ["bad", "failed", "synfoc3d train ended with status 1"],
         ["next", "waiting"],
         ["finished", "done"],
@@ -82,11 +82,3 @@ def test_table_does_not_look_more_often_than_it_shows(monkeypatch: pytest.Monkey
 
 def test_states_without_rows_are_not_counted() -> None:
     assert count([ROWS[0], ROWS[0], ROWS[3]]) == "1 running, 2 done"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3540, "59 min"), (3599, "1 h 00 min"), (93_600, "26 h 00 min")],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -61,6 +61,7 @@ def test_image_encoder_has_a_rate_of_its_own():
     assert [rates_of[id(p)] for p in network["image_encoder"].parameters()] == pytest.approx([0.0004] * 2)
     assert [rates_of[id(p)] for p in network["mask_decoder"].parameters()] == [0.004] * 2
     assert current_learning_rate(optimizer) == pytest.approx(0.004)  # what the curves show
+    assert optimizer.param_groups[0]["lr"] == 0.004  # what nnU-Net's log shows
 
 
 def test_optimizer_with_one_rate_has_one_group():
@@ -76,6 +77,7 @@ def test_class_tokens_learn_faster_than_adapters():
     optimizer = make_optimizer(foundation, OptimizerSettings(name="adam", lr=1e-4))
     set_learning_rate(optimizer, 2e-4)
     assert current_learning_rate(optimizer) == pytest.approx(2e-4)
+    assert optimizer.param_groups[0]["lr"] == 2e-4
     trained = {name: p for name, p in foundation.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     for parameter in trained.values():

@@ -94,6 +94,18 @@ def test_voxels_that_are_no_numbers_are_refused(refusal, scan, value):
     assert refusal(rewrite(scan, spoil)) == message
 
 
+@pytest.mark.parametrize("factor", [1e20, 1e-12])
+def test_values_that_normalizing_would_flatten_are_refused(refusal, scan, factor):
+    message = refusal(rewrite(scan, lambda values: values.astype(np.float32) * np.float32(factor)))
+    assert message.startswith(f"{scan} holds values from") and message.endswith("to another unit.")
+
+
+def test_scan_of_one_value_is_segmented_with_a_word(info, scan):
+    assert prepare_case([scan], info()).doubts == ()
+    prepared = prepare_case([rewrite(scan, lambda values: values * 0 + 7)], info())
+    assert prepared.doubts == (f"{scan} holds nothing but the value 7: see that the file is right.",)
+
+
 def test_scan_without_voxels_is_refused(refusal, scan):
     message = refusal(rewrite(scan, lambda values: values[:, :0]))
     assert str(scan) in message and ("holds no voxels" in message or "cannot be read" in message)
