@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.config import Precision
 from synfoc3d.errors import UserError
-from synfoc3d.files.declared_labels import declared_labels
+from synfoc3d.files.declared_labels import declared_labels, has_moved_names
 from synfoc3d.files.folders import find_dataset, nnunet_folder
 from synfoc3d.files.layout import CHECKPOINT_FINAL, DESCRIPTION_FILE, PLANS_FILE, fold_folder
 from synfoc3d.networks.arrangement import Arrangement
@@ -272,8 +272,7 @@ def _check_labels(file: Path, checkpoint: Mapping[str, Any], info: ModelInfo) ->
     others = trained is not None and any(trained[key] != value for key, value in meaning(declared).items())
     begun = checkpoint.get("init_args")
     if not others and isinstance(begun, Mapping) and "dataset_json" in begun:
-        before = declared_labels(begun["dataset_json"], f"The dataset.json in {file}").classes
-        others = any(before.get(name, values) != values for name, values in declared.classes.items())
+        others = has_moved_names(declared_labels(begun["dataset_json"], f"The dataset.json in {file}"), declared)
     if others:
         raise UserError(
             f"{file} was trained for other labels than {description} declares, which a later training "

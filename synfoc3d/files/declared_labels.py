@@ -37,6 +37,11 @@ class DeclaredLabels:
         return tuple(sorted({0}.union(*self.classes.values())))
 
 
+def has_moved_names(before: DeclaredLabels, now: DeclaredLabels) -> bool:
+    """Return whether a name means other values than before; those that came or went do not count."""
+    return any(before.classes.get(name, values) != values for name, values in now.classes.items())
+
+
 def declared_labels(description: Mapping[str, Any], source: str) -> DeclaredLabels:
     """Read the labels of a dataset.json by nnU-Net's rules.
 

@@ -198,6 +198,14 @@ class Method(nn.Module):
         """Do :meth:`training_step`, where the method is one module in torch's ``DistributedDataParallel``."""
         return self.training_step(batch, progress)
 
+    def doubt_about(self, means: Mapping[str, float]) -> str:
+        """Return a sentence on what looks wrong in an epoch; "" where nothing does.
+
+        Args:
+            means: of what the steps of the epoch logged, by name.
+        """
+        return ""
+
     def update_teachers(self, step: int) -> None:
         """Move the teachers after the optimizers' step number ``step``, counted from 0."""
 

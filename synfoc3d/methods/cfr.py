@@ -138,6 +138,15 @@ class CFR(Method):
         logs["pseudo_foreground"] = foreground
         return StepResult(terms.loss + self.pseudo_weight(progress) * loss_pseudo, logs)
 
+    def doubt_about(self, means: Mapping[str, float]) -> str:
+        """Tell of an epoch in which the frozen network found nothing, from which only background can be learned."""
+        if means["pseudo_foreground"] > 0:
+            return ""
+        return (
+            f"The network of the first stage ({FINE_TUNER}) found nothing in any unlabeled patch of this epoch, so all "
+            f"pseudo-labels are background: see its validation Dice, and train it longer."
+        )
+
     @torch.no_grad()
     def pseudo_labels(self, unlabeled: Unlabeled) -> Target:
         """Return the frozen network's labels of the patches (B, D, H, W): all count, however certain they are."""

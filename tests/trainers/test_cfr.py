@@ -15,6 +15,8 @@ import torch
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.config import FoundationSettings
 from synfoc3d.errors import UserError
+from synfoc3d.losses.label_space import Target
+from synfoc3d.methods.cfr import CFR
 from synfoc3d.networks.build import image_size_of
 from synfoc3d.networks.canvas import CanvasFoundation
 
@@ -98,6 +100,21 @@ def test_pseudo_labels_are_those_of_the_first_stage(cfr):
     assert not any(parameter.requires_grad for parameter in labeler.parameters())
     with torch.no_grad():
         torch.testing.assert_close(labeler(patch), student(patch))
+
+
+def test_first_stage_that_finds_nothing_is_told(cfr, monkeypatch):
+    normal = min(folder_of(cfr, SECOND).glob("training_log_*.txt")).read_text()
+    assert "found nothing" not in normal
+
+    def nothing(self, unlabeled):
+        return Target(torch.zeros_like(unlabeled.hidden.label))
+
+    monkeypatch.setattr(CFR, "pseudo_labels", nothing)
+    labeler = {"labeler": str(folder_of(cfr, FIRST) / "checkpoint_final.pth")}
+    with cfr.active("empty"):
+        begin(cfr, SECOND, method=labeler).run_training()
+    text = min(folder_of(cfr, SECOND, "empty").glob("training_log_*.txt")).read_text()
+    assert f"The network of the first stage ({FIRST}) found nothing in any unlabeled patch of this epoch" in text
 
 
 def test_second_stage_predicts_without_the_first_as_nnunet_and_the_export_do(cfr, tmp_path):

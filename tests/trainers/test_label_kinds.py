@@ -239,6 +239,16 @@ def test_training_does_not_go_on_with_other_labels(partly):
     assert "The training began with other labels" in refused(partly, lambda: load(partly))
 
 
+def test_training_does_not_go_on_with_names_that_were_exchanged(partly):
+    for folder in (partly.raw, partly.preprocessed):
+        file = folder / DESCRIPTION_FILE
+        content = json.loads(file.read_text())
+        names, values = zip(*[label for label in content["labels"].items() if label[1]], strict=True)
+        exchanged = {"background": 0, **dict(zip(names[::-1], values, strict=True))}
+        file.write_text(json.dumps(content | {"labels": exchanged}))
+    assert "The training began with other labels" in refused(partly, lambda: load(partly))
+
+
 def test_model_is_not_read_by_other_labels(partly):
     """A later training of another fold writes the description of its own labels beside the model."""
     file = partly.results(trainer="nnUNetTrainerSupervised").parent / DESCRIPTION_FILE

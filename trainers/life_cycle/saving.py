@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from synfoc3d import checkpoint as checkpoints
 from synfoc3d.errors import UserError
+from synfoc3d.files.declared_labels import declared_labels, has_moved_names
 from synfoc3d.files.layout import best_checkpoint
 from synfoc3d.networks.lora import trainable_state
 from synfoc3d.networks.teacher import frozen_in_students
@@ -101,7 +102,9 @@ def restore(trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
     section = checkpoints.section_of(checkpoint)
     checkpoints.check_base(trainer.foundation_identity, section["foundation"])
     refuse_changed_stage(trainer.earlier_stage, section.get("earlier_stage"))
-    if section.get("labels", trainer.labels.facts()) != trainer.labels.facts():  # checkpoints of 0.1 have none
+    before = declared_labels(checkpoint["init_args"]["dataset_json"], "The dataset.json in the checkpoint")
+    others = section.get("labels", trainer.labels.facts()) != trainer.labels.facts()  # checkpoints of 0.1 have none
+    if others or has_moved_names(before, trainer.labels.declared):
         raise UserError(
             f"The training began with other labels, or another annotated.csv, than {trainer.labels.preprocessed} has "
             f"now: restore them, or train anew without --c and --val."

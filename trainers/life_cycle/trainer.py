@@ -283,6 +283,8 @@ class SemiSupervisedTrainer(SharedTraining):
         self.curves.add(self.current_epoch, means)
         for name, value in means.items():
             self.print_to_log_file(f"{name} {value:.4g}", also_print_to_console=False)
+        if doubt := self.method.doubt_about(means):
+            self.print_to_log_file(doubt)
 
     # --- online validation ----------------------------------------------------------------------------------------
 
