@@ -95,13 +95,12 @@ def evaluate_folder(
     pairs, unpredicted, failures = _pair_files(labels, predictions, cases, domains)
     if unpredicted:
         log.info("%d references in %s have no prediction and are left out.", len(unpredicted), labels)
-    asked = LabelMeaning(parse_labels(classes, "the classes to evaluate")) if classes is not None else None
-    meaning = asked or find_labels(labels, predictions)
-    if meaning is None:
-        values: dict[str, set[int]] = _map_pairs(FindValues(), pairs, failures, apply)
-        pairs = [pair for pair in pairs if pair.case in values]
-        meaning = values_as_classes(set().union(*values.values()), labels, predictions)
-    meaning = _add_annotations(meaning, labels, annotated, some_classes=asked is not None)
+    if classes is not None:
+        meaning = LabelMeaning(parse_labels(classes, "the classes to evaluate"))
+    else:
+        meaning = find_labels(labels, predictions) or _found_in(pairs, failures, files, apply)
+    pairs = [pair for pair in pairs if pair.case not in failures]
+    meaning = _add_annotations(meaning, labels, annotated, some_classes=classes is not None)
     convention = PER_SLICE if per_slice else _convention_of_volumes(pairs)
     results: dict[str, tuple[CaseResult, ...]] = _map_pairs(Compare(meaning, convention), pairs, failures, apply)
     evaluation = Evaluation(
@@ -120,6 +119,12 @@ def evaluate_folder(
         write_evaluation(evaluation, output)
         made_of.write(output)  # last: a result beside what an earlier one was made of is made anew
     return evaluation
+
+
+def _found_in(pairs: Sequence[Pair], failures: dict[str, str], files: EvaluationFiles, apply: Apply) -> LabelMeaning:
+    """Take every value in the files for a class; a case that cannot be read is added to the failures."""
+    values: dict[str, set[int]] = _map_pairs(FindValues(), pairs, failures, apply)
+    return values_as_classes(set().union(*values.values()), files.labels, files.predictions)
 
 
 def _count_workers(num_processes: int | None) -> int:

@@ -23,11 +23,7 @@ def check_entries(content: Mapping[str, Any], source: str) -> None:
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}, which nnU-Net needs; add what is missing.")
     channels = content["channel_names"]
-    if (
-        not isinstance(channels, Mapping)
-        or not channels
-        or not all(isinstance(name, str) for name in channels.values())
-    ):
+    if not isinstance(channels, Mapping) or not channels or not _are_texts(channels.values()):
         raise UserError(
             f'{source} must declare "channel_names" as nnU-Net v2 does, such as {{"0": "T1", "1": "FLAIR"}}, but '
             f"declares {channels!r}."
@@ -36,8 +32,7 @@ def check_entries(content: Mapping[str, Any], source: str) -> None:
     if ending not in ENDINGS:
         raise UserError(f'{source} declares "file_ending" {ending!r}, but nnU-Net reads {", ".join(ENDINGS)}.')
     for case, files in _listed(content, source):
-        images, label = (files.get(key) for key in ("images", "label")) if isinstance(files, Mapping) else (None, None)
-        if not isinstance(label, str) or not images or not isinstance(images, list) or not _are_texts(images):
+        if not _are_of_a_case(files):
             raise UserError(
                 f'{source} must give each case of "dataset" its files, as {{"images": [...], "label": ...}}, but gives '
                 f"{files!r} for {case!r}."
@@ -52,6 +47,13 @@ def _listed(content: Mapping[str, Any], source: str) -> list[tuple[str, Any]]:
     if not isinstance(listed, Mapping) or not listed:
         raise UserError(f'{source} must name files in "dataset" by case, but "dataset" is {listed!r}; take it out.')
     return [*listed.items()]
+
+
+def _are_of_a_case(files: Any) -> bool:  # noqa: ANN401 - whatever the file says
+    if not isinstance(files, Mapping) or not isinstance(files.get("label"), str):
+        return False
+    images = files.get("images")
+    return isinstance(images, list) and bool(images) and _are_texts(images)
 
 
 def _are_texts(values: Iterable[Any]) -> bool:
