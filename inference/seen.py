@@ -65,7 +65,7 @@ def _provenances(record: ModelRecord, labels: Path, domains: tuple[str, ...]) ->
         settings = training.settings.get("foundation")
         if not isinstance(settings, Mapping):  # damaged, or nnU-Net's own
             settings = {}
-        identity = training.foundation
+        identity = training.foundation or {}
         if not identity and _foundation_answers(record):  # the training is gone, its settings stand beside the masks
             identity = assumed_identity(settings)
         one = provenance(settings, identity, dataset, *domains)

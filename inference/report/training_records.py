@@ -88,7 +88,8 @@ class Training:
         facts: trainer, plans, configuration, dataset and fold, as texts to show.
         settings: the resolved settings as a nested dict; {} if unknown.
         versions: of the packages it ran with.
-        foundation: name, file and SHA-256 of the weights its foundation network began with; {} if there is none.
+        foundation: name, file and SHA-256 of the weights its foundation network began with; {} if there is none, None
+            if that is not known.
         curves: one list per logged quantity, all as long as the list ``epoch``; NaN where nothing was known.
         notes: sentences that say what could not be found or read.
 
@@ -98,7 +99,7 @@ class Training:
     facts: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    foundation: dict[str, Any] = field(default_factory=dict)
+    foundation: dict[str, Any] | None = None
     curves: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 

@@ -8,9 +8,10 @@ import yaml
 
 from synfoc3d.inference.report.plots import training_curves
 from synfoc3d.inference.report.rows import NOT_KNOWN
-from synfoc3d.inference.report.training_records import ModelRecord, find_record, flatten
+from synfoc3d.inference.report.training_records import ModelRecord, Training, find_record, flatten
 from synfoc3d.inference.scores.comparison import Comparison
 
+OF_FOUNDATION = ("foundation.", "optimizers.foundation.")
 EXPLAINED = {"alpha", "confident"}  # logged quantities that the page explains
 
 
@@ -147,8 +148,20 @@ def _all_facts(record: ModelRecord) -> dict[str, str]:
     folds = []
     for training in record.trainings:
         versions = {f"version of {package}": version for package, version in training.versions.items()}
-        folds.append({**training.facts, **flatten(training.settings), **versions})
+        folds.append({**training.facts, **_used_settings(training), **versions})
     return {**record.prediction, **_joined(folds)}
+
+
+def _used_settings(training: Training) -> dict[str, str]:
+    """Return the settings of a training by dotted name, without those of a foundation network that it does not have.
+
+    The size of its image stays, to which the strong view refers.
+    """
+    settings = flatten(training.settings)
+    if training.foundation != {}:
+        return settings
+    unused = [name for name in settings if name.startswith(OF_FOUNDATION) and name != "foundation.image_size"]
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def _joined(folds: Iterable[Mapping[str, str]]) -> dict[str, str]:
