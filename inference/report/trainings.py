@@ -132,13 +132,17 @@ def _settings(record: ModelRecord) -> list[tuple[str, str]]:
 
 
 def differing_settings(records: Mapping[str, ModelRecord]) -> list[tuple[str, list[str]]]:
-    """Return what the models' trainings and predictions do not have in common: name, and the value of each model."""
+    """Return what the models' trainings and predictions do not have in common: name, and the value of each model.
+
+    Settings of a foundation network are compared between those that have one.
+    """
     columns = [_all_facts(record) for record in records.values()]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = []
     for name in names:
         values = [column.get(name, NOT_KNOWN) for column in columns]
-        if len(set(values)) > 1:
+        known = [value for value in values if value != NOT_KNOWN or not name.startswith(OF_FOUNDATION)]
+        if len(set(known)) > 1:
             rows.append((name, values))
     return rows
 
