@@ -6,10 +6,13 @@ from pathlib import Path
 
 from synfoc3d.errors import UserError
 from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE, REFERENCES
+from synfoc3d.files.origins import SPACING_ENDING
+from synfoc3d.files.spacing_files import TIFF_ENDINGS, spacing_file
 from synfoc3d.files.volumes import CHANNEL, ENDINGS, ImageFiles, group_channels, list_images, name_and_ending
 from synfoc3d.nnunet.readers import endings_like
 
 PROBABILITIES = (".npz", ".pkl")
+NNUNETS_RECORD = "predict_from_raw_data_args.json"  # beside the masks of nnUNetv2_predict
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Job:
         """The mask's file."""
         return self.result(self.ending)
 
+    def results(self, probabilities: bool) -> list[Path]:
+        """Return all files of the finished case: the mask, that of its spacing, and those of the probabilities."""
+        spacing = (SPACING_ENDING,) if self.ending in TIFF_ENDINGS else ()
+        return [self.result(ending) for ending in (self.ending, *spacing, *(PROBABILITIES if probabilities else ()))]
+
 
 def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
     """Return the cases of a folder, or the one case that a file belongs to, sorted by name.
@@ -58,6 +66,7 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
     """
     output = output.resolve()
     cases = find_cases(source)
+    _refuse_reserved(cases, ending)
     asked = next((known for known in sorted(ENDINGS, key=len)[::-1] if output.name.lower().endswith(known)), None)
     endings = endings_like(ending)
     if source.is_dir():
@@ -73,6 +82,14 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
     job = Job(case, files, target, asked or ending)
     _refuse_own_mask(job)
     return [job]
+
+
+def _refuse_reserved(cases: Mapping[str, ImageFiles], ending: str) -> None:
+    """Refuse stacks whose masks keep their spacing in a file that is one of nnU-Net's or ours."""
+    for name in (DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE, NNUNETS_RECORD):
+        case = name.removesuffix(SPACING_ENDING)
+        if ending in TIFF_ENDINGS and case in cases:
+            raise UserError(f"The spacing of the mask of {cases[case][0]} would lie in {name}: rename the scan.")
 
 
 def find_cases(source: Path) -> dict[str, ImageFiles]:
@@ -131,26 +148,37 @@ def remove_results(jobs: Sequence[Job]) -> None:
         UserError: files of these names that no prediction wrote, such as labels; nothing is removed then.
     """
     folder = jobs[0].target.parent
-    if not any((folder / name).is_file() for name in (PREDICTION_FILE, PLANS_FILE)):
-        there = next((job.mask for job in jobs if job.mask.exists()), None)
+    results = [file for job in jobs for file in job.results(probabilities=True)]
+    if not _is_of_masks(folder):
+        there = next((file for file in (*results, folder / PLANS_FILE) if file.exists()), None)
         if there is not None:
             raise UserError(f"{there} is there already, and no prediction wrote it: give another place with -o.")
-    for job in jobs:
-        for ending in (job.ending, *PROBABILITIES):
-            job.result(ending).unlink(missing_ok=True)
+    for file in results:
+        file.unlink(missing_ok=True)
+
+
+def _is_of_masks(folder: Path) -> bool:
+    """Say whether a prediction wrote into a folder: ours, nnU-Net's, or what nnU-Net makes of several."""
+    of_ensembles = [folder / PLANS_FILE, folder / DESCRIPTION_FILE]
+    return any((folder / name).is_file() for name in (PREDICTION_FILE, NNUNETS_RECORD)) or all(
+        file.is_file() for file in of_ensembles
+    )
 
 
 def is_written(job: Job, save_probabilities: bool) -> bool:
     """Return whether everything that is asked for is there."""
-    endings = (job.ending, *PROBABILITIES) if save_probabilities else (job.ending,)
-    return all(job.result(ending).is_file() for ending in endings)
+    return all(file.is_file() for file in job.results(save_probabilities))
 
 
 def _refuse_own_mask(job: Job) -> None:
     """Refuse a mask that would replace a channel of its scan, such as scan.nii.gz written into its own folder."""
+    results = [file.resolve() for file in job.results(probabilities=True)]
     for file in job.files:
-        if file.resolve() == job.mask.resolve():
+        if file.resolve() in results:
             raise UserError(f"The mask of {file} would replace the scan itself: give another place with -o.")
+        spacing = spacing_file(file)
+        if spacing is not None and spacing.resolve() in results:
+            raise UserError(f"The mask of {file} would replace its spacing, {spacing}: give another place with -o.")
 
 
 def _case_of(source: Path) -> tuple[str, ImageFiles]:

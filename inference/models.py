@@ -212,6 +212,7 @@ def load_model(choice: ModelChoice) -> TrainedModel:
     trained = [_students(file, checkpoint) for file, checkpoint in zip(files, found, strict=True)]
     if len(set(trained)) > 1:
         raise UserError(f"The folds {choice.folds} of {folder} trained different networks; give folds trained alike.")
+    _check_different(files, found)
     preference = _preference(trained[0], files, found) if choice.model is None else None
     mode = preference.mode if preference else _resolve_mode(choice, trained[0])
     folds, settings = [], []
@@ -229,6 +230,16 @@ def load_model(choice: ModelChoice) -> TrainedModel:
         settings=tuple(settings),
         preference=preference,
     )
+
+
+def _check_different(files: Sequence[Path], found: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse folds that hold one training, whose average would pass for that of several."""
+    seen: dict[str, Path] = {}
+    for file, checkpoint in zip(files, found, strict=True):
+        training = checkpoint.get(checkpoints.SECTION, {}).get("training") or str(file)  # that of 0.1 has none
+        if training in seen:
+            raise UserError(f"{seen[training]} and {file} are of one training: give each fold once, with -f.")
+        seen[training] = file
 
 
 def _students(file: Path, checkpoint: Mapping[str, Any]) -> frozenset[str]:

@@ -14,7 +14,7 @@ from synfoc3d.files.atomic import whole_folder
 from synfoc3d.files.layout import SHARED_PREDICTION
 from synfoc3d.files.share import WORKER, Share, Terms, shared
 from synfoc3d.files.shared_work import Item, Work, finished_items, item_of
-from synfoc3d.inference.inputs import PROBABILITIES, Job, remove_results
+from synfoc3d.inference.inputs import Job, remove_results
 from synfoc3d.inference.made_of import is_replaced, unfinished
 from synfoc3d.inference.models import ModelChoice, TrainedModel
 from synfoc3d.inference.pipeline import Outcome
@@ -127,8 +127,7 @@ def work(share: Share, device: str) -> int:
 
 
 def _item(job: Job, save_probabilities: bool) -> Item:
-    endings = (job.ending, *PROBABILITIES) if save_probabilities else (job.ending,)
-    return item_of(job.case, map(job.result, endings), job.files, target=str(job.target), ending=job.ending)
+    return item_of(job.case, job.results(save_probabilities), job.files, target=str(job.target), ending=job.ending)
 
 
 def _job(item: Item, aside: Path) -> Job:

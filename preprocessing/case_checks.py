@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from synfoc3d.errors import UserError
+from synfoc3d.files.spacing_files import no_spacing
 from synfoc3d.files.volumes import (
     NIFTI_ENDINGS,
     ImageFiles,
@@ -53,6 +54,7 @@ class CaseFacts:
         exact: whether nnU-Net reads the label file as it is meant, without rounding noise.
         turned: whether the label file is stored along other axes than the image.
         plain: whether nnU-Net's readers see the spacing that the headers of the images mean.
+        spaced: whether it is known how large its voxels are.
         fingerprints: hash of the voxels of each file.
         doubts: sentences on what looks like a mistake in the images.
     """
@@ -62,6 +64,7 @@ class CaseFacts:
     exact: bool = True
     turned: bool = False
     plain: bool = True
+    spaced: bool = True
     fingerprints: Mapping[Path, str] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
@@ -169,7 +172,18 @@ def examine_cases(cases: Collection[CaseFiles], checked: CheckedFiles) -> tuple[
 
     found = dict(zip((files.case for files in cases), _in_threads(attempt, cases, "Checking scans"), strict=True))
     facts = {case: outcome for case, outcome in found.items() if isinstance(outcome, CaseFacts)}
-    return facts, {case: outcome for case, outcome in found.items() if isinstance(outcome, str)}
+    problems = {case: outcome for case, outcome in found.items() if isinstance(outcome, str)}
+    problems |= _without_spacing([files for files in cases if files.case in facts], facts)
+    return {case: of_case for case, of_case in facts.items() if case not in problems}, problems
+
+
+def _without_spacing(cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts]) -> dict[str, str]:
+    """Return a sentence on each case without a spacing, where others of the same format have one."""
+    known = next((files.images[0] for files in cases if facts[files.case].spaced), None)
+    if known is None:
+        return {}
+    lacking = [files for files in cases if not facts[files.case].spaced]
+    return {files.case: str(no_spacing(files.images[0], f"{known} has one")) for files in lacking}
 
 
 def read_label_values(labels: Mapping[str, Path], checked: CheckedFiles) -> dict[str, tuple[int, ...]]:
@@ -208,12 +222,16 @@ def check_case(files: CaseFiles, checked: CheckedFiles) -> CaseFacts:
         channels=sum(of_file.channels for of_file in images.values()),
         labels=(),
         plain=all(of_file.plain for of_file in images.values()),
+        spaced=all(of_file.unit == "mm" for of_file in images.values()),
         fingerprints={path: of_file.fingerprint for path, of_file in images.items()},
         doubts=tuple(doubt for path, of_file in images.items() for doubt in of_file.doubts(path)),
     )
     if files.label is None:
         return facts
     found = checked.label(files.label)
+    if (found.unit == "mm") != facts.spaced:
+        lacking, other = (files.label, first.path) if facts.spaced else (first.path, files.label)
+        raise no_spacing(lacking, f"{other} has one")
     label = found.grid(files.label)
     turned = _is_turned(first, label)
     if not turned:

@@ -17,12 +17,12 @@ from synfoc3d.files.intensities import check_intensities, only_value
 from synfoc3d.files.label_maps import is_exact, label_values
 from synfoc3d.files.layout import CHECKED_FILE
 from synfoc3d.files.origins import digest_of_scan, path_in, stamp_of
-from synfoc3d.files.volumes import Scan, read_scan
+from synfoc3d.files.volumes import Scan, length_unit, read_scan
 from synfoc3d.preprocessing.doubts import doubts_about, fingerprint
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # of the checks: another one makes every file be read anew
+VERSION = 3  # of the checks: another one makes every file be read anew
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class FileFacts:
         fingerprint: of the voxels alone, as they lie in the patient; empty where all have one value.
         only_value: that value.
         pixdim: size of voxels (x, y, z) in mm by a NIfTI header's pixdim; None for other formats.
+        unit: of the spacing; ``px`` where the file has none.
         plain: whether nnU-Net's readers, which take pixdim for mm, see the spacing that a NIfTI header means.
         labels: the values of a label file, rounding noise left out; None for an image.
         exact: False for a label file with rounding noise that reaches nnU-Net.
@@ -50,6 +51,7 @@ class FileFacts:
     fingerprint: str
     only_value: float | None
     pixdim: list[float] | None = None
+    unit: str = "mm"
     plain: bool = True
     labels: list[int] | None = None
     exact: bool = True
@@ -178,6 +180,7 @@ def _read(path: Path, is_label: bool) -> FileFacts:
         digest=digest_of_scan(scan),
         fingerprint=fingerprint(scan),
         only_value=only_value(scan.values),
+        unit=length_unit(path),
         **_header_facts(path),
         labels=labels,
         exact=exact,

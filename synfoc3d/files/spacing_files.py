@@ -10,16 +10,39 @@ from synfoc3d.errors import UserError
 TIFF_ENDINGS = (".tif", ".tiff")
 
 
+def spacing_file(path: Path) -> Path | None:
+    """Return the file with the spacing of a TIFF file; None for other files and where none is kept."""
+    return next((file for file in _places(path) if file.is_file()), None)
+
+
+def no_spacing(path: Path, who_has: str) -> UserError:
+    """Return the error for a TIFF file without a spacing.
+
+    Args:
+        path: the TIFF file.
+        who_has: a clause on those that have one.
+    """
+    return UserError(
+        f"{path} has no spacing, but {who_has}: write {_places(path)[-1]} with the size of its voxels in mm, as "
+        f'{{"spacing": [z, y, x]}}.'
+    )
+
+
+def _places(path: Path) -> list[Path]:
+    """Return where the spacing of a TIFF file may lie: as that of a label, and of an image without its channel."""
+    if path.suffix.lower() not in TIFF_ENDINGS:
+        return []
+    names = dict.fromkeys((path.stem, re.sub(r"_\d{4}$", "", path.stem)))
+    return [path.with_name(f"{name}.json") for name in names]
+
+
 def read_spacing_file(path: Path) -> tuple[float, ...] | None:
     """Return the spacing (z, y, x) of a TIFF file in mm; None for other files and where none is kept.
 
     Raises:
         UserError: the file of the spacing holds no three positive numbers.
     """
-    if path.suffix.lower() not in TIFF_ENDINGS:
-        return None
-    names = (path.stem, re.sub(r"_\d{4}$", "", path.stem))  # that of a label, and of an image without its channel
-    file = next((file for file in (path.with_name(f"{name}.json") for name in names) if file.is_file()), None)
+    file = spacing_file(path)
     if file is None:
         return None
     try:

@@ -14,6 +14,7 @@ from uuid import uuid4
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -23,6 +24,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.intensities import check_intensities, doubt_about, only_value
 from synfoc3d.files.layout import PLANS_FILE
 from synfoc3d.files.origins import ScanFacts, scan_facts
+from synfoc3d.files.spacing_files import no_spacing, spacing_file
 from synfoc3d.files.volumes import check_channels
 from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.export import mask_of
@@ -101,8 +103,8 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
 
     Raises:
         UserError: files that cannot be read or have a wrong checksum, differ from each other, hold no voxels or ones
-            that nnU-Net cannot normalize, are a single slice where the model needs a volume, or are not as many
-            channels as in training; or a prompt that does not fit.
+            that nnU-Net cannot normalize, have no spacing though those of the training had one, are a single slice
+            where the model needs a volume, or are not as many channels as in training; or a prompt that does not fit.
     """
     configuration = info.plans.get_configuration(info.configuration)
     check_channels(files)
@@ -123,6 +125,8 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
             doubts.append(doubt_about(value, name))
     if len(configuration.patch_size) == 3 and image.shape[1] == 1:
         raise UserError(f"{names} is a single slice, but {info.configuration} needs a volume; use a 2d model.")
+    if reader is Tiff3DIO and spacing_file(files[0]) is None and not _counts_in_voxels(info):
+        raise no_spacing(files[0], "the model was trained on scans with one")
     _check_extent(names, image.shape[1:], properties["spacing"], info)
     preprocessor = configuration.preprocessor_class(verbose=False)
     data, _, properties = preprocessor.run_case_npy(
@@ -131,6 +135,11 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
     prepared = PreparedCase(data.astype(np.float32, copy=False), properties, reader, files[0])
     prepared = replace(prepared, made_of=made_of, doubts=tuple(doubts))
     return prepared if prompt is None else replace(prepared, points=prompt.place(files, image, prepared, info))
+
+
+def _counts_in_voxels(info: ModelInfo) -> bool:
+    """Return whether the scans of the training had no spacing either, for which nnU-Net takes 1."""
+    return set(info.plans.plans.get("original_median_spacing_after_transp", [1])) == {1}
 
 
 def _check_extent(names: str, shape: Sequence[int], spacing: Sequence[float], info: ModelInfo) -> None:

@@ -61,6 +61,18 @@ def test_mask_in_the_place_of_its_scan_is_refused(scans, monkeypatch, name, outp
     assert message.endswith("would replace the scan itself: give another place with -o.")
 
 
+def test_mask_that_would_replace_the_spacing_of_its_scan_is_refused(scans):
+    folder = scans("a_0000.tif", "a.json")
+    message = refusal(folder / "a_0000.tif", folder / "a.tif", ".tif")
+    assert f"would replace its spacing, {folder / 'a.json'}: give another place" in message
+
+
+@pytest.mark.parametrize("case", ["dataset", "plans", "synfoc3d_predict"])
+def test_stack_whose_mask_would_replace_a_record_is_refused(scans, tmp_path, case):
+    folder = scans(f"{case}_0000.tif")
+    assert f"would lie in {case}.json: rename the scan" in refusal(folder, tmp_path / "masks", ".tif")
+
+
 def test_mask_may_lie_beside_its_scan(scans):
     folder = scans("a_0000.nii.gz")
     (job,) = find_jobs(folder / "a_0000.nii.gz", folder, ENDING)
@@ -200,7 +212,21 @@ class TestPlaceOfTheMasks:
         (tmp_path / "labels" / "a.nii.gz").touch()
         assert message(tmp_path / "labels").startswith(f"{tmp_path / 'labels' / 'a.nii.gz'} is there already, and no")
 
-    @pytest.mark.parametrize("names", [["synfoc3d_predict.json"], ["plans.json", "dataset.json"]])
+    @pytest.mark.parametrize("name", ["a.npz", "a.pkl", "plans.json"])
+    def test_other_files_of_these_names_are_not_lost(self, message, tmp_path, name):
+        (tmp_path / name).write_text("the work of days")
+        assert f"{tmp_path / name} is there already, and no prediction wrote it" in message(tmp_path)
+        assert (tmp_path / name).read_text() == "the work of days"
+
+    def test_description_of_a_stack_is_not_lost(self, message, tmp_path):
+        (tmp_path / "a.json").write_text("notes")
+        with pytest.raises(UserError, match=f"^{tmp_path / 'a.json'} is there already"):
+            remove_results([Job("a", (tmp_path / "x_0000.tif",), tmp_path / "a", ".tif")])
+        assert (tmp_path / "a.json").read_text() == "notes"
+
+    @pytest.mark.parametrize(
+        "names", [["synfoc3d_predict.json"], ["predict_from_raw_data_args.json"], ["plans.json", "dataset.json"]]
+    )
     def test_masks_of_an_earlier_prediction_are(self, message, tmp_path, names):
         (tmp_path / "masks").mkdir()
         for name in ("a.nii.gz", *names):

@@ -100,6 +100,9 @@ def second_fold(trained):
     target = trained.results().with_name("fold_1")
     target.mkdir()
     write_other_networks(trained.results() / "checkpoint_final.pth", target / "checkpoint_final.pth")
+    checkpoint = checkpoints.load(target / "checkpoint_final.pth")
+    checkpoint["synfoc3d"]["training"] = "another"
+    checkpoints.save_atomic(checkpoint, target / "checkpoint_final.pth")
     yield 1
     shutil.rmtree(target)
 
@@ -677,7 +680,7 @@ def test_interrupted_prediction_leaves_no_half_masks(run, scans, tmp_path, monke
         return works(self, *arguments)
 
     (tmp_path / "masks").mkdir()
-    (tmp_path / "masks" / "plans.json").write_text("{}")  # a folder that was there before stays
+    (tmp_path / "masks" / "notes.txt").touch()  # a folder that was there before stays
     monkeypatch.setattr(TrainedModel, "segment", segment)
     monkeypatch.setattr(pipeline, "write_case", stuck)
     with pytest.raises(KeyboardInterrupt):
@@ -733,6 +736,15 @@ def test_folds_with_different_networks_are_refused(refusal, scan, trained, secon
     del checkpoint["synfoc3d"]["students"]["foundation"]
     checkpoints.save_atomic(checkpoint, file)
     assert "trained different networks; give folds trained alike." in refusal(scan, choice(folds=(0, 1)))
+
+
+def test_folds_of_one_training_are_refused(refusal, scan, trained):
+    """A copied folder, or a fold that is named twice."""
+    assert "are of one training: give each fold once" in refusal(scan, choice(folds=(0, 0)))
+    copy = trained.results().with_name("fold_4")
+    shutil.copytree(trained.results(), copy)
+    assert "are of one training: give each fold once" in refusal(scan, choice(folds=(0, 4)))
+    shutil.rmtree(copy)
 
 
 def test_unknown_dataset_is_refused(refusal, scan):

@@ -171,15 +171,38 @@ class TestResult:
         assert content["file_ending"] == ".nrrd"
         assert "overwrite_image_reader_writer" not in content
 
-    def test_spacing_files_of_tif_come_along(self, nnunet_folders):
+    @pytest.fixture
+    def stacks(self, nnunet_folders):
+        """A source of stacks, each with its spacing."""
         source = nnunet_folders / "source"
         for folder, case in (("labeled/images", "a"), ("labeled/labels", "a"), ("unlabeled", "u")):
             (source / folder).mkdir(parents=True, exist_ok=True)
             volume = SimpleITK.GetImageFromArray(np.resize(np.uint8([0, 1]), (5, 6, 7)))
             SimpleITK.WriteImage(volume, str(source / folder / f"{case}.tif"))
             (source / folder / f"{case}.json").write_text('{"spacing": [4, 1, 1]}')
-        target = run(source)
+        return source
+
+    def test_spacing_files_of_tif_come_along(self, stacks):
+        target = run(stacks)
         assert {"imagesTr/a.json", "labelsTr/a.json", "imagesUn/u.json"} <= set(files_of(target))
+
+    @pytest.mark.parametrize(
+        ("without", "known"),
+        [
+            ("unlabeled/u", "labeled/images/a.tif"),
+            ("labeled/images/a", "labeled/labels/a.tif"),
+            ("labeled/labels/a", "labeled/images/a.tif"),
+        ],
+    )
+    def test_stack_without_a_spacing_among_others_with_one(self, stacks, without, known):
+        (stacks / f"{without}.json").unlink()
+        message = f"{without}.tif has no spacing, but .*{known} has one: write .*{without}.json with the size"
+        refused(stacks, message)
+
+    def test_stacks_that_all_lack_a_spacing_are_taken(self, stacks):
+        for file in stacks.rglob("*.json"):
+            file.unlink()
+        assert not [name for name in files_of(run(stacks)) if name.endswith("a.json")]
 
     def test_domains_are_written(self, source):
         (source / "d.csv").write_text("case,domain\nu,GE\na,Siemens\nb,Siemens\n")

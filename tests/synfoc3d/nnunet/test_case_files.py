@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import tifffile
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -104,6 +105,40 @@ def test_scan_of_one_value_is_segmented_with_a_word(info, scan):
     assert prepare_case([scan], info()).doubts == ()
     prepared = prepare_case([rewrite(scan, lambda values: values * 0 + 7)], info())
     assert prepared.doubts == (f"{scan} holds nothing but the value 7: see that the file is right.",)
+
+
+class TestStackWithoutSpacing:
+    @pytest.fixture
+    def stack(self, tmp_path):
+        values = np.random.default_rng(0).integers(0, 99, (8, 24, 24)).astype(np.uint8)
+        tifffile.imwrite(tmp_path / "t_0000.tif", values)
+        return tmp_path / "t_0000.tif"
+
+    @pytest.fixture
+    def model(self, info):
+        """Return a function that gives a model of stacks by the spacing of its training."""
+
+        def get(*spacing):
+            model = info()
+            changes = {"image_reader_writer": "Tiff3DIO", "original_median_spacing_after_transp": list(spacing)}
+            return replace(model, plans=PlansManager(model.plans.plans | changes))
+
+        return get
+
+    def test_is_refused_where_the_training_had_one(self, model, stack):
+        with pytest.raises(UserError) as caught:
+            prepare_case([stack], model(4, 1, 1))
+        assert str(caught.value) == (
+            f"{stack} has no spacing, but the model was trained on scans with one: write {stack.parent / 't.json'} "
+            'with the size of its voxels in mm, as {"spacing": [z, y, x]}.'
+        )
+
+    def test_is_taken_where_it_had_none(self, model, stack):
+        assert prepare_case([stack], model(1, 1, 1)).properties["spacing"] == (1, 1, 1)
+
+    def test_with_its_file_it_is_taken(self, model, stack):
+        (stack.parent / "t.json").write_text('{"spacing": [4, 1, 1]}')
+        assert prepare_case([stack], model(4, 1, 1)).properties["spacing"] == [4, 1, 1]
 
 
 def test_scan_without_voxels_is_refused(refusal, scan):
