@@ -230,8 +230,8 @@ def check_case(files: CaseFiles, checked: CheckedFiles) -> CaseFacts:
         return facts
     found = checked.label(files.label)
     if (found.unit == "mm") != facts.spaced:
-        lacking, other = (files.label, first.path) if facts.spaced else (first.path, files.label)
-        raise no_spacing(lacking, f"{other} has one")
+        with_one, without = (first.path, files.label) if facts.spaced else (files.label, first.path)
+        raise no_spacing(without, f"{with_one} has one")
     label = found.grid(files.label)
     turned = _is_turned(first, label)
     if not turned:
