@@ -229,9 +229,6 @@ def check_case(files: CaseFiles, checked: CheckedFiles) -> CaseFacts:
     if files.label is None:
         return facts
     found = checked.label(files.label)
-    if (found.unit == "mm") != facts.spaced:
-        with_one, without = (first.path, files.label) if facts.spaced else (files.label, first.path)
-        raise no_spacing(without, f"{with_one} has one")
     label = found.grid(files.label)
     turned = _is_turned(first, label)
     if not turned:

@@ -15,6 +15,11 @@ def spacing_file(path: Path) -> Path | None:
     return next((file for file in _places(path) if file.is_file()), None)
 
 
+def lacks_spacing(path: Path) -> bool:
+    """Return whether a file is a TIFF file without a spacing."""
+    return path.suffix.lower() in TIFF_ENDINGS and spacing_file(path) is None
+
+
 def no_spacing(path: Path, who_has: str) -> UserError:
     """Return the error for a TIFF file without a spacing.
 

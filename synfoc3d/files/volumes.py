@@ -27,7 +27,7 @@ from synfoc3d.files.checksums import compare_checksum, compare_length, read_to_e
 from synfoc3d.files.dicom import dicom_advice
 from synfoc3d.files.entries import find_scans
 from synfoc3d.files.rounding import without_rounding_noise
-from synfoc3d.files.spacing_files import read_spacing_file
+from synfoc3d.files.spacing_files import lacks_spacing, no_spacing, read_spacing_file
 
 ENDINGS = sorted({ending for reader in LIST_OF_IO_CLASSES for ending in reader.supported_file_endings})
 NIFTI_ENDINGS = nifti.ENDINGS
@@ -282,11 +282,14 @@ def check_same_grid(first: Scan, second: Scan) -> None:
     """Check that two files have the same voxels at the same places.
 
     Raises:
-        UserError: they differ in shape or in the order of their axes, or a voxel lies more than `LARGEST_MISPLACEMENT`
-            off.
+        UserError: they differ in shape or in the order of their axes, a voxel lies more than `LARGEST_MISPLACEMENT`
+            off, or the spacing of one is not known.
     """
     if lie_on_one_grid(first, second):
         return
+    for scan, other in ((first, second), (second, first)):
+        if lacks_spacing(scan.path) and not lacks_spacing(other.path):
+            raise no_spacing(scan.path, f"{other.path} has one")
     if lie_on_one_grid(first, along_axes_of(second, first)):
         raise UserError(
             f"{second.path} is stored along other axes ({_axes(second)}) than {first.path} ({_axes(first)}), though "

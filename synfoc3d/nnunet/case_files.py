@@ -24,7 +24,7 @@ from synfoc3d.errors import UserError
 from synfoc3d.files.intensities import check_intensities, doubt_about, only_value
 from synfoc3d.files.layout import PLANS_FILE
 from synfoc3d.files.origins import ScanFacts, scan_facts
-from synfoc3d.files.spacing_files import no_spacing, spacing_file
+from synfoc3d.files.spacing_files import lacks_spacing, no_spacing
 from synfoc3d.files.volumes import check_channels
 from synfoc3d.networks.prompts import Points
 from synfoc3d.nnunet.export import mask_of
@@ -125,7 +125,7 @@ def prepare_case(files: Sequence[Path], info: ModelInfo, prompt: CasePrompt | No
             doubts.append(doubt_about(value, name))
     if len(configuration.patch_size) == 3 and image.shape[1] == 1:
         raise UserError(f"{names} is a single slice, but {info.configuration} needs a volume; use a 2d model.")
-    if reader is Tiff3DIO and spacing_file(files[0]) is None and not _counts_in_voxels(info):
+    if reader is Tiff3DIO and lacks_spacing(files[0]) and not _counts_in_voxels(info):
         raise no_spacing(files[0], "the model was trained on scans with one")
     _check_extent(names, image.shape[1:], properties["spacing"], info)
     preprocessor = configuration.preprocessor_class(verbose=False)

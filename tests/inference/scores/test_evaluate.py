@@ -151,6 +151,13 @@ def test_spacing_file_of_a_stack_counts(tmp_path, case):
     assert "95HD mm" in format_table(result)
 
 
+def test_missing_spacing_file_is_named(tmp_path):
+    labels = stacks(tmp_path / "labels", "tif", (3.0, 0.8, 0.5), a=cube(1, 1, 1))
+    predicted = stacks(tmp_path / "predicted", "tif", a=cube(1, 1, 1))
+    with pytest.raises(UserError, match=rf"{predicted / 'a.tif'} has no spacing, but .* has one: write .*a\.json"):
+        evaluate((labels, predicted))
+
+
 def test_malformed_spacing_file_is_named(tmp_path):
     labels = stacks(tmp_path / "labels", "tif", (3.0, 0.8), a=cube(1, 1, 1))
     with pytest.raises(UserError, match=rf'{labels / "a.json"} must hold "spacing" with three positive numbers'):
