@@ -14,7 +14,7 @@ from synfoc3d.experiment.execution import run_experiment
 
 from ...bitwise import differences
 from ..engines.two_nodes import two_nodes
-from .test_side_by_side import FORKED, LOW, MEAN, left_behind, make, names_in, undisturbed  # noqa: F401
+from .two_trainings import FORKED, LOW, MEAN, left_behind, make, names_in
 
 
 def wait_for_epochs(folder: Path) -> None:
@@ -47,12 +47,12 @@ def disturbed(project: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_summary_is_that_of_an_undisturbed_experiment(undisturbed: Path, disturbed: Path) -> None:  # noqa: F811
+def test_summary_is_that_of_an_undisturbed_experiment(undisturbed: Path, disturbed: Path) -> None:
     for name in ("summary.csv", "summary.md"):
         assert (disturbed / "report" / name).read_bytes() == (undisturbed / "report" / name).read_bytes()
 
 
-def test_networks_and_masks_are_those_of_an_undisturbed_experiment(undisturbed: Path, disturbed: Path) -> None:  # noqa: F811
+def test_networks_and_masks_are_those_of_an_undisturbed_experiment(undisturbed: Path, disturbed: Path) -> None:
     for name in names_in(undisturbed, "runs/*/predictions/*/*.nii.gz"):
         assert (disturbed / name).read_bytes() == (undisturbed / name).read_bytes()
     for name in names_in(undisturbed, "runs/*/*/*/*/checkpoint_final.pth"):

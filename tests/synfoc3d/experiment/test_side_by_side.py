@@ -13,49 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from synfoc3d.cli import main
 from synfoc3d.engines.local import LocalEngine
-from synfoc3d.engines.processes import Command
-from synfoc3d.experiment.execution import prepare, run_experiment
-from synfoc3d.experiment.plan import parse_plan
-from synfoc3d.experiment.runs import Experiment
+from synfoc3d.experiment.execution import run_experiment
 from synfoc3d.files.layout import claim_of
 
 from ...bitwise import differences
-from .fakes import InThisProcess
-
-FORKED = Path(__file__).parents[2] / "forked"
-PLAN = {
-    "dataset": 501,
-    "splits": [{"fold": 0}],
-    "methods": {
-        "low": {"trainer": "nnUNetTrainerSupervised"},
-        "mean": {"trainer": "nnUNetTrainerMeanTeacher"},
-    },
-    "seeds": [7],
-    "settings": {
-        "epochs": 5,
-        "iterations_per_epoch": 100,
-        "val_iterations_per_epoch": 1,
-        "batch_size": 2,
-        "precision": "float32",
-    },
-    "predict": {"disable_tta": True, "processes": 0},
-    "cluster": {"cpus": 1},
-}
-LOW, MEAN = "low__fold0__seed7", "mean__fold0__seed7"
-
-
-def in_this_process(command: Command) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in command.variables.items():
-            patch.setenv(name, value)
-        main(command.arguments)
-    return 0
-
-
-def make(output: Path) -> Experiment:
-    return prepare(parse_plan(PLAN, "plan"), output, "cpu")
+from .two_trainings import FORKED, LOW, MEAN, left_behind, make, names_in
 
 
 def in_a_thread(call: Callable[[], Any], results: list[Any]) -> threading.Thread:
@@ -73,20 +36,6 @@ def kill_worker_within_its_training(folder: Path) -> int:
     number: int = json.loads(claim_of(folder).read_text())["pid"]
     os.kill(number, signal.SIGKILL)
     return number
-
-
-def names_in(folder: Path, pattern: str) -> list[Path]:
-    return sorted(file.relative_to(folder) for file in folder.glob(pattern))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(project: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the experiment as one process runs it."""
-    output = tmp_path_factory.mktemp("undisturbed")
-    with project.active():
-        experiment = make(output)
-        run_experiment(experiment, InThisProcess(experiment, in_this_process), run=in_this_process)
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -139,18 +88,6 @@ def test_no_run_was_done_twice(disturbed: tuple[Path, list[str]]) -> None:
     assert log.count("Ended by SIGTERM in epoch") == 1  # the training noticed that its worker was gone
     compared = (disturbed[0] / "report" / "log.txt").read_text()
     assert len(re.findall(r"^\$ synfoc3d compare", compared, re.M)) == 1
-
-
-def left_behind(output: Path) -> list[str]:
-    """Return hidden files of an experiment that say nothing of its results, and what tells of failures."""
-    records = {
-        place
-        for run, row in ((LOW, "low"), (MEAN, "mean"))
-        for place in (f"{run}/evaluations/.{row}_made_of.json", f"{run}/predictions/{row}/.synfoc3d_scans")
-    }
-    hidden = {path.relative_to(output / "runs").as_posix() for path in output.rglob(".*")}
-    assert records <= hidden
-    return sorted(hidden - records) + [str(file) for file in output.rglob("failure.json")]
 
 
 def test_nothing_is_left_behind(disturbed: tuple[Path, list[str]]) -> None:
