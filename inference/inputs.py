@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synfoc3d.errors import UserError
-from synfoc3d.files.layout import DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE, REFERENCES
-from synfoc3d.files.origins import SPACING_ENDING
-from synfoc3d.files.spacing_files import TIFF_ENDINGS, spacing_file
+from synfoc3d.files.layout import DESCRIPTION_FILE, NNUNETS_PREDICTION_FILE, PLANS_FILE, PREDICTION_FILE, REFERENCES
+from synfoc3d.files.spacing_files import SPACING_ENDING, TIFF_ENDINGS, spacing_file
 from synfoc3d.files.volumes import CHANNEL, ENDINGS, ImageFiles, group_channels, list_images, name_and_ending
 from synfoc3d.nnunet.readers import endings_like
 
 PROBABILITIES = (".npz", ".pkl")
-NNUNETS_RECORD = "predict_from_raw_data_args.json"  # beside the masks of nnUNetv2_predict
+RECORDS = (DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE, NNUNETS_PREDICTION_FILE)  # files beside masks
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,19 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
 
     Raises:
         UserError: no such input, no scan in it, scans that the model's reader cannot take, channels that are not
-            complete, a mask in the place of its scan, or in a format that cannot hold it.
+            complete, a mask in the place of its scan, of a record's name, or in a format that cannot hold it.
     """
     output = output.resolve()
     cases = find_cases(source)
-    _refuse_reserved(cases, ending)
     asked = next((known for known in sorted(ENDINGS, key=len)[::-1] if output.name.lower().endswith(known)), None)
     endings = endings_like(ending)
     if source.is_dir():
         if asked:
             raise UserError(f"{source} is a folder, but {output} a file: give a folder with -o.")
         _check_formats(cases, endings, ending)
-        return [Job(case, files, output / case, ending) for case, files in sorted(cases.items())]
+        jobs = [Job(case, files, output / case, ending) for case, files in sorted(cases.items())]
+        _refuse_names_of_records(jobs)
+        return jobs
     _check_formats(cases, endings, ending)
     ((case, files),) = cases.items()
     if asked and asked not in endings:
@@ -81,15 +81,8 @@ def find_jobs(source: Path, output: Path, ending: str) -> list[Job]:
     target = output.with_name(output.name[: -len(asked)]) if asked else output / case
     job = Job(case, files, target, asked or ending)
     _refuse_own_mask(job)
+    _refuse_names_of_records([job])
     return [job]
-
-
-def _refuse_reserved(cases: Mapping[str, ImageFiles], ending: str) -> None:
-    """Refuse stacks whose masks keep their spacing in a file that is one of nnU-Net's or ours."""
-    for name in (DESCRIPTION_FILE, PLANS_FILE, PREDICTION_FILE, NNUNETS_RECORD):
-        case = name.removesuffix(SPACING_ENDING)
-        if ending in TIFF_ENDINGS and case in cases:
-            raise UserError(f"The spacing of the mask of {cases[case][0]} would lie in {name}: rename the scan.")
 
 
 def find_cases(source: Path) -> dict[str, ImageFiles]:
@@ -159,10 +152,8 @@ def remove_results(jobs: Sequence[Job]) -> None:
 
 def _is_of_masks(folder: Path) -> bool:
     """Say whether a prediction wrote into a folder: ours, nnU-Net's, or what nnU-Net makes of several."""
-    of_ensembles = [folder / PLANS_FILE, folder / DESCRIPTION_FILE]
-    return any((folder / name).is_file() for name in (PREDICTION_FILE, NNUNETS_RECORD)) or all(
-        file.is_file() for file in of_ensembles
-    )
+    there = {name for name in RECORDS if (folder / name).is_file()}
+    return bool(there & {PREDICTION_FILE, NNUNETS_PREDICTION_FILE}) or there >= {PLANS_FILE, DESCRIPTION_FILE}
 
 
 def is_written(job: Job, save_probabilities: bool) -> bool:
@@ -179,6 +170,17 @@ def _refuse_own_mask(job: Job) -> None:
         spacing = spacing_file(file)
         if spacing is not None and spacing.resolve() in results:
             raise UserError(f"The mask of {file} would replace its spacing, {spacing}: give another place with -o.")
+
+
+def _refuse_names_of_records(jobs: Sequence[Job]) -> None:
+    """Refuse masks of stacks that would keep their spacing in a file that is one of nnU-Net's or ours."""
+    for job in jobs:
+        for file in job.results(probabilities=False):
+            if file.name in RECORDS:
+                raise UserError(
+                    f"The spacing of the mask of {job.files[0]} would lie in {file.name}: rename the scan, or give the "
+                    f"mask another name with -o."
+                )
 
 
 def _case_of(source: Path) -> tuple[str, ImageFiles]:

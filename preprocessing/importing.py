@@ -34,7 +34,8 @@ from synfoc3d.files.layout import (
     UNLABELED_IMAGES,
 )
 from synfoc3d.files.nifti import copy_scan
-from synfoc3d.files.origins import SPACING_ENDING, shortened
+from synfoc3d.files.origins import shortened
+from synfoc3d.files.spacing_files import SPACING_ENDING
 from synfoc3d.files.volumes import CHANNEL, list_images, list_labels, name_and_ending
 from synfoc3d.preprocessing.case_checks import CaseFacts, CaseFiles, check_cases, check_names, pair_labels
 from synfoc3d.preprocessing.checked_files import CheckedFiles

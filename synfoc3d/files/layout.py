@@ -41,6 +41,7 @@ VALIDATION_FILE = "synfoc3d_validation.json"
 CASES_FILE = "synfoc3d_cases.json"
 
 # a folder of masks
+NNUNETS_PREDICTION_FILE = "predict_from_raw_data_args.json"  # beside the masks of nnUNetv2_predict
 PREDICTION_FILE = "synfoc3d_predict.json"
 SUMMARY_FILE = "summary.json"  # nnU-Net's
 SCANS = ".synfoc3d_scans"  # folder: of which scan each mask was made

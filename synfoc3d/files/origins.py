@@ -21,6 +21,7 @@ from synfoc3d.files.layout import (
     origins_file,
     unlabeled_folder,
 )
+from synfoc3d.files.spacing_files import SPACING_ENDING
 from synfoc3d.files.volumes import CHANNEL, Scan, list_images, list_labels, name_and_ending
 
 # What a preprocessed case was made of, in JSON's types: "plans" and "labels", hashes of what matters in plans and
@@ -30,7 +31,6 @@ ScanFacts = dict[str, Any]  # "stamp" and "digest" of a scan's file
 LABEL_KEYS = ("labels", "regions_class_order")  # of dataset.json
 NAMED = 4  # so many of several things a sentence names
 READ_BYTES = 1 << 20  # at once
-SPACING_ENDING = ".json"  # nnU-Net reads the spacing of <case>.tif from <case>.json
 
 
 def stamp_of(path: Path) -> list[int]:

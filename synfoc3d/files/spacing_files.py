@@ -8,6 +8,7 @@ from pathlib import Path
 from synfoc3d.errors import UserError
 
 TIFF_ENDINGS = (".tif", ".tiff")
+SPACING_ENDING = ".json"  # nnU-Net reads the spacing of <case>.tif from <case>.json
 
 
 def spacing_file(path: Path) -> Path | None:
@@ -38,7 +39,7 @@ def _places(path: Path) -> list[Path]:
     if path.suffix.lower() not in TIFF_ENDINGS:
         return []
     names = dict.fromkeys((path.stem, re.sub(r"_\d{4}$", "", path.stem)))
-    return [path.with_name(f"{name}.json") for name in names]
+    return [path.with_name(name + SPACING_ENDING) for name in names]
 
 
 def read_spacing_file(path: Path) -> tuple[float, ...] | None:

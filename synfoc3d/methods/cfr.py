@@ -140,7 +140,7 @@ class CFR(Method):
 
     def doubt_about(self, means: Mapping[str, float]) -> str:
         """Tell of an epoch in which the frozen network found nothing, from which only background can be learned."""
-        if means["pseudo_foreground"] > 0:
+        if means["pseudo_foreground"] != 0:
             return ""
         return (
             f"The network of the first stage ({FINE_TUNER}) found nothing in any unlabeled patch of this epoch, so all "

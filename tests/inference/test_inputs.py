@@ -73,6 +73,11 @@ def test_stack_whose_mask_would_replace_a_record_is_refused(scans, tmp_path, cas
     assert f"would lie in {case}.json: rename the scan" in refusal(folder, tmp_path / "masks", ".tif")
 
 
+def test_mask_that_is_named_like_a_record_is_refused(scans, tmp_path):
+    folder = scans("a_0000.tif")
+    assert "would lie in plans.json: rename" in refusal(folder / "a_0000.tif", tmp_path / "masks" / "plans.tif", ".tif")
+
+
 def test_mask_may_lie_beside_its_scan(scans):
     folder = scans("a_0000.nii.gz")
     (job,) = find_jobs(folder / "a_0000.nii.gz", folder, ENDING)

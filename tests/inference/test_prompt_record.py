@@ -7,7 +7,7 @@ import pytest
 from synfoc3d.inference.prompt_record import PromptRecord, parse_prompt, prompt_marks, prompt_note, read_prompt
 
 CENTER = PromptRecord("center")
-POINTS = PromptRecord("point", file="/home/me/points.csv", sha256="0123456789abcdef" * 4)
+POINTS = PromptRecord("point", file="/scans/points.csv", sha256="0123456789abcdef" * 4)
 REFERENCES = PromptRecord("gt_point", references="/data/labelsTs")
 
 

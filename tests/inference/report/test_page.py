@@ -187,7 +187,7 @@ def test_marks_stand_below_every_table_of_figures(comparison, write, page):
 
 def test_prompt_stands_on_the_card_of_its_model(comparison, write, page):
     name, evaluation = next(iter(comparison.evaluations.items()))
-    asked = replace(evaluation, prompt=PromptRecord("point", file="/home/points.csv", sha256="ab" * 32))
+    asked = replace(evaluation, prompt=PromptRecord("point", file="/scans/points.csv", sha256="ab" * 32))
     text = write(replace(comparison, evaluations=comparison.evaluations | {name: asked})).text
     assert text.count("prompt point (points.csv, SHA-256 abababababab)") == 1
     assert "prompt" not in page.text
